@@ -1,0 +1,8 @@
+"""Batched augmentation with one policy a row, drawn from the row's key."""
+
+from augsubset.augment.keyed_random import RowKeys
+from augsubset.augment.module import KorniaModule
+from augsubset.augment.ops import OPS, Op
+from augsubset.augment.policies import CropFlip, RandomOps
+
+__all__ = ["OPS", "CropFlip", "KorniaModule", "Op", "RandomOps", "RowKeys"]

@@ -1,0 +1,56 @@
+"""Run code that draws from the global generators without the caller noticing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["forked_rng", "mix_seed"]
+
+_WORD = (1 << 64) - 1
+
+
+def mix_seed(*parts: int) -> int:
+    """Fold integers into one 63-bit seed; unlike ``seed + epoch``, (0, 1) and (1, 0) differ.
+
+    Example:
+        >>> mix_seed(0, 1) != mix_seed(1, 0)
+        True
+    """
+    state = 0
+    for part in parts:
+        state = (state + 0x9E3779B97F4A7C15 + (part & _WORD)) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state >> 1
+
+
+@contextmanager
+def forked_rng(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Seed torch, numpy and random for the block, and put all three back afterwards.
+
+    Args:
+        seed: Non-negative; numpy gets its low 32 bits.
+        devices: CUDA devices whose generators the block may draw from. The CPU is always forked.
+
+    Cost:
+        About 60 microseconds, most of it numpy's seeding: once a batch, not once an item.
+    """
+    python_state = random.getstate()
+    # The legacy global generator on purpose: it is the one that transforms in the wild draw from.
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    indices = [device.index or 0 for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices=indices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,14 @@
+"""From a selection to the keys of an epoch, and from keys to items."""
+
+from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
+from augsubset.sampling.keys import PADDING, pack, unpack
+from augsubset.sampling.sampler import WeightedCoresetSampler
+
+__all__ = [
+    "PADDING",
+    "KeyedCollate",
+    "SubsetAugmentDataset",
+    "WeightedCoresetSampler",
+    "pack",
+    "unpack",
+]

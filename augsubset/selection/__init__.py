@@ -1,0 +1,25 @@
+"""Which examples to augment: gradients in, a frozen weighted selection out."""
+
+from augsubset.selection.budget import budget_from_fraction, sainte_lague_seats
+from augsubset.selection.coreset import select_coreset
+from augsubset.selection.selection import Certificate, Selection
+from augsubset.selection.selectors import (
+    AllSelector,
+    CoresetSelector,
+    MaxLossSelector,
+    RandomSelector,
+    Selector,
+)
+
+__all__ = [
+    "AllSelector",
+    "Certificate",
+    "CoresetSelector",
+    "MaxLossSelector",
+    "RandomSelector",
+    "Selection",
+    "Selector",
+    "budget_from_fraction",
+    "sainte_lague_seats",
+    "select_coreset",
+]

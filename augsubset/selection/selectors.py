@@ -1,0 +1,147 @@
+"""The rules: what an epoch's subset is, behind one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augsubset.errors import check_choice
+from augsubset.gradients import LastLayerGradients
+from augsubset.rng import mix_seed
+from augsubset.selection.budget import sainte_lague_seats
+from augsubset.selection.coreset import check_method, class_members, select_coreset
+from augsubset.selection.selection import Selection
+
+__all__ = ["AllSelector", "CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """What a selection rule must offer; yours may be any object that does.
+
+    Attributes:
+        needs_gradients: Whether a probe runs before :meth:`select`. If not, the gradients that
+            arrive are placeholders with n rows and no columns.
+    """
+
+    needs_gradients: bool
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return a selection of at most ``budget`` examples, a function of the arguments alone."""
+
+
+class CoresetSelector:
+    """The paper's rule: per-class facility location; see :func:`select_coreset` for arguments."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        similarity: Literal["shifted"] = "shifted",
+        method: Literal["auto", "lazy", "naive"] = "auto",
+        max_memory: int | None = None,
+    ) -> None:
+        check_method(similarity, method)
+        self._options: dict[str, Any] = {
+            "similarity": similarity,
+            "method": method,
+            "max_memory": max_memory,
+        }
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return the weighted coreset, with its certificate."""
+        return replace(
+            select_coreset(gradients, budget=budget, seed=seed, **self._options), epoch=epoch
+        )
+
+
+class RandomSelector:
+    """A uniform subset without replacement, drawn anew for each (seed, epoch): the control."""
+
+    needs_gradients: ClassVar[bool] = False
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return ``budget`` examples that weigh n / budget each."""
+        rng = np.random.default_rng(mix_seed(seed, epoch))
+        chosen = rng.permutation(len(gradients))[: _checked(budget, gradients)]
+        return _equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+
+
+class MaxLossSelector:
+    """The examples of highest loss (after Kuchnik & Smith, 2019), the lowest index among equals.
+
+    Args:
+        scope: ``"global"`` ranks all examples together, ``"class"`` within each class under
+            Sainte-Lague budgets. The paper does not say which it used.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    def __init__(self, scope: Literal["global", "class"] = "global") -> None:
+        check_choice("scope", scope, ("global", "class"))
+        self._scope = scope
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return the ``budget`` hardest examples, which weigh n / budget each."""
+        losses, indices = gradients.losses.numpy(), gradients.indices.numpy()
+        ranked = np.lexsort((indices, -losses))
+        if self._scope == "global":
+            chosen = ranked[: _checked(budget, gradients)]
+        else:
+            _, members = class_members(gradients)
+            seats = sainte_lague_seats(np.array([len(m) for m in members]), budget)
+            chosen = np.empty(budget, np.int64)
+            for c, positions in enumerate(members):
+                hardest = positions[np.argsort(-losses[positions], kind="stable")]
+                chosen[seats == c] = hardest[: int((seats == c).sum())]
+        return _equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+
+
+class AllSelector:
+    """Everything, each example for itself: full augmentation through the same path."""
+
+    needs_gradients: ClassVar[bool] = False
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return all n examples with weight 1; a budget below n is refused."""
+        if budget != len(gradients):
+            raise ValueError(
+                f"budget must be the ground-set size {len(gradients)} for AllSelector, "
+                f"got budget={budget}."
+            )
+        return _equally_weighted(gradients, torch.arange(len(gradients)), epoch)
+
+
+def _checked(budget: int, gradients: LastLayerGradients) -> int:
+    if not 1 <= budget <= len(gradients):
+        raise ValueError(
+            f"budget must be between 1 and the ground-set size {len(gradients)}, "
+            f"got budget={budget}."
+        )
+    return budget
+
+
+def _equally_weighted(gradients: LastLayerGradients, positions: Tensor, epoch: int) -> Selection:
+    n, k = len(gradients), len(positions)
+    return Selection(
+        indices=gradients.indices[positions],
+        weights=torch.full((k,), n / k, dtype=torch.float64),
+        gains=torch.zeros(k, dtype=torch.float64),
+        clusters=torch.full((n,), -1, dtype=torch.int64),
+        epoch=epoch,
+    )
