@@ -1,3 +1,48 @@
-"""Data-loading middleware that makes strong data augmentation affordable."""
+"""Data-loading middleware that makes strong data augmentation affordable.
+
+Every R epochs and per class, a small weighted subset is chosen whose last-layer gradients stand
+for the whole set; only that subset is augmented, in batches on the model's device.
+"""
+
+from augsubset.augment import CropFlip, KorniaModule, Op, RandomOps, RowKeys
+from augsubset.errors import AugsubsetError
+from augsubset.gradients import LastLayerGradients
+from augsubset.loader import SubsetAugmentLoader
+from augsubset.loss import weighted_loss
+from augsubset.probe import GradientProbe
+from augsubset.sampling import SubsetAugmentDataset, WeightedCoresetSampler
+from augsubset.selection import (
+    AllSelector,
+    Certificate,
+    CoresetSelector,
+    MaxLossSelector,
+    RandomSelector,
+    Selection,
+    Selector,
+    select_coreset,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AllSelector",
+    "AugsubsetError",
+    "Certificate",
+    "CoresetSelector",
+    "CropFlip",
+    "GradientProbe",
+    "KorniaModule",
+    "LastLayerGradients",
+    "MaxLossSelector",
+    "Op",
+    "RandomOps",
+    "RandomSelector",
+    "RowKeys",
+    "Selection",
+    "Selector",
+    "SubsetAugmentDataset",
+    "SubsetAugmentLoader",
+    "WeightedCoresetSampler",
+    "select_coreset",
+    "weighted_loss",
+]

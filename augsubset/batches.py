@@ -58,9 +58,7 @@ def split_batch(
     return x, y.long()
 
 
-def _named(
-    batch: Mapping[Any, Any], role: str, name: str | None, usual: tuple[str, ...]
-) -> Any:
+def _named(batch: Mapping[Any, Any], role: str, name: str | None, usual: tuple[str, ...]) -> Any:
     if name is not None:
         if name not in batch:
             raise ValueError(

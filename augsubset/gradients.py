@@ -15,9 +15,9 @@ __all__ = ["LastLayerGradients", "check_finite_rows"]
 
 @numba.njit(cache=True, nogil=True)
 def _euclidean(
-    rows: npt.NDArray[np.floating],  # type: ignore[type-arg]
-    cols: npt.NDArray[np.floating],  # type: ignore[type-arg]
-) -> npt.NDArray[np.floating]:  # type: ignore[type-arg]
+    rows: npt.NDArray[np.floating],
+    cols: npt.NDArray[np.floating],
+) -> npt.NDArray[np.floating]:
     """Euclidean distances by direct differences, summed over the features in one fixed order."""
     m, d = rows.shape
     n = cols.shape[0]

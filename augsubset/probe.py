@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -20,6 +21,7 @@ __all__ = ["GradientProbe", "model_device"]
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class GradientProbe:
@@ -69,7 +71,9 @@ class GradientProbe:
         self.layer_name: str | None = None
         """Name of the last Linear layer: as given, or as the last scan found it by execution."""
         self._layer = None if layer == "auto" else self._find(layer)
-        self._losses_and_residual = _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
+        self._losses_and_residual = (
+            _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
+        )
         self._forward = forward if forward is not None else _call
         self._device = None if device is None else torch.device(device)
 
@@ -228,9 +232,7 @@ class GradientProbe:
 
 def model_device(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer, the CPU if it has none."""
-    for tensor in model.parameters():
-        return tensor.device
-    for tensor in model.buffers():
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
@@ -240,7 +242,7 @@ def _call(model: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
-def _closed_form(loss: str) -> Loss:
+def _closed_form(loss: str) -> Measure:
     """Return losses and residual for the two losses whose residual is a formula."""
 
     def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +255,7 @@ def _closed_form(loss: str) -> Loss:
     return measure
 
 
-def _by_autograd(loss: Loss) -> Loss:
+def _by_autograd(loss: Loss) -> Measure:
     def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()

@@ -64,7 +64,7 @@ class RowKeys:
             if part.dtype != torch.int64:
                 raise TypeError(f"{name} must be an int or an int64 tensor, got {part.dtype}.")
             parts.append(part.cpu())
-        shape = torch.broadcast_shapes((1,), *(part.shape for part in parts))
+        shape = (torch.zeros(1, dtype=torch.int64) + parts[0] + parts[1] + parts[2]).shape
         if len(shape) != 1:
             raise ValueError(f"epoch, index and copy must broadcast to (B,), got shape {shape}.")
         object.__setattr__(self, "seed", int(seed))
@@ -92,7 +92,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def hash_rows(rows: RowKeys, stream: int) -> Tensor:
-    """Return one well-mixed int64 a row. ``(B,)``
+    """Return one well-mixed int64 a row, of shape ``(B,)``.
 
     Args:
         rows: The rows.

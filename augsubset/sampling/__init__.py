@@ -2,6 +2,7 @@
 
 from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
 from augsubset.sampling.keys import PADDING, pack, unpack
+from augsubset.sampling.rebuild import loader_options, loader_shuffles
 from augsubset.sampling.sampler import WeightedCoresetSampler
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "KeyedCollate",
     "SubsetAugmentDataset",
     "WeightedCoresetSampler",
+    "loader_options",
+    "loader_shuffles",
     "pack",
     "unpack",
 ]

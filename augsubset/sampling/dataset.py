@@ -28,9 +28,7 @@ def check_map_style(dataset: Any) -> int:
             "examples by index; wrap the data in a Dataset with __getitem__ and __len__."
         )
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        raise TypeError(
-            f"dataset must have __getitem__ and __len__, got {type(dataset).__name__}."
-        )
+        raise TypeError(f"dataset must have __getitem__ and __len__, got {type(dataset).__name__}.")
     for inner in _wrapped_by(dataset):
         if isinstance(inner, SubsetAugmentDataset):
             raise ValueError(

@@ -41,7 +41,7 @@ def pack(epoch: int, copy: Keys | int, index: Keys) -> Keys:
         >>> unpack(pack(3, 1, 42))
         (3, 1, 42)
     """
-    return (epoch << (_INDEX_BITS + _COPY_BITS)) | (copy << _INDEX_BITS) | index  # type: ignore[return-value]
+    return (epoch << (_INDEX_BITS + _COPY_BITS)) | (copy << _INDEX_BITS) | index
 
 
 def unpack(keys: Keys) -> tuple[Keys, Keys, Keys]:

@@ -63,7 +63,7 @@ def select_coreset(
         budget: How many to select. Exactly one of fraction and budget.
         tolerance: Not implemented; ``None``.
         similarity: ``"shifted"``, C - d with C the class's largest distance.
-        method: ``"lazy"`` (``"auto"``) or ``"naive"``: the same selection, the latter O(n k) slower.
+        method: ``"lazy"`` (``"auto"``) or ``"naive"``, slower: the same selection.
         device: Where to solve: the CPU.
         max_memory: Bytes that the solver may take beside its input; fewer classes run side by
             side to stay under it. ``None``: no limit.
@@ -135,9 +135,7 @@ def select_coreset(
         weights=torch.from_numpy(sizes[order]),
         gains=torch.from_numpy(gains),
         clusters=gradients.indices[nearest],
-        certificate=certify(
-            gradients.residual, torch.from_numpy(nearest), torch.from_numpy(sizes)
-        ),
+        certificate=certify(gradients.residual, torch.from_numpy(nearest), torch.from_numpy(sizes)),
     )
 
 

@@ -6,11 +6,11 @@ with C the largest distance within the class (paper, eq. 11, in the sum form of 
 the Frobenius norm printed there bounds nothing). Maximising F minimises the cost
 :math:`\xi = \sum_i \min_{j \in S} d_{ij}`.
 
-Note: why integers. Greedy compares sums of thousands of distances, and a floating-point sum depends
-on its order, hence on the maximiser, the chunk size and the device. Distances are therefore rounded
-once to multiples of C / 2**30. Integer sums have no order, so every exact maximiser returns the same
-picks, ties included. float32 distances carry 24 bits, so the rounding costs something only where
-a distance is below C / 64, and there at most C / 2**31.
+Note: why integers. Greedy compares sums of thousands of distances, and a floating-point sum
+depends on its order, hence on the maximiser, the chunk size and the device. Distances are
+therefore rounded once to multiples of C / 2**30. Integer sums have no order, so every exact
+maximiser returns the same picks, ties included. float32 distances carry 24 bits, so the rounding
+costs something only where a distance is below C / 64, and there at most C / 2**31.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DistanceLevels:
 
 @numba.njit(cache=True, nogil=True)
 def _round_to_levels(
-    distances: npt.NDArray[np.floating],  # type: ignore[type-arg]
+    distances: npt.NDArray[np.floating],
     levels: Int32Array,
     scale: float,
 ) -> None:
@@ -53,7 +53,7 @@ def _round_to_levels(
             levels[i, j] = np.int32(distances[i, j] * scale + 0.5)
 
 
-def quantise(distances: npt.NDArray[np.floating]) -> DistanceLevels:  # type: ignore[type-arg]
+def quantise(distances: npt.NDArray[np.floating]) -> DistanceLevels:
     """Round a distance matrix to 2**30 levels of its largest entry.
 
     Args:

@@ -39,9 +39,7 @@ class Picks(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def _commit(
-    row: Int32Array, pick: np.int64, coverage: Int32Array, nearest: Int64Array
-) -> None:
+def _commit(row: Int32Array, pick: np.int64, coverage: Int32Array, nearest: Int64Array) -> None:
     """Add a pick: update every example's distance to the set, and who represents it."""
     for i in range(row.shape[0]):
         closer = row[i] < coverage[i] or nearest[i] < 0
@@ -88,9 +86,7 @@ def _sift_down(heap: Int64Array, bounds: Int64Array, root: int, size: int) -> No
 
 
 @numba.njit(cache=True, nogil=True)
-def _lazy_greedy(
-    levels: Int32Array, budget: int
-) -> tuple[Int64Array, Int64Array, Int64Array]:
+def _lazy_greedy(levels: Int32Array, budget: int) -> tuple[Int64Array, Int64Array, Int64Array]:
     n = levels.shape[0]
     coverage = np.full(n, UNIT, np.int32)
     nearest = np.full(n, -1, np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ class Selection:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything to one ``.npz`` file, readable without this package or pickle."""
-        figures = {}
+        figures: dict[str, Any] = {"epoch": np.array(self.epoch)}
         if self.certificate is not None:
             bound = self.certificate.error_lower_bound
             figures["certificate"] = np.array(
@@ -117,9 +118,9 @@ class Selection:
                     self.certificate.effective_sample_size,
                 ]
             )
-        arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
+        figures.update({name: getattr(self, name).numpy() for name in _ARRAYS})
         with open(path, "wb") as file:  # an open file: numpy would append .npz to a bare name
-            np.savez(file, epoch=np.array(self.epoch), **arrays, **figures)
+            np.savez(file, **figures)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Selection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ class Selector(Protocol):
             arrive are placeholders with n rows and no columns.
     """
 
-    needs_gradients: bool
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the model is probed first."""
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
@@ -39,7 +41,7 @@ class Selector(Protocol):
 class CoresetSelector:
     """The paper's rule: per-class facility location; see :func:`select_coreset` for arguments."""
 
-    needs_gradients: ClassVar[bool] = True
+    needs_gradients = True
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class CoresetSelector:
 class RandomSelector:
     """A uniform subset without replacement, drawn anew for each (seed, epoch): the control."""
 
-    needs_gradients: ClassVar[bool] = False
+    needs_gradients = False
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
@@ -86,7 +88,7 @@ class MaxLossSelector:
             Sainte-Lague budgets. The paper does not say which it used.
     """
 
-    needs_gradients: ClassVar[bool] = True
+    needs_gradients = True
 
     def __init__(self, scope: Literal["global", "class"] = "global") -> None:
         check_choice("scope", scope, ("global", "class"))
@@ -113,7 +115,7 @@ class MaxLossSelector:
 class AllSelector:
     """Everything, each example for itself: full augmentation through the same path."""
 
-    needs_gradients: ClassVar[bool] = False
+    needs_gradients = False
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int

@@ -1,0 +1,407 @@
+"""The main path: a user's DataLoader in, selected, augmented, weighted batches out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from augsubset.augment.keyed_random import RowKeys
+from augsubset.batches import known_labels, split_batch
+from augsubset.errors import AugsubsetError, check_choice
+from augsubset.gradients import LastLayerGradients
+from augsubset.pixels import MeanStd, PixelRange
+from augsubset.probe import GradientProbe, model_device
+from augsubset.sampling import (
+    PADDING,
+    SubsetAugmentDataset,
+    WeightedCoresetSampler,
+    loader_options,
+    loader_shuffles,
+    unpack,
+)
+from augsubset.selection import (
+    AllSelector,
+    CoresetSelector,
+    RandomSelector,
+    Selection,
+    Selector,
+    budget_from_fraction,
+)
+from augsubset.timing import EpochClock
+
+__all__ = ["SubsetAugmentLoader"]
+
+_log = logging.getLogger(__name__)
+
+Policy = Callable[[Tensor, RowKeys], Tensor]
+
+
+class SubsetAugmentLoader:
+    """Iterate over originals and augmented copies of a small weighted subset, chosen anew.
+
+    Every ``every`` epochs the model's last-layer gradients are probed and a weighted subset is
+    selected per class. An epoch holds the originals and ``copies`` augmented copies of each
+    selected example; augmentation runs in batches on the model's device, on the copies alone.
+
+    Each ``iter()`` is the next epoch. Iteration order, augmentation and weights are functions of
+    (seed, epoch, selection): not of workers, prefetching or the start method.
+
+    Args:
+        loader: A plain DataLoader over a map-style dataset whose batches are (inputs, labels)
+            pairs, or dicts that name them. Its batch size, workers, collate function, pinning and
+            order (shuffled or sequential) are taken over; the loader itself is not used again.
+        model: The model in training: probed for gradients, and its device is where batches go.
+        augment: The strong policy, ``(x, rows) -> x``; it sees the copies only.
+        fraction: Share of the examples to augment, in (0, 1]; at least one a class. Without
+            effect for :class:`~augsubset.AllSelector`.
+        copies: Augmented copies of each selected example, r.
+        every: Epochs between selections, R.
+        start_epoch: First epoch of the schedule: until then the subset is random.
+        selector: The rule; :class:`~augsubset.CoresetSelector` by default.
+        raw: Which originals take part; see :class:`~augsubset.WeightedCoresetSampler`.
+        mode: ``"weight"``: yields ``(x, y, w)``, each row once.
+        weights: ``"paper"``: cluster size / r on each copy, 1 on each original, both scaled so
+            that their mean over the epoch is 1 and the learning rate keeps its meaning;
+            ``"unscaled"`` leaves them; ``"uniform"`` is 1 everywhere. Padding is always 0.
+        max_weight: Caps a cluster size at this multiple of the mean; ``None``: no cap.
+        base: Policy for every row, after the strong one; ``None``: nothing.
+        normalize: ``(mean, std)`` a channel, applied last.
+        denormalize: ``(mean, std)`` that the dataset applied already; undone before augmenting
+            and applied again last, which costs originals a rounding in the last bits. Exclusive
+            with ``normalize``.
+        probe: A :class:`~augsubset.GradientProbe` of your own, where calling the model on a batch
+            does not return ``(B, C)`` logits.
+        device: Where batches go; ``None`` asks the model at the start of each epoch.
+        seed: Distinguishes runs.
+        inputs: Key of the inputs in dict batches, where it has no usual name.
+        labels: Key of the labels in dict batches, likewise.
+
+    Yields:
+        ``(x, y, w)`` on the device: x float (uint8 without ``normalize`` is divided by 255), y
+        int64, w float32. Other parts of dict batches are left behind.
+
+    Raises:
+        TypeError: At construction, if the loader, model, dataset or a batch is of the wrong kind.
+        ValueError: At construction, if a value is out of range, images are outside [0, 1], or the
+            loader has a sampler or batch sampler of its own.
+        AugsubsetError: If a second iterator is started while one is live.
+
+    Cost:
+        A selection is one forward pass over the data and a solve (see
+        :func:`~augsubset.select_coreset`); a batch adds the augmentation of its copies and about
+        0.1 ms of key handling. Construction fetches two examples, and all of them once where the
+        dataset has no ``targets``, ``labels`` or tensors to count the classes by.
+
+    Reference:
+        Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
+        (arXiv:2210.08363), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        model: nn.Module,
+        augment: Policy,
+        *,
+        fraction: float = 0.1,
+        copies: int = 4,
+        every: int = 20,
+        start_epoch: int = 0,
+        selector: Selector | None = None,
+        raw: Literal["all", "unselected", "selected", "none"] = "all",
+        mode: Literal["weight"] = "weight",
+        weights: Literal["paper", "uniform", "unscaled"] = "paper",
+        max_weight: float | None = None,
+        base: Policy | None = None,
+        normalize: MeanStd | None = None,
+        denormalize: MeanStd | None = None,
+        probe: GradientProbe | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        inputs: str | None = None,
+        labels: str | None = None,
+    ) -> None:
+        check_choice("mode", mode, ("weight",))
+        check_choice("weights", weights, ("paper", "uniform", "unscaled"))
+        shuffle = loader_shuffles(loader)
+        _check_types(model, augment, base, probe, selector)
+        for name, value, least in (("every", every, 1), ("start_epoch", start_epoch, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an int of at least {least}, got {name}={value}.")
+        if max_weight is not None and not max_weight > 0:
+            raise ValueError(f"max_weight must be positive, got max_weight={max_weight}.")
+        self._model = model
+        self._augment = augment
+        self._every = every
+        self._start_epoch = start_epoch
+        self._selector: Selector = CoresetSelector() if selector is None else selector
+        self._weights = weights
+        self._max_weight = max_weight
+        self._base = base
+        self._pixels = PixelRange(normalize, denormalize)
+        self._probe = GradientProbe(model, device=device) if probe is None else probe
+        self._device = None if device is None else torch.device(device)
+        self._seed = seed
+        self._parts = {"inputs": inputs, "labels": labels}
+
+        self._dataset = SubsetAugmentDataset(loader.dataset, seed=seed)
+        self._options = loader_options(loader)
+        self._check_one_batch()
+        n = len(self._dataset)
+        budget = (
+            n  # the one rule that takes everything whatever the fraction
+            if isinstance(self._selector, AllSelector)
+            else budget_from_fraction(fraction, n, self._count_classes(loader.dataset))
+        )
+        self._sampler = WeightedCoresetSampler(
+            self._dataset, budget=budget, copies=copies, raw=raw, shuffle=shuffle, seed=seed
+        )
+        self._batches = self._data_loader(self._sampler, drop_last=loader.drop_last)
+        self._next_epoch = 0
+        self._live = False
+        self._selection: Selection | None = None
+        self._selected_period = -1
+        self._history: list[dict[str, Any]] = []
+
+    # The main path, from the top: an epoch, a batch, a row.
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Start the next epoch, with a selection first where one is due."""
+        if self._live:
+            raise AugsubsetError(
+                "this loader already has a live iterator, and each one is an epoch of its own. "
+                "Finish it, close() it, or construct a second loader."
+            )
+        self._live = True
+        epoch = self._next_epoch
+        device = self._device or model_device(self._model)
+        clock = EpochClock(device)
+        num_rows = num_copies = 0
+        completed = False
+        try:
+            self._sampler.set_epoch(epoch)
+            with clock.on_host("selection"):
+                if self._period(epoch) != self._selected_period or self._selection is None:
+                    self._select(epoch)
+            self._next_epoch = epoch + 1
+            batches = iter(self._batches)
+            while True:
+                with clock.on_host("loading"):
+                    fetched = next(batches, None)
+                if fetched is None:
+                    completed = True
+                    break
+                x, y, keys = self._checked(*fetched)
+                w = self._weights_of(keys, epoch)
+                rows = _row_keys(self._seed, keys)
+                num_rows += len(keys)
+                num_copies += int(_are_copies(rows).sum())
+                with clock.augmentation():
+                    x = self._augmented(self._moved(x, device), rows)
+                yield x, self._moved(y, device), self._moved(w, device)
+        finally:
+            self._live = False
+            self._history.append(
+                {
+                    "event": "epoch",
+                    "epoch": epoch,
+                    "num_rows": num_rows,
+                    "num_copies": num_copies,
+                    "completed": completed,
+                    **clock.read(),
+                }
+            )
+
+    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
+        """Return model inputs: the strong policy on copies, the base on all, normalised last."""
+        x = self._pixels.to_unit(x)
+        copies = _are_copies(rows).nonzero().squeeze(1)
+        if len(copies):
+            at = copies.to(x.device)
+            x = x.index_copy(0, at, self._augment(x[at], rows[copies]))
+        if self._base is not None:
+            x = self._base(x, rows)
+        return self._pixels.to_model(x)
+
+    def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
+        w = self._sampler.weights_for(keys)
+        if self._weights == "uniform":
+            return (w > 0).to(w.dtype)
+        if self._weights == "paper":
+            return w / self._sampler.mean_weight(epoch)
+        return w
+
+    # Selection.
+
+    def reselect(self) -> Selection:
+        """Select now, with the model as it is; in force from the next epoch that starts.
+
+        The schedule goes on as before: the next selection is at the next multiple of ``every``.
+        """
+        self._select(self._next_epoch)
+        assert self._selection is not None
+        return self._selection
+
+    def _select(self, epoch: int) -> None:
+        selector = self._selector if epoch >= self._start_epoch else RandomSelector()
+        begin = time.perf_counter()
+        if selector.needs_gradients:
+            gradients = self._probe.scan(self._data_loader(), prepare=self._original)
+        else:
+            gradients = LastLayerGradients.unprobed(len(self._dataset))
+        probed = time.perf_counter()
+        budget = self._sampler.budget
+        selection = selector.select(gradients, budget=budget, seed=self._seed, epoch=epoch)
+        solved = time.perf_counter()
+        weighed = selection if self._max_weight is None else selection.capped(self._max_weight)
+        self._sampler.set_selection(weighed)
+        self._selection = selection
+        self._selected_period = self._period(epoch)
+        entry: dict[str, Any] = {
+            "event": "selection",
+            "epoch": epoch,
+            "selector": type(selector).__name__,
+            "num_selected": len(selection),
+            "probe_seconds": probed - begin,
+            "solve_seconds": solved - probed,
+            "digest": selection.digest,
+        }
+        if selection.certificate is not None:
+            entry.update(vars(selection.certificate))
+        self._history.append(entry)
+
+    def _period(self, epoch: int) -> int:
+        """Number the stretches of ``every`` epochs; negative before ``start_epoch``."""
+        return (epoch - self._start_epoch) // self._every
+
+    def _original(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Turn a fetched batch of originals into what the model sees of them unaugmented."""
+        x, y, _ = self._checked(*batch)
+        return self._pixels.to_model(self._pixels.to_unit(x)), y
+
+    def _checked(self, batch: Any, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split a fetched batch, and refuse on the host what would be clamped on the device."""
+        x, y = split_batch(batch, **self._parts)
+        if len(x) != len(keys):
+            raise ValueError(
+                f"collate_fn must keep every row, got {len(x)} rows for {len(keys)} keys. "
+                "Filter the dataset instead of the batch."
+            )
+        self._pixels.check(x)
+        return x, y, keys
+
+    def _moved(self, part: Tensor, device: torch.device) -> Tensor:
+        return part.to(device, non_blocking=self._batches.pin_memory)
+
+    # The user's DataLoader, rebuilt.
+
+    def _data_loader(
+        self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
+    ) -> DataLoader[Any]:
+        """Return a DataLoader with the user's options: over everything in order, or a sampler's.
+
+        Its generator is ours, so that starting an epoch does not advance the caller's.
+        """
+        options = {**self._options, **changes}
+        if sampler is None:
+            # A pass over everything now and then: its workers must not linger in between.
+            options["persistent_workers"] = False
+        return DataLoader(
+            self._dataset,
+            sampler=sampler,
+            drop_last=drop_last,
+            generator=torch.Generator().manual_seed(self._seed),
+            **options,
+        )
+
+    def _check_one_batch(self) -> None:
+        """Fetch two examples the way training will, and refuse what would fail later.
+
+        In a worker where there are workers: a dataset that opens a file on first access must not
+        do so here and then be forked.
+        """
+        few: Any = range(min(2, len(self._dataset)))
+        num_workers = min(1, self._options["num_workers"])
+        loader = self._data_loader(few, num_workers=num_workers, persistent_workers=False)
+        x, y = self._original(next(iter(loader)))
+        if self._selector.needs_gradients:
+            self._probe.check(x, y)
+
+    def _count_classes(self, dataset: Any) -> int:
+        known = known_labels(dataset)
+        if known is None:
+            _log.info("the dataset has no .targets or .labels: fetching every example for them")
+            known = torch.cat([self._checked(*batch)[1] for batch in self._data_loader()])
+        return len(torch.unique(known))
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch: the same every epoch."""
+        return len(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next ``iter()`` starts; without it, the one after the last."""
+        self._sampler.set_epoch(epoch)
+        self._next_epoch = epoch
+
+    @property
+    def selection(self) -> Selection | None:
+        """The selection in force, weights uncapped; ``None`` before the first epoch."""
+        return self._selection
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict a selection and one an epoch, oldest first.
+
+        ``event="selection"``: epoch, selector, num_selected, probe_seconds, solve_seconds, digest
+        and the certificate's figures. ``event="epoch"``: epoch, num_rows, num_copies, whether it
+        completed, and seconds of selection, loading, augmentation, step (what remains: the
+        caller's code) and total.
+        """
+        return self._history
+
+    @property
+    def dataset(self) -> Any:
+        """The user's dataset."""
+        return self._dataset.dataset
+
+
+def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, policy in (("augment", augment), ("base", base)):
+        if isinstance(policy, nn.Module):
+            raise TypeError(
+                f"{name} must be a policy (x, rows) -> x, got the module "
+                f"{type(policy).__name__}. Wrap it: KorniaModule(module)."
+            )
+        if not callable(policy) and not (name == "base" and policy is None):
+            raise TypeError(f"{name} must be callable, got {type(policy).__name__}.")
+    if probe is not None and not isinstance(probe, GradientProbe):
+        raise TypeError(f"probe must be a GradientProbe, got {type(probe).__name__}.")
+    if selector is not None and not isinstance(selector, Selector):
+        raise TypeError(
+            "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
+            f"got {type(selector).__name__}."
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world_size = torch.distributed.get_world_size()
+        if world_size > 1:
+            raise ValueError(
+                f"world size must be 1, got {world_size}: sharding is not implemented, and every "
+                "rank would train on everything."
+            )
+
+
+def _row_keys(seed: int, keys: Tensor) -> RowKeys:
+    epoch, copy, index = unpack(keys)
+    return RowKeys(seed, epoch, index, copy)
+
+
+def _are_copies(rows: RowKeys) -> Tensor:
+    return (rows.copy > 0) & (rows.copy != PADDING)

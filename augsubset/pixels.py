@@ -1,0 +1,111 @@
+"""What pixel values mean: checked on the host, in [0, 1] while augmented, normalised last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["MeanStd", "PixelRange"]
+
+MeanStd = tuple[Sequence[float], Sequence[float]]
+
+# A quarter of an 8-bit level: what rounding costs on the way through a normalisation and back.
+_ROUNDING = 1e-3
+
+
+class PixelRange:
+    """The normalisation that batches need, or already have.
+
+    Args:
+        normalize: ``(mean, std)``, one value a channel, applied last; values arrive in [0, 1].
+        denormalize: ``(mean, std)`` that the dataset applied: undone first, applied again last.
+
+    Raises:
+        ValueError: If both are given, or a mean is not finite or a std not positive.
+    """
+
+    def __init__(self, normalize: MeanStd | None, denormalize: MeanStd | None) -> None:
+        if normalize is not None and denormalize is not None:
+            raise ValueError(
+                "normalize and denormalize must not both be given: either the dataset normalises "
+                "already (denormalize) or it does not (normalize)."
+            )
+        self._arrives_normalised = denormalize is not None
+        self._statistics: tuple[Tensor, Tensor] | None = None
+        statistics = normalize if denormalize is None else denormalize
+        if statistics is not None:
+            mean, std = (torch.tensor(part, dtype=torch.float64).view(-1) for part in statistics)
+            finite = math.isfinite(mean.sum()) and math.isfinite(std.sum())
+            if len(mean) != len(std) or not finite or not bool((std > 0).all()):
+                raise ValueError(
+                    "normalize and denormalize must be (mean, std), one finite mean and one "
+                    f"positive std a channel, got mean={mean.tolist()}, std={std.tolist()}."
+                )
+            self._statistics = mean[:, None, None], std[:, None, None]
+
+    def check(self, x: Tensor) -> None:
+        """Refuse, before the copy to the device, what would be clamped in silence there.
+
+        Raises:
+            ValueError: If values are outside [0, 1] (once denormalised), not finite, or of a dtype
+                or a number of channels that the statistics do not fit.
+
+        Cost:
+            Two reductions over a float batch; nothing for uint8.
+        """
+        if self._statistics is not None:
+            channels = len(self._statistics[0])
+            if x.ndim != 4 or x.shape[1] != channels:
+                raise ValueError(
+                    f"images must be (B, {channels}, H, W), one channel a mean, got shape "
+                    f"{tuple(x.shape)}."
+                )
+        if x.dtype == torch.uint8 and not self._arrives_normalised:
+            return
+        if not x.is_floating_point():
+            raise ValueError(
+                f"images must be {'' if self._arrives_normalised else 'uint8 or '}float, got "
+                f"dtype {x.dtype}."
+            )
+        if not self._arrives_normalised:
+            low, high = (float(bound) for bound in x.aminmax())
+            if not (low >= 0 and high <= 1):  # written so that NaN fails
+                raise ValueError(
+                    f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. If the "
+                    "dataset normalises, pass denormalize=(mean, std); else return uint8, or "
+                    "divide by 255."
+                )
+            return
+        assert self._statistics is not None
+        mean, std = self._statistics
+        low = float((x.amin((0, 2, 3))[:, None, None] * std + mean).min())
+        high = float((x.amax((0, 2, 3))[:, None, None] * std + mean).max())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+            raise ValueError(
+                f"images must be in [0, 1] once denormalised, got values from {low:.4g} to "
+                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize."
+            )
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Return what policies take: uint8, or float in [0, 1]."""
+        if not self._arrives_normalised:
+            return x
+        mean, std = self._on(x)
+        return (x * std + mean).clamp(0, 1)  # checked on the host: cuts off rounding alone
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Return what the model takes: float, normalised if so told; uint8 is divided by 255."""
+        if not x.is_floating_point():
+            x = x.float() / 255
+        if self._statistics is None:
+            return x
+        mean, std = self._on(x)
+        return (x - mean) / std
+
+    def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._statistics is not None
+        mean, std = self._statistics
+        return mean.to(x.device, x.dtype), std.to(x.device, x.dtype)

@@ -1,0 +1,84 @@
+"""Read a user's DataLoader, so that it can be rebuilt around our dataset and sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from augsubset.sampling.dataset import KeyedCollate
+
+__all__ = ["loader_options", "loader_shuffles"]
+
+
+def loader_shuffles(loader: Any) -> bool:
+    """Return whether a DataLoader shuffles; refuse any whose order we could not take over.
+
+    Raises:
+        TypeError: If it is no plain DataLoader over a map-style dataset. A subclass may do anything
+            in its ``__iter__``, which rebuilding would lose in silence.
+        ValueError: If it has a sampler or batch sampler of its own, or does not batch.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader must be a torch DataLoader, got {type(loader).__name__}.")
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            "loader must be over a map-style dataset, got an IterableDataset. A selection needs "
+            "to address examples by index."
+        )
+    if type(loader) is not DataLoader:
+        raise TypeError(
+            f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
+            "It is rebuilt around our sampler, which would lose what the subclass adds."
+        )
+    if type(loader.batch_sampler) is not BatchSampler:
+        raise ValueError(
+            "loader must not have a batch_sampler of its own or batch_size=None, got "
+            f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: the "
+            "subset decides which rows there are."
+        )
+    sampler = loader.sampler
+    if type(sampler) is SequentialSampler:
+        return False
+    if type(sampler) is RandomSampler:
+        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
+            raise ValueError(
+                "loader must draw every example once, got a sampler with replacement or "
+                "num_samples. Pass shuffle=True."
+            )
+        return True
+    if isinstance(sampler, DistributedSampler):
+        raise ValueError(
+            "loader must not be sharded, got sampler=DistributedSampler: not implemented."
+        )
+    raise ValueError(
+        f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. Use "
+        "shuffle=True or False: the subset decides which rows there are."
+    )
+
+
+def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return everything that a DataLoader was given, but for its dataset, order and generator."""
+    names = [
+        "batch_size",
+        "num_workers",
+        "pin_memory",
+        "timeout",
+        "worker_init_fn",
+        "multiprocessing_context",
+        "prefetch_factor",
+        "persistent_workers",
+        "in_order",  # since torch 2.6
+    ]
+    options: dict[str, Any] = {
+        name: getattr(loader, name) for name in names if hasattr(loader, name)
+    }
+    options["collate_fn"] = KeyedCollate(loader.collate_fn)
+    return options
