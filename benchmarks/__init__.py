@@ -1,0 +1,1 @@
+"""Measurements: the demo, and one module a figure."""
