@@ -1,0 +1,32 @@
+"""Hypothesis profiles, and real CIFAR-10 where the environment names it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=25, **_common)
+settings.register_profile("ci", max_examples=200, derandomize=True, **_common)
+settings.register_profile("nightly", max_examples=2000, **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    """CIFAR-10 by AUGSUBSET_CIFAR10: skipped when unset, an error when set and unreadable."""
+    path = os.environ.get("AUGSUBSET_CIFAR10")
+    if path is None:
+        pytest.skip("AUGSUBSET_CIFAR10 is not set")
+    from benchmarks.harness import load_cifar10
+
+    return load_cifar10(Path(path))

@@ -1,0 +1,120 @@
+"""select_coreset's arguments and refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from augsubset import LastLayerGradients, select_coreset
+from augsubset.selection import budget_from_fraction
+from tests.contracts import assert_valid_selection
+
+POINTS = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
+
+
+def test_arrays_and_tensors_give_the_same_selection():
+    features = np.random.default_rng(0).normal(size=(30, 3))
+    labels = np.arange(30) % 3
+    from_array = select_coreset(features, labels, fraction=0.2)
+    from_tensor = select_coreset(torch.from_numpy(features), torch.from_numpy(labels), fraction=0.2)
+    assert from_array.digest == from_tensor.digest
+
+
+def test_labels_none_is_one_group():
+    assert_valid_selection(select_coreset(POINTS, budget=2), torch.zeros(4).long(), 2)
+
+
+def test_a_class_with_one_example_works():
+    labels = torch.tensor([0, 0, 0, 7])
+    selection = select_coreset(POINTS, labels, budget=2)
+    assert_valid_selection(selection, labels, 2)
+    assert 3 in selection.indices
+
+
+def test_identical_gradients_work():
+    selection = select_coreset(torch.ones(6, 2), budget=3)
+    assert selection.indices.tolist() == [0, 1, 2]
+    assert selection.weights.tolist() == [4, 1, 1]
+    assert selection.certificate.error == 0
+
+
+@pytest.mark.parametrize(
+    ("fraction", "n", "classes", "expected"),
+    [(0.145, 100, 10, 15), (0.1, 10, 1, 1), (0.01, 100, 10, 10), (1.0, 7, 2, 7), (0.25, 10, 1, 3)],
+)
+def test_fraction_rounds_half_up_in_exact_decimal(fraction, n, classes, expected):
+    assert budget_from_fraction(fraction, n, classes) == expected
+
+
+def test_indices_of_the_dataset_are_returned_not_positions():
+    gradients = LastLayerGradients(
+        residual=POINTS,
+        inputs=None,
+        labels=torch.zeros(4).long(),
+        indices=torch.tensor([40, 30, 20, 10]),
+        losses=torch.zeros(4),
+    )
+    selection = select_coreset(gradients, budget=2)
+    assert selection.indices.tolist() == [30, 10]
+    assert selection.clusters.tolist() == [30, 30, 30, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "reason"),
+    [
+        ({"fraction": 0.0}, ValueError, r"fraction must be in \(0, 1\]"),
+        ({"fraction": 1.5}, ValueError, r"fraction must be in \(0, 1\]"),
+        ({"fraction": float("nan")}, ValueError, r"fraction must be in \(0, 1\]"),
+        ({"fraction": "0.1"}, TypeError, "fraction must be a number"),
+        ({"fraction": 0.5, "budget": 2}, ValueError, "exactly one of fraction and budget"),
+        ({}, ValueError, "exactly one of fraction and budget"),
+        ({"budget": 5}, ValueError, "budget must be at most the ground-set size 4"),
+        ({"budget": 0}, ValueError, "budget must be at least the number of classes 1"),
+        ({"budget": 2.0}, TypeError, "budget must be an int"),
+        ({"budget": {0: 1}}, TypeError, "budget must be an int"),
+        ({"budget": 2, "tolerance": 1.0}, ValueError, "tolerance must be one of None"),
+        ({"budget": 2, "similarity": "exp"}, ValueError, "similarity must be one of 'shifted'"),
+        ({"budget": 2, "method": "stochastic"}, ValueError, "method must be one of 'auto', 'lazy'"),
+        ({"budget": 2, "device": "cuda"}, ValueError, "device must be one of 'cpu'"),
+        ({"budget": 2, "progress": True}, ValueError, "progress must be one of False"),
+        ({"budget": 2, "max_memory": 63}, ValueError, "max_memory must be at least 64 bytes"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, reason):
+    with pytest.raises(error, match=reason):
+        select_coreset(POINTS, **arguments)
+
+
+def test_the_least_memory_that_is_named_suffices():
+    assert len(select_coreset(POINTS, budget=2, max_memory=64)) == 2
+
+
+def test_a_budget_below_the_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="budget must be at least the number of classes 4"):
+        select_coreset(POINTS, torch.arange(4), budget=3)
+
+
+def test_labels_of_the_wrong_length_are_refused():
+    with pytest.raises(ValueError, match=r"labels must be of shape \(4,\)"):
+        select_coreset(POINTS, torch.zeros(3).long(), budget=1)
+
+
+def test_float_labels_are_refused():
+    with pytest.raises(TypeError, match="labels must be int64"):
+        select_coreset(POINTS, torch.zeros(4), budget=1)
+
+
+def test_labels_beside_gradients_are_refused():
+    with pytest.raises(TypeError, match="labels must be None with LastLayerGradients"):
+        select_coreset(LastLayerGradients.from_residual(POINTS), torch.zeros(4).long(), budget=1)
+
+
+def test_non_finite_gradients_are_refused_with_their_index():
+    bad = POINTS.clone()
+    bad[2] = float("nan")
+    with pytest.raises(ValueError, match="got 1 non-finite rows, first at index 2"):
+        select_coreset(bad, budget=1)
+
+
+def test_an_empty_ground_set_is_refused():
+    with pytest.raises(ValueError, match="at least one example, got an empty dataset"):
+        select_coreset(torch.zeros(0, 2), budget=1)

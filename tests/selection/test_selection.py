@@ -1,0 +1,59 @@
+"""Selection: validation, digest, saving."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from augsubset import RandomSelector, Selection, select_coreset
+from augsubset.gradients import LastLayerGradients
+
+FEATURES = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["selection.npz", "selection"])
+def test_load_returns_what_was_saved(tmp_path, name):
+    selection = replace(select_coreset(FEATURES, budget=4), epoch=40)
+    selection.save(tmp_path / name)
+    loaded = Selection.load(tmp_path / name)
+    assert loaded.digest == selection.digest
+    assert loaded.certificate == selection.certificate
+    assert loaded.epoch == 40
+
+
+def test_a_selection_without_certificate_is_saved_too(tmp_path):
+    gradients = LastLayerGradients.unprobed(20)
+    selection = RandomSelector().select(gradients, budget=4, seed=0, epoch=3)
+    selection.save(tmp_path / "random.npz")
+    assert Selection.load(tmp_path / "random.npz").certificate is None
+
+
+def test_digest_tells_selections_apart():
+    assert select_coreset(FEATURES, budget=4).digest != select_coreset(FEATURES, budget=5).digest
+
+
+def test_a_selection_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        select_coreset(FEATURES, budget=4).epoch = 1
+
+
+def test_capped_cuts_weights_at_a_multiple_of_their_mean():
+    selection = replace(
+        select_coreset(FEATURES, budget=4), weights=torch.tensor([17.0, 1, 1, 1]).double()
+    )
+    assert selection.capped(2).weights.tolist() == [10, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"indices": torch.tensor([1, 1, 2, 3])}, ValueError, "indices must be distinct"),
+        ({"weights": torch.tensor([1.0, 0, 1, 1]).double()}, ValueError, "must be positive"),
+        ({"weights": torch.ones(4)}, TypeError, "weights must be a one-dimensional torch.float64"),
+        ({"gains": torch.ones(3).double()}, ValueError, "gains must hold 4 values"),
+        ({"clusters": torch.zeros(2).long()}, ValueError, "between 1 and n=2 examples, got 4"),
+    ],
+)
+def test_inconsistent_fields_are_refused(change, error, reason):
+    with pytest.raises(error, match=reason):
+        replace(select_coreset(FEATURES, budget=4), **change)

@@ -1,0 +1,112 @@
+"""The four rules behind one protocol."""
+
+import pytest
+import torch
+
+from augsubset import (
+    AllSelector,
+    CoresetSelector,
+    LastLayerGradients,
+    MaxLossSelector,
+    RandomSelector,
+    Selector,
+    select_coreset,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+GRADIENTS = LastLayerGradients(
+    residual=torch.randn(40, 3, generator=GENERATOR),
+    inputs=None,
+    labels=torch.arange(40) % 4,
+    indices=torch.arange(40),
+    losses=torch.randn(40, generator=GENERATOR).abs().round(decimals=1),  # ties occur
+)
+
+
+def select(selector, budget=10, seed=0, epoch=7):
+    return selector.select(GRADIENTS, budget=budget, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize(
+    "selector", [CoresetSelector(), RandomSelector(), MaxLossSelector(), MaxLossSelector("class")]
+)
+def test_every_rule_fills_its_budget_and_stands_for_everybody(selector):
+    assert isinstance(selector, Selector)
+    selection = select(selector)
+    assert len(selection) == 10
+    assert float(selection.weights.sum()) == pytest.approx(40)
+    assert selection.epoch == 7
+    assert select(selector).digest == selection.digest
+
+
+@pytest.mark.parametrize("selector", [RandomSelector(), MaxLossSelector()])
+def test_rules_without_a_coreset_weigh_n_over_k_and_have_no_clusters(selector):
+    selection = select(selector)
+    assert selection.weights.tolist() == [4.0] * 10
+    assert selection.clusters.tolist() == [-1] * 40
+    assert selection.certificate is None
+
+
+def test_coreset_selector_is_select_coreset():
+    assert select(CoresetSelector()).digest == select_coreset(GRADIENTS, budget=10).digest
+
+
+def test_random_selection_changes_with_seed_and_epoch_and_does_not_collide():
+    chosen = {
+        (seed, epoch): tuple(select(RandomSelector(), seed=seed, epoch=epoch).indices.tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(set(chosen.values())) == 9
+
+
+def test_random_selection_is_uniform():
+    """The share of examples never chosen in T draws of a fraction s is (1 - s)^T."""
+    gradients = LastLayerGradients.unprobed(1000)
+    never = torch.ones(1000, dtype=torch.bool)
+    for epoch in range(20):
+        never[RandomSelector().select(gradients, budget=50, seed=1, epoch=epoch).indices] = False
+    assert float(never.float().mean()) == pytest.approx(0.95**20, abs=0.04)
+
+
+def test_max_loss_takes_the_highest_losses_and_the_lowest_index_among_equals():
+    ranked = sorted(range(40), key=lambda i: (-float(GRADIENTS.losses[i]), i))
+    assert select(MaxLossSelector()).indices.tolist() == ranked[:10]
+
+
+def test_max_loss_in_class_scope_keeps_class_budgets():
+    selection = select(MaxLossSelector("class"))
+    labels = GRADIENTS.labels[selection.indices]
+    assert torch.bincount(labels).tolist() == [3, 3, 2, 2]
+    for label in range(4):
+        of_class = [i for i in range(40) if i % 4 == label]
+        ranked = sorted(of_class, key=lambda i: (-float(GRADIENTS.losses[i]), i))
+        chosen = selection.indices[labels == label].tolist()
+        assert chosen == ranked[: len(chosen)]
+
+
+def test_all_selector_takes_everything_with_weight_one():
+    selection = select(AllSelector(), budget=40)
+    assert selection.indices.tolist() == list(range(40))
+    assert selection.weights.tolist() == [1.0] * 40
+
+
+def test_only_rules_that_look_at_gradients_ask_for_a_probe():
+    needs = [s.needs_gradients for s in (CoresetSelector(), MaxLossSelector())]
+    assert needs == [True, True]
+    assert [s.needs_gradients for s in (RandomSelector(), AllSelector())] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("make", "budget", "reason"),
+    [
+        (lambda: AllSelector(), 10, "budget must be the ground-set size 40"),
+        (lambda: RandomSelector(), 41, "budget must be between 1 and the ground-set size 40"),
+        (lambda: MaxLossSelector(), 0, "budget must be between 1 and the ground-set size 40"),
+        (lambda: MaxLossSelector("batch"), 10, "scope must be one of 'global', 'class'"),
+        (lambda: CoresetSelector(method="magic"), 10, "method must be one of"),
+    ],
+)
+def test_bad_values_are_refused(make, budget, reason):
+    with pytest.raises(ValueError, match=reason):
+        select(make(), budget=budget)

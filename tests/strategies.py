@@ -1,0 +1,53 @@
+"""Ground sets on an integer grid, so that ties and duplicates occur and distances are exact."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from augsubset import LastLayerGradients
+
+
+@dataclass(frozen=True)
+class LabelledGroundSet:
+    features: torch.Tensor  # (n, d) float64
+    labels: torch.Tensor  # (n,) int64
+    budget: int  # between the number of classes and n
+
+    @property
+    def gradients(self) -> LastLayerGradients:
+        return LastLayerGradients.from_residual(self.features, self.labels)
+
+    def members(self, label: int) -> torch.Tensor:
+        return (self.labels == label).nonzero().squeeze(1)
+
+
+@st.composite
+def grid_features(draw, min_size=1, max_size=12):
+    """(n, d) float64 of small integers: duplicates and equal distances are common."""
+    n = draw(st.integers(min_size, max_size))
+    d = draw(st.integers(1, 3))
+    values = draw(st.lists(st.integers(-3, 3), min_size=n * d, max_size=n * d))
+    return torch.tensor(values, dtype=torch.float64).reshape(n, d)
+
+
+@st.composite
+def ground_sets(draw, max_size=12, max_classes=3):
+    features = draw(grid_features(1, max_size))
+    n = len(features)
+    labels = draw(st.lists(st.integers(0, max_classes - 1), min_size=n, max_size=n))
+    budget = draw(st.integers(len(set(labels)), n))
+    return LabelledGroundSet(features, torch.tensor(labels), budget)
+
+
+@st.composite
+def tie_free_ground_sets(draw, max_size=30, max_classes=3):
+    """Continuous features: no two distances are equal."""
+    n = draw(st.integers(2, max_size))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    features = torch.from_numpy(rng.normal(size=(n, draw(st.integers(2, 4)))))
+    labels = torch.from_numpy(rng.integers(0, max_classes, n))
+    budget = draw(st.integers(len(torch.unique(labels)), n))
+    return LabelledGroundSet(features, labels, budget)
