@@ -38,7 +38,7 @@ def loader_shuffles(loader: Any) -> bool:
             f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
             "It is rebuilt around our sampler, which would lose what the subclass adds."
         )
-    if type(loader.batch_sampler) is not BatchSampler:
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
             "loader must not have a batch_sampler of its own or batch_size=None, got "
             f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: the "

@@ -1,0 +1,165 @@
+"""Real DataLoader workers: one stream, whoever fetches it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision.transforms import v2
+
+from augsubset import CropFlip, RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset.sampling import unpack
+
+N = 48
+
+
+class Photos(Dataset):
+    """As torchvision's: PIL images, targets, and a transform with random parts."""
+
+    def __init__(self, transform, as_dict=False):
+        pixels = np.random.default_rng(0).integers(0, 256, (N, 10, 10, 3), dtype=np.uint8)
+        self.images = [Image.fromarray(image) for image in pixels]
+        self.targets = [index % 3 for index in range(N)]
+        self.transform = transform
+        self.as_dict = as_dict
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        image = self.transform(self.images[index])
+        # Draws from all three generators that transforms in the wild draw from.
+        image = image * (0.9 + 0.05 * random.random() + 0.05 * float(np.random.rand()))
+        if self.as_dict:
+            return {"image": image, "label": self.targets[index]}
+        return image, self.targets[index]
+
+
+def photos(as_dict=False):
+    steps = [v2.RandomCrop(8), v2.RandomHorizontalFlip(), v2.ToImage()]
+    return Photos(v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)]), as_dict)
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return TensorDataset(x, torch.arange(N) % 3)
+
+
+DATASETS = {
+    "photos": photos,
+    "dicts": lambda: photos(as_dict=True),
+    "tensors": tensors,
+    "subset": lambda: Subset(tensors(), range(5, 45)),
+}
+
+
+def stream(dataset, *, epochs=4, **loader_options):
+    """Train through the loop as printed; return every row's (index, copy, weight, pixels)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    loader = DataLoader(dataset, batch_size=16, shuffle=True, **loader_options)
+    loader = SubsetAugmentLoader(
+        loader, model, RandomOps.paper(), fraction=0.2, copies=2, every=2, base=CropFlip(1)
+    )
+    keys_seen = []
+    weigh = loader._sampler.weights_for
+
+    def spy(keys):
+        keys_seen.append(keys)
+        return weigh(keys)
+
+    loader._sampler.weights_for = spy
+    batches = []
+    for _ in range(epochs):
+        for x, y, w in loader:
+            batches.append((x, y, w))
+            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    selections = [entry["digest"] for entry in loader.history if entry["event"] == "selection"]
+    assert len(set(selections)) == 2  # the stream crosses a reselection that changed something
+    _, copies, indices = unpack(torch.cat(keys_seen))
+    x, y, w = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return {"index": indices, "copy": copies, "weight": w, "pixels": x, "label": y}
+
+
+def assert_same_stream(a, b):
+    for name, values in a.items():
+        assert torch.equal(values, b[name]), name
+
+
+PERSISTENT = {"num_workers": 2, "persistent_workers": True}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_two_persistent_forked_workers_give_the_stream_of_none(name):
+    expected = stream(DATASETS[name]())
+    found = stream(DATASETS[name](), **PERSISTENT, multiprocessing_context="fork")
+    assert_same_stream(expected, found)
+
+
+@pytest.mark.slow
+def test_two_persistent_spawned_workers_give_the_stream_of_none():
+    expected = stream(photos())
+    found = stream(photos(), **PERSISTENT, multiprocessing_context="spawn")
+    assert_same_stream(expected, found)
+
+
+def test_workers_that_come_and_go_and_prefetch_far_give_it_too():
+    found = stream(tensors(), num_workers=1, prefetch_factor=8)
+    assert_same_stream(stream(tensors()), found)
+
+
+def test_the_global_seed_does_not_reach_the_stream():
+    """The control: the same loop over the plain loader does depend on it."""
+    streams, plain = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        loader = DataLoader(photos(), batch_size=16, shuffle=True)
+        plain.append(torch.cat([x for x, _ in loader]))
+        streams.append(stream(photos()))
+    assert_same_stream(*streams)
+    assert not torch.equal(*plain)
+
+
+def test_breaking_off_with_persistent_workers_does_not_shift_the_next_epoch():
+    def second_epoch(**options):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        plain = DataLoader(tensors(), batch_size=4, shuffle=True, **options)
+        loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), raw="selected")
+        iterator = iter(loader)
+        next(iterator)
+        iterator.close()
+        with torch.no_grad():
+            model[1].weight.zero_()
+        return torch.cat([x for x, _, _ in loader])
+
+    torch.manual_seed(0)
+    expected = second_epoch()
+    torch.manual_seed(0)
+    assert torch.equal(second_epoch(**PERSISTENT), expected)
+
+
+def test_a_workers_error_reaches_the_training_loop():
+    class Broken(Photos):
+        def __getitem__(self, index):
+            if index == 30:
+                raise ValueError("file 30 is truncated")
+            return super().__getitem__(index)
+
+    broken = Broken(photos().transform)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    loader = SubsetAugmentLoader(
+        DataLoader(broken, batch_size=16, num_workers=1), model, RandomOps.paper()
+    )
+    with pytest.raises(ValueError, match="file 30 is truncated"):
+        list(loader)

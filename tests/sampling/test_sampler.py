@@ -1,0 +1,165 @@
+"""WeightedCoresetSampler: arguments, lengths, weights."""
+
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from augsubset import AugsubsetError, Selection, SubsetAugmentDataset, WeightedCoresetSampler
+from augsubset.sampling import PADDING, pack, unpack
+
+N = 8
+
+
+def selection_of(*cluster_sizes: float) -> Selection:
+    """Examples 5, 2, 7, ... with these weights."""
+    k = len(cluster_sizes)
+    return Selection(
+        indices=torch.tensor([5, 2, 7, 0])[:k],
+        weights=torch.tensor(cluster_sizes).double(),
+        gains=torch.zeros(k).double(),
+        clusters=torch.full((N,), -1),
+    )
+
+
+def rows_of(sampler):
+    """{(copy, index): weight} of the coming epoch."""
+    keys = torch.tensor(list(sampler))
+    weights = sampler.weights_for(keys)
+    _, copies, indices = unpack(keys)
+    pairs = zip(copies.tolist(), indices.tolist(), strict=True)
+    return dict(zip(pairs, weights.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("raw", "originals"),
+    [
+        ("all", dict.fromkeys(range(N), 1.0)),
+        ("unselected", {index: 1.0 for index in range(N) if index not in (5, 2)}),
+        ("selected", {5: 6.0, 2: 2.0}),
+        ("none", {}),
+    ],
+)
+def test_each_raw_mode_yields_its_rows_once_with_its_weights(raw, originals):
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), copies=2, raw=raw)
+    expected = {(0, index): weight for index, weight in originals.items()}
+    expected |= {(copy, 5): 3.0 for copy in (1, 2)} | {(copy, 2): 1.0 for copy in (1, 2)}
+    assert rows_of(sampler) == expected
+    assert len(sampler) == len(expected)
+
+
+def test_unselected_at_one_copy_keeps_n_rows_and_total_weight():
+    sampler = WeightedCoresetSampler(range(N), selection_of(1, 1), raw="unselected")
+    assert len(sampler) == N
+    assert sum(rows_of(sampler).values()) == N
+
+
+def test_the_unscaled_copies_count_as_much_as_the_originals():
+    weights = rows_of(WeightedCoresetSampler(range(N), selection_of(6, 2), copies=3))
+    copies = sum(weight for (copy, _), weight in weights.items() if copy)
+    assert copies == pytest.approx(N)
+
+
+def test_without_shuffling_originals_come_first_in_order():
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), copies=2, shuffle=False)
+    copies = [pack(0, copy, index) for copy in (1, 2) for index in (2, 5)]
+    assert list(sampler) == [*range(N), *copies]
+
+
+def test_mean_weight_leaves_padding_out():
+    sampler = WeightedCoresetSampler(range(N), budget=4, copies=1, raw="none")
+    sampler.set_selection(selection_of(5, 3))
+    assert len(list(sampler)) == 4
+    assert sampler.mean_weight(0) == 4
+
+
+def test_padding_rows_are_originals_index_with_weight_zero():
+    sampler = WeightedCoresetSampler(range(N), budget=4, copies=2)
+    sampler.set_selection(selection_of(4, 4))
+    weights = rows_of(sampler)
+    padded = {pair: weight for pair, weight in weights.items() if pair[0] == PADDING}
+    assert len(padded) == len(sampler) - N - 4
+    assert set(padded.values()) == {0.0}
+
+
+def test_a_selection_set_while_an_epoch_runs_waits_for_the_next():
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), raw="none")
+    running = iter(sampler)
+    first = next(running)
+    sampler.set_selection(selection_of(8))
+    keys = torch.tensor([first, *running])
+    assert sorted(sampler.weights_for(keys).tolist()) == [2.0, 6.0]
+    sampler.set_epoch(1)
+    later = torch.tensor(list(sampler))
+    assert sorted(sampler.weights_for(later).tolist()) == [0.0, 8.0]
+    assert sorted(sampler.weights_for(keys).tolist()) == [2.0, 6.0]
+
+
+def test_weights_of_epochs_that_never_started_are_refused():
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2))
+    with pytest.raises(AugsubsetError, match="epoch 4 was not started"):
+        sampler.weights_for(torch.tensor([pack(4, 0, 1)]))
+
+
+def test_epochs_are_forgotten_after_64():
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2))
+    for epoch in range(65):
+        sampler.set_epoch(epoch)
+        iter(sampler)
+    assert sampler.weights_for(torch.tensor([pack(1, 1, 5)])).tolist() == [6.0]
+    with pytest.raises(AugsubsetError, match="epoch 0 was not started"):
+        sampler.weights_for(torch.tensor([pack(0, 1, 5)]))
+
+
+def test_keys_of_copies_that_were_not_selected_are_refused():
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2))
+    iter(sampler)
+    with pytest.raises(AugsubsetError, match="rows that epoch 0 did not select"):
+        sampler.weights_for(torch.tensor([pack(0, 1, 3)]))
+
+
+def test_iterating_without_a_selection_is_refused():
+    with pytest.raises(AugsubsetError, match="no selection is set"):
+        iter(WeightedCoresetSampler(range(N), budget=2))
+
+
+def test_a_larger_selection_is_refused():
+    sampler = WeightedCoresetSampler(range(N), budget=2)
+    with pytest.raises(ValueError, match="at most budget=2 examples, got 3"):
+        sampler.set_selection(selection_of(2, 3, 3))
+
+
+def test_a_selection_of_another_dataset_is_refused():
+    with pytest.raises(ValueError, match="selection must be of this dataset of 9 examples"):
+        WeightedCoresetSampler(range(9), selection_of(6, 2))
+
+
+@pytest.mark.parametrize("epoch", [-1, 8192])
+def test_epochs_that_no_key_can_hold_are_refused(epoch):
+    with pytest.raises(ValueError, match="epoch must be between 0 and 8191"):
+        WeightedCoresetSampler(range(N), budget=2).set_epoch(epoch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"raw": "some"}, "raw must be one of 'all', 'unselected', 'selected', 'none'"),
+        ({"mode": "sample"}, "mode must be one of 'weight'"),
+        ({"copies": 0}, "copies must be between 1 and 16382"),
+        ({"copies": 16383}, "copies must be between 1 and 16382"),
+        ({"budget": 0}, "budget must be between 1 and the dataset's length 8"),
+        ({"budget": 9}, "budget must be between 1 and the dataset's length 8"),
+        ({"budget": None}, "budget must be given when there is no selection"),
+        ({"num_replicas": 2}, "num_replicas must be one of None, 1"),
+        ({"rank": 1}, "rank must be one of None, 0"),
+        ({"drop_last": True}, "drop_last must be one of False"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        WeightedCoresetSampler(range(N), **{"budget": 2, **arguments})
+
+
+def test_our_dataset_in_a_subset_is_refused():
+    wrong = Subset(SubsetAugmentDataset(range(N)), [0, 1])
+    with pytest.raises(ValueError, match="must not hold a SubsetAugmentDataset inside"):
+        WeightedCoresetSampler(wrong, budget=1)

@@ -1,0 +1,99 @@
+"""Imports point one way; only ``augment`` knows Kornia; the public names are sorted."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import augsubset
+
+ROOT = Path(augsubset.__file__).parent
+
+# What each room may import of the package, beside the leaf modules that everybody may.
+LEAVES = {"errors", "rng"}
+ALLOWED = {
+    "errors": set(),
+    "rng": set(),
+    "batches": set(),
+    "timing": set(),
+    "pixels": set(),
+    "loss": set(),
+    "gradients": set(),
+    "sampling": set(),
+    "augment": set(),
+    "probe": {"gradients", "batches"},
+    "selection": {"gradients"},
+    "loader": {
+        "augment",
+        "batches",
+        "gradients",
+        "pixels",
+        "probe",
+        "sampling",
+        "selection",
+        "timing",
+    },
+}
+
+
+def room_of(path: Path, root: Path) -> str:
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def imported_names(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+    return names
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        room = room_of(path, root)
+        if room == "__init__":
+            continue
+        allowed = ALLOWED[room] | (LEAVES if room not in LEAVES else set()) | {room}
+        for name in imported_names(path):
+            package, _, rest = name.partition(".")
+            if package == "augsubset" and rest.partition(".")[0] not in allowed:
+                found.append(f"{room} imports {name}")
+            if package == "kornia" and room != "augment":
+                found.append(f"{room} imports kornia")
+    return found
+
+
+def test_imports_point_one_way():
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["import kornia", "from augsubset.probe import GradientProbe", "import augsubset"]
+)
+def test_the_import_check_sees_a_violation(tmp_path, line):
+    (tmp_path / "selection").mkdir()
+    (tmp_path / "selection" / "greedy.py").write_text(line + "\n")
+    assert len(violations(tmp_path)) == 1
+
+
+def test_public_names_are_sorted_and_exist():
+    assert augsubset.__all__ == sorted(augsubset.__all__)
+    assert all(hasattr(augsubset, name) for name in augsubset.__all__)
+
+
+def test_selection_works_without_kornia_or_a_dataset_in_sight():
+    code = (
+        "import sys; sys.modules['kornia'] = None\n"
+        "import types; package = types.ModuleType('augsubset')\n"
+        f"package.__path__ = [{str(ROOT)!r}]; sys.modules['augsubset'] = package\n"
+        "import torch; from augsubset.selection import select_coreset\n"
+        "assert len(select_coreset(torch.rand(9, 2), budget=2)) == 2\n"
+        "assert not any(name.startswith('torchvision') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,527 @@
+"""SubsetAugmentLoader in one process: epochs, selections, weights, and what it refuses."""
+
+import gc
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from augsubset import (
+    AllSelector,
+    AugsubsetError,
+    CropFlip,
+    GradientProbe,
+    MaxLossSelector,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentDataset,
+    SubsetAugmentLoader,
+    select_coreset,
+)
+
+N = 60
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
+Y = torch.arange(N) % 3
+DATA = TensorDataset(X, Y)
+STATISTICS = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+
+
+def make_model(channels=3, classes=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36 * channels, classes))
+
+
+def make(data=DATA, policy=None, *, model=None, batch_size=8, **options):
+    loader_options = {
+        name: options.pop(name)
+        for name in ("shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last")
+        if name in options
+    }
+    if "sampler" not in loader_options and "batch_sampler" not in loader_options:
+        loader_options.setdefault("shuffle", True)
+    if "batch_sampler" not in loader_options:
+        loader_options["batch_size"] = batch_size
+    return SubsetAugmentLoader(
+        DataLoader(data, **loader_options),
+        make_model() if model is None else model,
+        RandomOps.paper() if policy is None else policy,
+        **options,
+    )
+
+
+def events(loader, kind):
+    return [entry for entry in loader.history if entry["event"] == kind]
+
+
+def test_an_epoch_yields_images_labels_and_weights_and_len_says_how_many():
+    loader = make(fraction=0.1, copies=4)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 11  # 60 + 4 * 6 rows of 8
+    x, y, w = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert (x.shape, x.dtype) == ((84, 3, 6, 6), torch.float32)
+    assert (y.dtype, w.dtype) == (torch.int64, torch.float32)
+    assert [len(batch[0]) for batch in batches] == [8] * 10 + [4]
+    assert torch.bincount(y).tolist() == [28, 28, 28]
+
+
+def test_drop_last_and_sequential_order_are_taken_over():
+    loader = make(fraction=0.1, copies=4, drop_last=True, shuffle=False)
+    batches = list(loader)
+    assert [len(batch[0]) for batch in batches] == [8] * len(loader) == [8] * 10
+    originals = torch.cat([batch[1] for batch in batches])[:N]
+    assert torch.equal(originals, Y)
+
+
+def test_selections_are_made_at_epochs_0_r_2r():
+    loader = make(every=3)
+    for _ in range(7):
+        list(loader)
+    assert [entry["epoch"] for entry in events(loader, "selection")] == [0, 3, 6]
+    assert [entry["epoch"] for entry in events(loader, "epoch")] == list(range(7))
+
+
+def test_selection_is_what_select_coreset_returns_for_the_models_residuals():
+    model = make_model()
+    loader = make(model=model, fraction=0.2, normalize=STATISTICS)
+    assert loader.selection is None
+    list(loader)
+    mean, std = (torch.tensor(part)[:, None, None] for part in STATISTICS)
+    seen = TensorDataset((X.float() / 255 - mean) / std, Y)
+    expected = select_coreset(GradientProbe(model).scan(seen), fraction=0.2)
+    assert torch.equal(loader.selection.indices, expected.indices)
+    assert torch.equal(loader.selection.weights, expected.weights)
+
+
+def test_until_start_epoch_the_subset_is_random_and_needs_no_probe():
+    loader = make(start_epoch=3, every=2)
+    for _ in range(6):
+        list(loader)
+    made = events(loader, "selection")
+    assert [entry["epoch"] for entry in made] == [0, 1, 3, 5]  # periods: -3..-2, -1..0, 1..2
+    names = [entry["selector"] for entry in made]
+    assert names == ["RandomSelector"] * 2 + ["CoresetSelector"] * 2
+
+
+def test_history_has_certificate_counts_and_times_that_add_up():
+    loader = make(fraction=0.1, copies=4)
+    list(loader)
+    (selection,), (epoch,) = events(loader, "selection"), events(loader, "epoch")
+    assert selection["num_selected"] == 6
+    assert selection["error"] == loader.selection.certificate.error
+    assert selection["digest"] == loader.selection.digest
+    assert (epoch["num_rows"], epoch["num_copies"], epoch["completed"]) == (84, 24, True)
+    parts = [epoch[f"{b}_seconds"] for b in ("selection", "loading", "augmentation", "step")]
+    assert min(parts) >= 0
+    assert sum(parts) == pytest.approx(epoch["total_seconds"])
+    assert epoch["selection_seconds"] >= selection["probe_seconds"] + selection["solve_seconds"]
+
+
+def weights_by_row(loader):
+    """(labels, weights) of one epoch with the copies marked by a policy that blackens them."""
+    rows = [(float(x.sum()), float(w)) for xs, _, ws in loader for x, w in zip(xs, ws, strict=True)]
+    copies = [w for total, w in rows if total == 0]
+    originals = [w for total, w in rows if total > 0]
+    return originals, copies
+
+
+def blacken(x, rows):
+    return torch.zeros_like(x)
+
+
+def test_paper_weights_average_one_and_keep_originals_and_copies_balanced():
+    originals, copies = weights_by_row(make(policy=blacken, fraction=0.1, copies=4))
+    assert sum(originals) == pytest.approx(sum(copies), rel=1e-5)
+    assert (sum(originals) + sum(copies)) / 84 == pytest.approx(1, rel=1e-5)
+
+
+def test_unscaled_weights_are_cluster_sizes_over_r():
+    loader = make(policy=blacken, fraction=0.1, copies=4, weights="unscaled")
+    originals, copies = weights_by_row(loader)
+    assert originals == [1.0] * N
+    expected = [size / 4 for size in loader.selection.weights.tolist() for _ in range(4)]
+    assert sorted(copies) == pytest.approx(sorted(expected))
+
+
+def test_uniform_weights_are_one():
+    originals, copies = weights_by_row(make(policy=blacken, weights="uniform"))
+    assert set(originals + copies) == {1.0}
+
+
+def test_max_weight_caps_at_a_multiple_of_the_mean_and_selection_stays_uncapped():
+    options = {"policy": blacken, "fraction": 0.1, "copies": 1, "weights": "unscaled"}
+    loader = make(**options, max_weight=1.0)
+    _, copies = weights_by_row(loader)
+    assert max(copies) == 10.0
+    assert float(loader.selection.weights.max()) > 10
+    assert float(loader.selection.weights.sum()) == N
+
+
+def test_all_selector_in_place_is_augmentation_of_everything():
+    loader = make(policy=blacken, selector=AllSelector(), raw="none", copies=1)
+    originals, copies = weights_by_row(loader)
+    assert originals == []
+    assert copies == [1.0] * N
+
+
+def test_base_runs_on_every_row_after_the_strong_policy():
+    order = []
+
+    def strong(x, rows):
+        order.append(("strong", len(x)))
+        return x
+
+    def base(x, rows):
+        order.append(("base", len(x)))
+        return x
+
+    list(make(policy=strong, base=base, fraction=0.1, copies=1))
+    assert [name for name, _ in order].count("base") == 9
+    assert sum(count for name, count in order if name == "base") == 66
+    assert sum(count for name, count in order if name == "strong") == 6
+    for before, after in pairwise(order):
+        assert before[0] != "strong" or after[0] == "base"
+
+
+def test_copies_of_one_image_differ_and_later_epochs_differ_again():
+    loader = make(fraction=0.05, copies=3, raw="none", every=100, shuffle=False)
+    first, second = (torch.cat([batch[0] for batch in loader]) for _ in range(2))
+    assert len(torch.unique(first.flatten(1), dim=0)) > 6  # 9 rows; a few ops change nothing
+    assert not torch.equal(first, second)
+
+
+def test_set_epoch_pins_the_next_epoch_and_the_stream_with_it():
+    a, b = make(), make()
+    for _ in range(3):
+        third = list(a)
+    b.set_epoch(2)
+    for x, y in zip(third, list(b), strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(x, y, strict=True))
+    list(b)
+    assert [entry["epoch"] for entry in events(b, "epoch")] == [2, 3]
+
+
+def test_streams_of_different_seeds_differ_and_of_one_seed_do_not():
+    streams = [torch.cat([b[0] for b in make(seed=seed)]) for seed in (0, 0, 1)]
+    assert torch.equal(streams[0], streams[1])
+    assert not torch.equal(streams[0], streams[2])
+
+
+def test_the_callers_generator_is_not_advanced():
+    loader = make()
+    state = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_an_epoch_cut_short_is_noted_and_the_next_one_is_whole():
+    loader = make()
+    for _ in loader:
+        break
+    gc.collect()
+    assert len(list(loader)) == len(loader)
+    assert [entry["completed"] for entry in events(loader, "epoch")] == [False, True]
+
+
+def test_a_second_live_iterator_is_refused_until_the_first_is_closed():
+    loader = make()
+    first = iter(loader)
+    next(first)
+    with pytest.raises(AugsubsetError, match="already has a live iterator"):
+        next(iter(loader))
+    first.close()
+    next(iter(loader))
+
+
+def test_a_failed_epoch_can_be_tried_again():
+    class Failing(RandomSelector):
+        fails = True
+
+        def select(self, gradients, **arguments):
+            if self.fails:
+                raise OSError("disk")
+            return super().select(gradients, **arguments)
+
+    selector = Failing()
+    loader = make(selector=selector)
+    with pytest.raises(OSError, match="disk"):
+        list(loader)
+    selector.fails = False
+    list(loader)
+    assert [entry["epoch"] for entry in events(loader, "selection")] == [0]
+    assert loader.history[-1]["epoch"] == 0
+
+
+def test_reselect_selects_now_for_the_next_epoch():
+    model = make_model()
+    loader = make(model=model, every=10)
+    list(loader)
+    before = loader.selection
+    with torch.no_grad():
+        model[1].weight.mul_(-1)
+    after = loader.reselect()
+    assert loader.selection is after
+    assert after.digest != before.digest
+    assert after.epoch == 1
+    list(loader)
+    assert [entry["epoch"] for entry in events(loader, "selection")] == [0, 1]
+
+
+def test_training_flags_are_the_users_after_every_batch():
+    model = nn.Sequential(make_model(), nn.Dropout(0.5))
+    model.train()
+    model[1].eval()
+    for _ in make(model=model, every=1):
+        assert model.training
+        assert not model[1].training
+
+
+def test_a_selector_that_needs_no_gradients_runs_no_forward_pass():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x.flatten(1)[:, :3]
+
+    model = Counting()
+    list(make(model=model, selector=RandomSelector()))
+    assert model.calls == 0
+    list(make(model=model, selector=MaxLossSelector()))
+    assert model.calls == 1 + 8  # one batch at construction, then all of them
+
+
+class Dicts(Dataset):
+    def __init__(self, names=("image", "label")):
+        self.names = names
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return dict(zip(self.names, (X[index], int(Y[index])), strict=True))
+
+
+def test_dict_items_yield_the_same_batches_and_labels_are_gathered_once():
+    for ours, theirs in zip(make(), make(Dicts()), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    named = make(Dicts(("scan", "finding")), inputs="scan", labels="finding")
+    assert len(list(named)) == len(named)
+
+
+def test_a_denormalised_dataset_gives_the_same_batches():
+    mean, std = (torch.tensor(part)[:, None, None] for part in STATISTICS)
+    normalised = TensorDataset((X.float() / 255 - mean) / std, Y)
+    unit = TensorDataset(X.float() / 255, Y)
+    options = {"selector": RandomSelector(), "base": CropFlip(1)}
+    ours = make(normalised, policy=blacken, denormalize=STATISTICS, **options)
+    theirs = make(unit, policy=blacken, normalize=STATISTICS, **options)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a[0], b[0], rtol=0, atol=2e-5)
+
+
+def test_a_class_with_one_example_works():
+    labels = Y.clone()
+    labels[7] = 3
+    loader = make(TensorDataset(X, labels), model=make_model(classes=4), fraction=0.1)
+    list(loader)
+    assert 7 in loader.selection.indices
+
+
+def test_the_users_dataset_is_at_hand():
+    assert make().dataset is DATA
+
+
+class Iterable(IterableDataset):
+    def __iter__(self):
+        return iter(DATA)
+
+
+class Subclass(DataLoader):
+    pass
+
+
+class Empty(Dataset):
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        raise IndexError(index)
+
+
+def dropping(items):
+    return default_collate(items[:-1])
+
+
+UNIT = X.float() / 255
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        (lambda: make(fraction=0.0), ValueError, r"fraction must be in \(0, 1\]"),
+        (lambda: make(fraction=1.1), ValueError, r"fraction must be in \(0, 1\]"),
+        (lambda: make(copies=0), ValueError, "copies must be between 1 and"),
+        (lambda: make(every=0), ValueError, "every must be an int of at least 1"),
+        (lambda: make(every=2.5), ValueError, "every must be an int of at least 1"),
+        (lambda: make(start_epoch=-1), ValueError, "start_epoch must be an int of at least 0"),
+        (lambda: make(raw="half"), ValueError, "raw must be one of 'all'"),
+        (lambda: make(mode="sample"), ValueError, "mode must be one of 'weight'"),
+        (lambda: make(weights="mean"), ValueError, "weights must be one of 'paper'"),
+        (lambda: make(max_weight=0), ValueError, "max_weight must be positive"),
+        (
+            lambda: make(normalize=STATISTICS, denormalize=STATISTICS),
+            ValueError,
+            "normalize and denormalize must not both be given",
+        ),
+        (lambda: make(selector="coreset"), TypeError, "selector must have .needs_gradients"),
+        (lambda: make(probe=make_model()), TypeError, "probe must be a GradientProbe"),
+        (lambda: make(model=lambda x: x), TypeError, "model must be a torch.nn.Module"),
+        (lambda: make(policy="flip"), TypeError, "augment must be callable, got str"),
+        (lambda: make(policy=nn.Identity()), TypeError, r"Wrap it: KorniaModule\(module\)"),
+        (lambda: make(base=nn.Identity()), TypeError, r"base must be a policy \(x, rows\)"),
+        (
+            lambda: make(TensorDataset(X)),
+            TypeError,
+            "got list of 1 parts. If labels are missing",
+        ),
+        (
+            lambda: make(TensorDataset(X, Y.float())),
+            ValueError,
+            "labels must be one class index an example",
+        ),
+        (
+            lambda: make(TensorDataset(X, Y + 5)),
+            ValueError,
+            r"labels must be in 0\.\.2, one of the model's 3 outputs, got labels from 5 to 6",
+        ),
+        (
+            lambda: make(TensorDataset(UNIT * 2 - 1, Y)),
+            ValueError,
+            r"images must be in \[0, 1\], got values from .*denormalize=\(mean, std\)",
+        ),
+        (lambda: make(Empty(), sampler=SequentialSampler(Empty())), ValueError, "got an empty"),
+        (
+            lambda: make(Subset(SubsetAugmentDataset(DATA), range(10))),
+            ValueError,
+            "must not hold a SubsetAugmentDataset inside, got one in a Subset",
+        ),
+        (lambda: make(SubsetAugmentDataset(DATA)), ValueError, "must not be wrapped already"),
+        (
+            lambda: make(collate_fn=dropping),
+            ValueError,
+            "collate_fn must keep every row, got 1 rows for 2 keys",
+        ),
+        (
+            lambda: make(batch_sampler=BatchSampler(RandomSampler(DATA), 4, False)),
+            ValueError,
+            "must not have a batch_sampler of its own",
+        ),
+        (
+            lambda: make(batch_sampler=[[0, 1], [2]]),
+            ValueError,
+            "must not have a batch_sampler of its own",
+        ),
+        (lambda: make(batch_size=None), ValueError, "or batch_size=None"),
+        (
+            lambda: make(sampler=WeightedRandomSampler([1.0] * N, N)),
+            ValueError,
+            "must not have a sampler of its own, got sampler=WeightedRandomSampler",
+        ),
+        (
+            lambda: make(sampler=RandomSampler(DATA, replacement=True)),
+            ValueError,
+            "loader must draw every example once",
+        ),
+        (
+            lambda: make(sampler=RandomSampler(DATA, num_samples=10)),
+            ValueError,
+            "loader must draw every example once",
+        ),
+        (
+            lambda: make(sampler=DistributedSampler(DATA, 2, 0)),
+            ValueError,
+            "got sampler=DistributedSampler: not implemented",
+        ),
+        (
+            lambda: SubsetAugmentLoader(DataLoader(Iterable()), make_model(), blacken),
+            TypeError,
+            "got an IterableDataset",
+        ),
+        (
+            lambda: SubsetAugmentLoader(Subclass(DATA), make_model(), blacken),
+            TypeError,
+            "got the subclass Subclass",
+        ),
+        (
+            lambda: SubsetAugmentLoader(DATA, make_model(), blacken),
+            TypeError,
+            "loader must be a torch DataLoader, got TensorDataset",
+        ),
+        (
+            lambda: make(model=nn.Conv2d(3, 3, 1)),
+            TypeError,
+            r"output must be a \(B, C\) tensor.*forward=lambda",
+        ),
+    ],
+)
+def test_everything_wrong_is_refused_at_construction(call, error, reason):
+    with pytest.raises(error, match=reason):
+        call()
+
+
+def test_a_budget_below_the_number_of_classes_is_raised_to_it():
+    loader = make(fraction=0.01)
+    list(loader)
+    assert len(loader.selection) == 3
+
+
+def test_images_out_of_range_are_refused_wherever_they_hide():
+    late = UNIT.clone()
+    late[50, 0, 0, 0] = 1.5
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+        list(make(TensorDataset(late, Y)))
+
+
+def test_a_collate_that_drops_rows_later_is_refused_in_the_main_process():
+    def drops_once_full(items):
+        return default_collate(items[:7])
+
+    with pytest.raises(ValueError, match="collate_fn must keep every row, got 7 rows for 8 keys"):
+        list(make(collate_fn=drops_once_full))
+
+
+def test_a_selection_larger_than_the_epoch_has_room_for_is_refused():
+    class Greedy(RandomSelector):
+        def select(self, gradients, *, budget, seed, epoch):
+            return super().select(gradients, budget=budget + 1, seed=seed, epoch=epoch)
+
+    with pytest.raises(ValueError, match="selection must hold at most budget=6 examples, got 7"):
+        list(make(selector=Greedy(), fraction=0.1))
+
+
+@pytest.mark.cuda
+def test_batches_arrive_on_the_models_device_and_equal_those_of_the_cpu():
+    options = {"selector": RandomSelector(), "base": CropFlip(1), "normalize": STATISTICS}
+    for ours, theirs in zip(
+        make(model=make_model().cuda(), **options), make(**options), strict=True
+    ):
+        assert {part.device.type for part in ours} == {"cuda"}
+        assert torch.equal(ours[1].cpu(), theirs[1])
+        assert torch.equal(ours[2].cpu(), theirs[2])
+        close = (ours[0].cpu() - theirs[0]).abs() < 0.05
+        assert float(close.float().mean()) > 0.99

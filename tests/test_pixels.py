@@ -1,0 +1,69 @@
+"""PixelRange: refusals on the host, and the way there and back."""
+
+import pytest
+import torch
+
+from augsubset.pixels import PixelRange
+
+STATISTICS = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
+UNIT = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+def test_uint8_is_divided_by_255_and_normalised_last():
+    x = (UNIT * 255).to(torch.uint8)
+    mean, std = (torch.tensor(part)[:, None, None] for part in STATISTICS)
+    pixels = PixelRange(STATISTICS, None)
+    pixels.check(x)
+    assert pixels.to_unit(x) is x
+    torch.testing.assert_close(pixels.to_model(x), (x.float() / 255 - mean) / std)
+    assert torch.equal(PixelRange(None, None).to_model(x), x.float() / 255)
+
+
+def test_denormalising_and_normalising_again_changes_rounding_alone():
+    normalised = PixelRange(STATISTICS, None).to_model(UNIT)
+    pixels = PixelRange(None, STATISTICS)
+    pixels.check(normalised)
+    torch.testing.assert_close(pixels.to_unit(normalised), UNIT, rtol=0, atol=1e-6)
+    again = pixels.to_model(pixels.to_unit(normalised))
+    torch.testing.assert_close(again, normalised, rtol=0, atol=1e-5)
+
+
+def test_float_images_without_statistics_pass_as_they_are():
+    assert PixelRange(None, None).to_model(UNIT) is UNIT
+
+
+@pytest.mark.parametrize(
+    ("normalize", "denormalize", "x", "reason"),
+    [
+        (
+            None,
+            None,
+            UNIT * 2 - 1,
+            r"images must be in \[0, 1\], got values from -.*denormalize=\(mean, std\)",
+        ),
+        (None, None, UNIT * 1.2, r"images must be in \[0, 1\]"),
+        (None, None, UNIT * torch.nan, r"images must be in \[0, 1\], got values from nan"),
+        (None, None, UNIT.int(), "images must be uint8 or float, got dtype torch.int32"),
+        (STATISTICS, None, UNIT[:, :1], r"images must be \(B, 3, H, W\), one channel a mean"),
+        (None, STATISTICS, UNIT * 20, r"images must be in \[0, 1\] once denormalised"),
+        (None, STATISTICS, UNIT * torch.nan, r"images must be in \[0, 1\] once denormalised"),
+        (None, STATISTICS, UNIT.to(torch.uint8), "images must be float, got dtype torch.uint8"),
+    ],
+)
+def test_values_out_of_range_are_refused(normalize, denormalize, x, reason):
+    with pytest.raises(ValueError, match=reason):
+        PixelRange(normalize, denormalize).check(x)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "denormalize", "reason"),
+    [
+        (STATISTICS, STATISTICS, "normalize and denormalize must not both be given"),
+        (([0.5], [0.0]), None, "one positive std a channel"),
+        (([0.5, 0.5], [1.0]), None, r"must be \(mean, std\)"),
+        (None, ([float("nan")], [1.0]), "one finite mean"),
+    ],
+)
+def test_bad_statistics_are_refused(normalize, denormalize, reason):
+    with pytest.raises(ValueError, match=reason):
+        PixelRange(normalize, denormalize)

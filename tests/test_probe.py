@@ -1,0 +1,290 @@
+"""GradientProbe: what it measures, which layer it finds, and that it leaves no trace (17)."""
+
+import random
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from augsubset import GradientProbe
+
+X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(30) % 4
+DATA = TensorDataset(X, Y)
+
+
+class Registered(nn.Module):
+    """Layers registered in an order other than they run in; and one that does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 4)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.body = nn.Linear(6, 5)
+        self.unused = nn.Linear(5, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.drop.eval()  # a frozen part: its flag is the user's
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.drop(self.norm(self.body(x)).relu()))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = Registered()
+    model.train()
+    model.drop.eval()
+    F.cross_entropy(model(X), Y).backward()
+    return model
+
+
+def reference_residual(model, loss):
+    """Gradient of each example's loss with respect to its logits, one autograd call each."""
+    model = deepcopy(model).eval()
+    rows = []
+    for x, y in zip(X, Y, strict=True):
+        logits = model(x[None]).detach().double().requires_grad_()
+        rows.append(torch.autograd.grad(loss(logits, y[None]), logits)[0][0])
+    return torch.stack(rows)
+
+
+def half_squared_error(logits, labels):
+    return 0.5 * (logits - F.one_hot(labels, 4)).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [
+        ("cross_entropy", F.cross_entropy),
+        ("mse", half_squared_error),
+        (lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1, reduction="none"), None),
+    ],
+)
+def test_residuals_match_autograd(model, loss, reference):
+    gradients = GradientProbe(model, loss=loss).scan(DATA, batch_size=7)
+    if reference is None:
+
+        def reference(z, y):
+            return F.cross_entropy(z, y, label_smoothing=0.1)
+
+    expected = reference_residual(model, reference)
+    assert float((gradients.residual - expected).abs().max()) < 1e-6
+    assert torch.equal(gradients.indices, torch.arange(30))
+    assert torch.equal(gradients.labels, Y)
+    logits = deepcopy(model).eval()(X).detach()
+    losses = [float(reference(logits[i : i + 1], Y[i : i + 1])) for i in range(30)]
+    assert gradients.losses.tolist() == pytest.approx(losses, abs=1e-5)
+
+
+def test_the_scan_does_not_depend_on_batch_size_or_how_data_is_passed(model):
+    probe = GradientProbe(model)
+    whole = probe.scan(DATA)
+    for data in (DataLoader(DATA, batch_size=4), DataLoader(DATA, batch_size=30)):
+        torch.testing.assert_close(probe.scan(data).residual, whole.residual)
+
+
+def snapshot(model):
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "gradients": {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        },
+        "flags": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: len(module._forward_hooks) for name, module in model.named_modules()},
+    }
+
+
+def assert_untouched(model, before):
+    after = snapshot(model)
+    assert after["flags"] == before["flags"]
+    assert after["hooks"] == before["hooks"]
+    for kind in ("state", "gradients"):
+        assert after[kind].keys() == before[kind].keys()
+        for name, value in before[kind].items():
+            assert torch.equal(after[kind][name], value), name
+
+
+def test_a_scan_leaves_no_trace(model):
+    before = snapshot(model)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    GradientProbe(model).scan(DATA, batch_size=8)
+    assert_untouched(model, before)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert np.array_equal(states[2], np.random.get_state()[1])
+
+
+def test_the_guard_sees_a_model_that_does_change(model):
+    before = snapshot(model)
+    model(X)
+    with pytest.raises(AssertionError):
+        assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("layer", ["auto", "head"])
+def test_a_scan_that_fails_leaves_no_trace_either(model, layer):
+    before = snapshot(model)
+    bad = TensorDataset(X, torch.full((30,), 9))
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
+        GradientProbe(model, layer).scan(bad)
+    assert_untouched(model, before)
+
+
+def test_a_model_that_draws_in_evaluation_mode_gives_the_same_scan_twice(model):
+    class Noisy(Registered):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x))
+
+    torch.manual_seed(0)
+    probe = GradientProbe(Noisy())
+    assert torch.equal(probe.scan(DATA).residual, probe.scan(DATA).residual)
+
+
+def test_the_last_linear_layer_is_found_by_execution_order(model):
+    probe = GradientProbe(model)
+    assert probe.layer_name is None
+    probe.scan(DATA)
+    assert probe.layer_name == "head"
+    registered_last = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    assert registered_last == "unused"
+
+
+def test_a_named_layers_output_is_the_logits_whatever_the_model_returns(model):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return {"logits": self.inner(x), "more": 1}
+
+    expected = GradientProbe(model).scan(DATA).residual
+    wrapped = Wrapped()
+    for layer in ("inner.head", model.head):
+        probe = GradientProbe(wrapped, layer)
+        assert torch.equal(probe.scan(DATA).residual, expected)
+        assert probe.layer_name == "inner.head"
+    by_forward = GradientProbe(wrapped, forward=lambda m, x: m(x)["logits"])
+    assert torch.equal(by_forward.scan(DATA).residual, expected)
+
+
+def test_a_model_without_a_linear_layer_is_probed_too():
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    probe = GradientProbe(model)
+    data = TensorDataset(torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1]))
+    assert probe.scan(data).residual.shape == (5, 3)
+    assert probe.layer_name is None
+
+
+def test_autocast_applies_to_the_model_and_not_to_the_residual(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = GradientProbe(model).scan(DATA)
+    full = GradientProbe(model).scan(DATA)
+    assert half.residual.dtype == torch.float32
+    difference = float((half.residual - full.residual).abs().max())
+    assert 0 < difference < 0.02
+    # A softmax in bfloat16 would not add up to one so closely.
+    assert float(half.residual.sum(1).abs().max()) < 1e-6
+
+
+@pytest.mark.cuda
+def test_the_probe_runs_where_the_model_is(model):
+    expected = GradientProbe(model).scan(DATA).residual
+    found = GradientProbe(model.cuda()).scan(DATA)
+    assert found.residual.device.type == "cpu"
+    torch.testing.assert_close(found.residual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_usual_dict_items_are_understood(model):
+    class Dicts(Dataset):
+        def __len__(self):
+            return 30
+
+        def __getitem__(self, index):
+            return {"image": X[index], "label": int(Y[index])}
+
+    found = GradientProbe(model).scan(Dicts()).residual
+    assert torch.equal(found, GradientProbe(model).scan(DATA).residual)
+
+
+def test_a_layer_that_does_not_run_is_refused(model):
+    with pytest.raises(ValueError, match="layer must run when the model does, got layer='unused'"):
+        GradientProbe(model, "unused").scan(DATA)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "reason"),
+    [
+        (lambda m: GradientProbe(lambda x: x), TypeError, "model must be a torch.nn.Module"),
+        (
+            lambda m: GradientProbe(m, "heads"),
+            ValueError,
+            r"got layer='heads'\. Candidates: \['body', 'head', 'unused'\]",
+        ),
+        (lambda m: GradientProbe(m, nn.Linear(1, 1)), ValueError, "Candidates: .'body', 'head'"),
+        (
+            lambda m: GradientProbe(m, "norm"),
+            TypeError,
+            "layer must be a torch.nn.Linear, got BatchNorm1d",
+        ),
+        (lambda m: GradientProbe(m, kind="last_layer"), ValueError, "kind must be one of 'logits'"),
+        (
+            lambda m: GradientProbe(m, loss="hinge"),
+            ValueError,
+            "loss must be one of 'cross_entropy', 'mse'",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(model, make, error, reason):
+    with pytest.raises(error, match=reason):
+        make(model)
+
+
+class Returns(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output(x)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [lambda x: {"logits": x}, lambda x: (x, x), lambda x: x[:, :, None], lambda x: x[:-1]],
+)
+def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
+    with pytest.raises(TypeError, match=r"output must be a \(B, C\) tensor.*forward=lambda"):
+        GradientProbe(Returns(output)).scan(DATA)
+
+
+@pytest.mark.parametrize(
+    ("scan", "error", "reason"),
+    [
+        (lambda p: p.scan(DataLoader(DATA, shuffle=True)), ValueError, "data must come in order"),
+        (lambda p: p.scan(DataLoader(DATA, drop_last=True)), ValueError, "data must come in order"),
+        (lambda p: p.scan(TensorDataset(X[:0], Y[:0])), ValueError, "got an empty dataset"),
+        (lambda p: p.scan(TensorDataset(X)), TypeError, "If labels are missing"),
+        (lambda p: p.scan(DATA, progress=True), ValueError, "progress must be one of False"),
+        (
+            lambda p: p.scan(TensorDataset(X * torch.nan, Y)),
+            ValueError,
+            "gradients must be finite, got 30 non-finite rows, first at index 0",
+        ),
+    ],
+)
+def test_bad_data_is_refused(model, scan, error, reason):
+    with pytest.raises(error, match=reason):
+        scan(GradientProbe(model))
+
+
+def test_a_loss_that_reduces_is_refused(model):
+    with pytest.raises(ValueError, match="loss must return one value an example"):
+        GradientProbe(model, loss=F.cross_entropy).scan(DATA)
