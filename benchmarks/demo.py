@@ -42,7 +42,7 @@ from benchmarks.harness import (
     load_digits_images,
     train,
 )
-from benchmarks.page import Gallery, render_page
+from benchmarks.page import Gallery, render_page, render_picture
 
 
 def unchanged(x: Tensor, rows: RowKeys) -> Tensor:
@@ -322,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "index.html").write_text(render_page(record, galleries), encoding="utf-8")
+    render_picture(record).savefig(out / "summary.png", dpi=110)
     print(f"\n{format_table(rows)}\n")
     print(
         "Means over the seeds. The speed-up is of the whole training run, fetching batches "

@@ -82,7 +82,7 @@ def load_digits_images(num_train: int = 300) -> ImageData:
         labels[:num_train],
         pixels[num_train:],
         labels[num_train:],
-        ([0.305], [0.36]),
+        ([0.305], [0.32]),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -71,9 +72,9 @@ an arm goes, n/a where that way is not positive. Seconds are of one run; fetchin
 total alone, evaluation in none. Arms differ in gradient steps too: copies are appended rows. A gap
 smaller than the spread over the seeds is not resolved by this run.</p>
 <h2>Test accuracy after each epoch</h2>
-{_svg(_curves(record["runs"]))}
+{_svg(_curves(record))}
 <h2>Where the time goes</h2>
-{_svg(_bars(rows))}
+{_svg(_bars(record))}
 {_strip(galleries)}
 <p class="note">augsubset {html.escape(environment["augsubset"])} at
 {html.escape(environment["commit"])}, torch {html.escape(environment["torch"])}, on
@@ -118,9 +119,29 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _curves(runs: dict[str, list[dict[str, Any]]]) -> Figure:
+def render_picture(record: dict[str, Any]) -> Figure:
+    """Return the accuracy curves and the time bars side by side, for a README."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    _draw_curves(left, record["runs"])
+    _draw_bars(right, record["summary"])
+    return figure
+
+
+def _curves(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    _draw_curves(figure.subplots(), record["runs"])
+    return figure
+
+
+def _bars(record: dict[str, Any]) -> Figure:
+    rows = record["summary"]
+    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.1), layout="constrained")
+    _draw_bars(figure.subplots(), rows)
+    return figure
+
+
+def _draw_curves(axes: Axes, runs: dict[str, list[dict[str, Any]]]) -> None:
     longest = min(len(run["accuracies"]) for arms in runs.values() for run in arms)
     for name, seeds in runs.items():
         accuracies = 100 * np.array([run["accuracies"] for run in seeds])
@@ -135,12 +156,9 @@ def _curves(runs: dict[str, list[dict[str, Any]]]) -> Figure:
     axes.set_ylim(max(0.0, min(finals) - 25), min(100.0, max(finals) + 3))
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
-def _bars(rows: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.1), layout="constrained")
-    axes = figure.subplots()
+def _draw_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     names = [row["arm"] for row in rows]
     left = np.zeros(len(rows))
     for bucket, colour in BUCKETS.items():
@@ -151,7 +169,6 @@ def _bars(rows: list[dict[str, Any]]) -> Figure:
     axes.set(xlabel="seconds a run")
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def _svg(figure: Figure) -> str:

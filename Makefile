@@ -1,0 +1,39 @@
+# The front door. Everything runs in .venv, made once from constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train five ways on handwritten digits; writes demo-report/index.html"
+	@echo "make test       the tests, under ten minutes"
+	@echo "make test-slow  those that take longer: spawned workers, three-seed training, CIFAR-10"
+	@echo "make check      format, lint, types"
+	@echo "make bench      selection on CIFAR-10: make bench DATA=path"
+
+# Rebuilt when the pins or the requirements change.
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m benchmarks.demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m 'slow or distributed'
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.selection --quick $(if $(DATA),--data $(DATA))
+
+clean:
+	rm -rf .venv demo-report .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,83 @@
+"""README's code runs, its links lead somewhere, and its figures are those on record."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    (page.name, number, code)
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
+)
+def test_snippets_run(page, number, code):
+    """Each starts from a model, a data set and an optimizer, as the text around it says."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    x = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8)
+    if "ordinary loop" in code:  # the loop before: float images, as ToTensor gives them
+        x = x.float() / 255
+    names = {
+        "model": model,
+        "train_set": TensorDataset(x, torch.arange(80) % 4),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.01),
+        "num_epochs": 2,
+    }
+    before = model[1].weight.clone()
+    exec(compile(code.replace("num_workers=2", "num_workers=0"), page, "exec"), names)
+    if "optimizer.step()" in code:
+        assert not torch.equal(before, model[1].weight)
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) >= 2
+
+
+def links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text())
+    return [link for link in found if link and "://" not in link]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page):
+    missing = [link for link in links(page) if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_guarantee_in_the_readme_links_to_a_test():
+    section = (ROOT / "README.md").read_text().split("## What is guaranteed")[1].split("\n## ")[0]
+    items = [line for line in section.splitlines() if line.startswith("- ")]
+    assert len(items) >= 9
+    for item in items:
+        (path, name), *_ = re.findall(r"\]\((tests/[^)]+)\) `(test_\w+)`", item)
+        assert f"def {name}(" in (ROOT / path).read_text(), item
+
+
+def test_the_table_in_the_readme_is_the_one_on_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "demo-digits.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    for row in record["summary"]:
+        share = "n/a" if row["share_of_gain"] is None else f"{100 * row['share_of_gain']:.0f}%"
+        seconds = row["seconds"]
+        cells = [
+            row["label"],
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * min(row['accuracies']):.2f} to {100 * max(row['accuracies']):.2f}",
+            share,
+            f"{row['augmented']:.0f}",
+            f"{row['steps']:.0f}",
+            f"{seconds['selection']:.2f} / {seconds['step']:.2f} / {seconds['augmentation']:.2f}",
+            f"{row['speed_up']:.2f}x",
+        ]
+        assert f"| {' | '.join(cells)} |" in text
