@@ -81,3 +81,12 @@ def test_the_table_in_the_readme_is_the_one_on_record():
             f"{row['speed_up']:.2f}x",
         ]
         assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_selection_figures_in_the_readme_are_those_on_record():
+    path = ROOT / "benchmarks" / "results" / "selection-quick.json"
+    quick = json.loads(path.read_text())["quick"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"takes {quick['solve_seconds_median']:.3f} s (median of {quick['repeats']} s" in text
+    assert f"error is {quick['coreset_over_random']:.2f} of that of random" in text
+    assert f"and {quick['coreset_over_max_loss']:.2f} of that of the class-wise" in text
