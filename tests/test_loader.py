@@ -87,6 +87,29 @@ def test_drop_last_and_sequential_order_are_taken_over():
     assert torch.equal(originals, Y)
 
 
+def start_worker(worker_id):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # no accelerator here
+def test_the_dataloaders_own_options_are_taken_over():
+    options = {
+        "batch_size": 7,
+        "num_workers": 1,
+        "pin_memory": True,
+        "timeout": 30,
+        "worker_init_fn": start_worker,
+        "prefetch_factor": 3,
+        "persistent_workers": True,
+        "multiprocessing_context": "fork",
+    }
+    given = DataLoader(DATA, shuffle=True, **options)
+    ours = SubsetAugmentLoader(given, make_model(), blacken)._batches
+    for name in options:
+        assert getattr(ours, name) == getattr(given, name), name
+    assert ours.collate_fn.collate is given.collate_fn
+
+
 def test_selections_are_made_at_epochs_0_r_2r():
     loader = make(every=3)
     for _ in range(7):

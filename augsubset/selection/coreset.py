@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -167,8 +166,8 @@ def _as_gradients(
 
 
 def _workers_within(max_memory: int | None, members: list[Int64Array], element_size: int) -> int:
-    """Return how many of the largest classes fit into the memory at once, at most one a core."""
-    num_workers = min(len(members), len(os.sched_getaffinity(0)))
+    """Return how many of the largest classes fit into the memory at once, one a thread."""
+    num_workers = min(len(members), torch.get_num_threads())
     if max_memory is None:
         return num_workers
     # float32 distances are rounded in place; float64 ones need a second, int32 matrix.
