@@ -78,10 +78,8 @@ def known_labels(dataset: Any) -> Tensor | None:
     """Return a dataset's labels without fetching an item, where it offers them.
 
     Understands ``targets`` and ``labels`` (torchvision), ``TensorDataset`` (its last tensor),
-    ``Subset`` of any of these and ``ConcatDataset`` of only these; ``None`` for others.
-
-    Raises:
-        ValueError: If ``targets`` is not as long as the dataset.
+    ``Subset`` of any of these and ``ConcatDataset`` of only these. ``None`` for others, and where
+    such an attribute holds anything but one whole number an example: class names, boxes.
     """
     if isinstance(dataset, torch.utils.data.Subset):
         inner = known_labels(dataset.dataset)
@@ -94,14 +92,10 @@ def known_labels(dataset: Any) -> Tensor | None:
         values: Any = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
     else:
         values = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if values is None or isinstance(values, (str, Mapping)):
+    try:
+        labels = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
         return None
-    labels = torch.as_tensor(values)
-    if labels.ndim != 1 or labels.is_floating_point():
+    if labels.shape != (len(dataset),) or labels.is_floating_point() or labels.dtype == torch.bool:
         return None
-    if len(labels) != len(dataset):
-        raise ValueError(
-            f"targets of the dataset must be as many as its {len(dataset)} examples, "
-            f"got {len(labels)}."
-        )
     return labels.long()

@@ -1,11 +1,12 @@
-"""The package's own exception, and the one check that every enumerated argument goes through."""
+"""The package's own exception, and the checks that arguments of one kind go through."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["AugsubsetError", "check_choice"]
+__all__ = ["AugsubsetError", "check_choice", "check_int"]
 
 
 class AugsubsetError(RuntimeError):
@@ -31,3 +32,19 @@ def check_choice(name: str, value: Any, choices: Sequence[Any], hint: str = "") 
         return
     known = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"{name} must be one of {known}, got {name}={value!r}. {hint}".rstrip())
+
+
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return a whole number as an int, or refuse it.
+
+    Raises:
+        TypeError: If it is a bool or no integer of any kind.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}.")
+    number = operator.index(value)
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {bounds}, got {name}={number}.")
+    return number

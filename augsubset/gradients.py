@@ -17,8 +17,9 @@ __all__ = ["LastLayerGradients", "check_finite_rows"]
 def _euclidean(
     rows: npt.NDArray[np.floating],
     cols: npt.NDArray[np.floating],
+    unit: float,
 ) -> npt.NDArray[np.floating]:
-    """Euclidean distances by direct differences, summed over the features in one fixed order."""
+    """Distances times ``unit``, by direct differences summed over the features in one order."""
     m, d = rows.shape
     n = cols.shape[0]
     columns = cols.T.copy()
@@ -32,7 +33,7 @@ def _euclidean(
                 difference = column[j] - value
                 distances[j] += difference * difference
         for j in range(n):
-            distances[j] = np.sqrt(distances[j])
+            distances[j] = np.sqrt(distances[j]) * unit
     return out
 
 
@@ -153,7 +154,12 @@ class LastLayerGradients:
             the bit, with exact zeros between equal gradients.
 
         Cost:
-            O(len(rows) len(cols) C) time on one core, no temporary of that size.
+            O(len(rows) len(cols) C) time on one core, no temporary but the result.
         """
         features = self.residual.numpy()
-        return torch.from_numpy(_euclidean(features[rows.numpy()], features[cols.numpy()]))
+        here, there = features[rows.numpy()], features[cols.numpy()]
+        # Squares overflow and vanish long before values do; a power of two is exact both ways.
+        largest = max(np.abs(here).max(initial=0), np.abs(there).max(initial=0))
+        exponent = min(int(np.frexp(largest)[1]), 1000)
+        here, there = (np.ldexp(part, -exponent) for part in (here, there))
+        return torch.from_numpy(_euclidean(here, there, 2.0**exponent))

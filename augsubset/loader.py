@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from augsubset.augment.keyed_random import RowKeys
 from augsubset.batches import known_labels, split_batch
-from augsubset.errors import AugsubsetError, check_choice
+from augsubset.errors import AugsubsetError, check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
+from augsubset.rng import MAX_SEED, mix_seed
 from augsubset.sampling import (
     PADDING,
     SubsetAugmentDataset,
@@ -55,7 +56,8 @@ class SubsetAugmentLoader:
     Args:
         loader: A plain DataLoader over a map-style dataset whose batches are (inputs, labels)
             pairs, or dicts that name them. Its batch size, workers, collate function, pinning and
-            order (shuffled or sequential) are taken over; the loader itself is not used again.
+            order (shuffled or sequential) are taken over; the loader itself is not used again. The
+            collate function must keep every row, in order, and not modify items in place.
         model: The model in training: probed for gradients, and its device is where batches go.
         augment: The strong policy, ``(x, rows) -> x``; it sees the copies only.
         fraction: Share of the examples to augment, in (0, 1]; at least one a class. Without
@@ -131,15 +133,12 @@ class SubsetAugmentLoader:
         check_choice("weights", weights, ("paper", "uniform", "unscaled"))
         shuffle = loader_shuffles(loader)
         _check_types(model, augment, base, probe, selector)
-        for name, value, least in (("every", every, 1), ("start_epoch", start_epoch, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an int of at least {least}, got {name}={value}.")
         if max_weight is not None and not max_weight > 0:
             raise ValueError(f"max_weight must be positive, got max_weight={max_weight}.")
         self._model = model
         self._augment = augment
-        self._every = every
-        self._start_epoch = start_epoch
+        self._every = check_int("every", every, 1)
+        self._start_epoch = check_int("start_epoch", start_epoch, 0)
         self._selector: Selector = CoresetSelector() if selector is None else selector
         self._weights = weights
         self._max_weight = max_weight
@@ -147,10 +146,12 @@ class SubsetAugmentLoader:
         self._pixels = PixelRange(normalize, denormalize)
         self._probe = GradientProbe(model, device=device) if probe is None else probe
         self._device = None if device is None else torch.device(device)
-        self._seed = seed
+        self._seed = check_int("seed", seed, 0, MAX_SEED)
+        # Policies of one class would draw the same numbers for a row; the base has its own seed.
+        self._base_seed = mix_seed(self._seed, 1)
         self._parts = {"inputs": inputs, "labels": labels}
 
-        self._dataset = SubsetAugmentDataset(loader.dataset, seed=seed)
+        self._dataset = SubsetAugmentDataset(loader.dataset, seed=self._seed)
         self._options = loader_options(loader)
         self._check_one_batch()
         n = len(self._dataset)
@@ -160,7 +161,7 @@ class SubsetAugmentLoader:
             else budget_from_fraction(fraction, n, self._count_classes(loader.dataset))
         )
         self._sampler = WeightedCoresetSampler(
-            self._dataset, budget=budget, copies=copies, raw=raw, shuffle=shuffle, seed=seed
+            self._dataset, budget=budget, copies=copies, raw=raw, shuffle=shuffle, seed=self._seed
         )
         self._batches = self._data_loader(self._sampler, drop_last=loader.drop_last)
         self._next_epoch = 0
@@ -194,12 +195,12 @@ class SubsetAugmentLoader:
             while True:
                 with clock.on_host("loading"):
                     fetched = next(batches, None)
-                if fetched is None:
-                    completed = True
-                    break
-                x, y, keys = self._checked(*fetched)
-                w = self._weights_of(keys, epoch)
-                rows = _row_keys(self._seed, keys)
+                    if fetched is None:
+                        completed = True
+                        break
+                    x, y, keys = self._checked(*fetched)
+                    w = self._weights_of(keys, epoch)
+                    rows = _row_keys(self._seed, keys)
                 num_rows += len(keys)
                 num_copies += int(_are_copies(rows).sum())
                 with clock.augmentation():
@@ -224,9 +225,10 @@ class SubsetAugmentLoader:
         copies = _are_copies(rows).nonzero().squeeze(1)
         if len(copies):
             at = copies.to(x.device)
-            x = x.index_copy(0, at, self._augment(x[at], rows[copies]))
+            x = x.index_copy(0, at, _applied("augment", self._augment, x[at], rows[copies]))
         if self._base is not None:
-            x = self._base(x, rows)
+            rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
+            x = _applied("base", self._base, x, rows)
         return self._pixels.to_model(x)
 
     def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
@@ -242,9 +244,12 @@ class SubsetAugmentLoader:
     def reselect(self) -> Selection:
         """Select now, with the model as it is; in force from the next epoch that starts.
 
-        The schedule goes on as before: the next selection is at the next multiple of ``every``.
+        The schedule goes on: between epochs this stands for the selection due at the next one;
+        while an epoch runs it does not, since the model goes on training.
         """
+        period = self._period(self._next_epoch - self._live)
         self._select(self._next_epoch)
+        self._selected_period = period
         assert self._selection is not None
         return self._selection
 
@@ -259,6 +264,11 @@ class SubsetAugmentLoader:
         budget = self._sampler.budget
         selection = selector.select(gradients, budget=budget, seed=self._seed, epoch=epoch)
         solved = time.perf_counter()
+        if not isinstance(selection, Selection):
+            raise TypeError(
+                f"selector must return a Selection, got {type(selection).__name__} from "
+                f"{type(selector).__name__}."
+            )
         weighed = selection if self._max_weight is None else selection.capped(self._max_weight)
         self._sampler.set_selection(weighed)
         self._selection = selection
@@ -347,11 +357,11 @@ class SubsetAugmentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next ``iter()`` starts; without it, the one after the last."""
         self._sampler.set_epoch(epoch)
-        self._next_epoch = epoch
+        self._next_epoch = int(epoch)
 
     @property
     def selection(self) -> Selection | None:
-        """The selection in force, weights uncapped; ``None`` before the first epoch."""
+        """The latest selection, weights uncapped; ``None`` before the first epoch."""
         return self._selection
 
     @property
@@ -380,10 +390,14 @@ def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any)
                 f"{name} must be a policy (x, rows) -> x, got the module "
                 f"{type(policy).__name__}. Wrap it: KorniaModule(module)."
             )
+        if isinstance(policy, type):
+            raise TypeError(f"{name} must be a policy, got the class {policy.__name__}. Call it.")
         if not callable(policy) and not (name == "base" and policy is None):
             raise TypeError(f"{name} must be callable, got {type(policy).__name__}.")
     if probe is not None and not isinstance(probe, GradientProbe):
         raise TypeError(f"probe must be a GradientProbe, got {type(probe).__name__}.")
+    if isinstance(selector, type):
+        raise TypeError(f"selector must be a rule, got the class {selector.__name__}. Call it.")
     if selector is not None and not isinstance(selector, Selector):
         raise TypeError(
             "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
@@ -396,6 +410,15 @@ def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any)
                 f"world size must be 1, got {world_size}: sharding is not implemented, and every "
                 "rank would train on everything."
             )
+
+
+def _applied(name: str, policy: Policy, x: Tensor, rows: RowKeys) -> Tensor:
+    """Return a policy's result, or refuse one that would change what other rows hold."""
+    out = policy(x, rows)
+    if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{name} must keep shape and dtype {tuple(x.shape)} {x.dtype}, got {got}.")
+    return out
 
 
 def _row_keys(seed: int, keys: Tensor) -> RowKeys:

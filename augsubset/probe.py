@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, SequentialSampler
 
 from augsubset.batches import split_batch
@@ -129,10 +130,13 @@ class GradientProbe:
         """
         check_choice("progress", progress, (False,))
         if isinstance(data, DataLoader):
-            if not isinstance(data.sampler, SequentialSampler) or data.drop_last:
+            # A batch_sampler of one's own hides behind a SequentialSampler and batch_size=None.
+            in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
+            if not in_order or data.drop_last or len(data.sampler) != len(data.dataset):  # type: ignore[arg-type]
                 raise ValueError(
-                    "data must come in order and whole, got a DataLoader that shuffles or drops. "
-                    "Pass the dataset, or a DataLoader with shuffle=False, drop_last=False."
+                    "data must come in order and whole, got a DataLoader that shuffles, drops or "
+                    "batches in its own way. Pass the dataset, or a DataLoader with "
+                    "shuffle=False, drop_last=False."
                 )
             loader = data
         else:
@@ -201,17 +205,30 @@ class GradientProbe:
     @contextmanager
     def _untouched(self, device: torch.device) -> Iterator[None]:
         """Evaluation mode and seeded generators inside; everything as it was outside."""
+        for name, parameter in chain(self.model.named_parameters(), self.model.named_buffers()):
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"model must be initialised, got the lazy parameter {name!r}. Run one batch "
+                    "through it first: the probe would draw its weights under a seed of its own."
+                )
         training = {module: module.training for module in self.model.modules()}
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in training
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         try:
             with forked_rng(0, [device]):
-                self.model.eval()
+                # Not model.eval(): some models do work there, such as merging adapter weights.
+                for module in training:
+                    module.training = False
                 yield
         finally:
             for module, flag in training.items():
                 module.training = flag
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
+                    setattr(module, name, buffer)
                     if not torch.equal(buffer, before):
                         buffer.copy_(before)
 

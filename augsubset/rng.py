@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["forked_rng", "mix_seed"]
+__all__ = ["MAX_SEED", "forked_rng", "mix_seed"]
 
 _WORD = (1 << 64) - 1
+MAX_SEED = (1 << 63) - 1
 
 
 def mix_seed(*parts: int) -> int:
@@ -44,9 +45,17 @@ def forked_rng(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None
     python_state = random.getstate()
     # The legacy global generator on purpose: it is the one that transforms in the wild draw from.
     numpy_state = np.random.get_state()  # noqa: NPY002
-    indices = [device.index or 0 for device in devices if device.type == "cuda"]
+    indices = [
+        torch.cuda.current_device() if device.index is None else device.index
+        for device in devices
+        if device.type == "cuda"
+    ]
     with torch.random.fork_rng(devices=indices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also reseed every accelerator, which nobody puts back.
+        torch.default_generator.manual_seed(seed)
+        for index in indices:
+            with torch.cuda.device(index):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
         try:

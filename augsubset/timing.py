@@ -51,7 +51,10 @@ class EpochClock:
         self._events.append((begin, end))
 
     def read(self) -> dict[str, float]:
-        """Stop, and return seconds as ``selection_seconds`` and so on; they add up to the total."""
+        """Stop, and return seconds as ``selection_seconds`` and so on.
+
+        They add up to the total, but on CUDA, where augmentation may overlap what the host does.
+        """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             milliseconds = sum(begin.elapsed_time(end) for begin, end in self._events)

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import (
@@ -41,13 +41,9 @@ from benchmarks.harness import (
     load_cifar10,
     load_digits_images,
     train,
+    unchanged,
 )
 from benchmarks.page import Gallery, render_page, render_picture
-
-
-def unchanged(x: Tensor, rows: RowKeys) -> Tensor:
-    """Stand in for strong augmentation in the arms that have none."""
-    return x
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def run_arm(
         if after_epoch is not None:
             after_epoch(epoch, accuracy)
 
-    plan = TrainingPlan(setting.epochs, setting.lr, setting.batch_size)
+    plan = TrainingPlan(setting.epochs, setting.lr)
     result = train(model, loader, data, plan, after_epoch=remember)
     return result if arm.augmented else replace(result, augmented=0), selections
 
@@ -139,41 +135,34 @@ def warm_up(data: ImageData, device: str) -> None:
     """Compile and load everything once, so that no arm pays for being the first."""
     select_coreset(torch.rand(8, 2), budget=2)
     few = data.x_train[:64].to(device)
-    for _ in range(2):
-        CropFlip(1)(
-            RandomOps.paper()(few, RowKeys(0, 0, torch.arange(len(few)), 1)),
-            RowKeys(0, 0, torch.arange(len(few)), 1),
-        )
-
-
-def mean(values: list[float]) -> float:
-    """Return the arithmetic mean."""
-    return sum(values) / len(values)
+    rows = RowKeys(0, 0, torch.arange(len(few)), 1)
+    for policy in (RandomOps.paper(), CropFlip(1)) * 2:
+        policy(few, rows)
 
 
 def summarise(results: dict[str, list[RunResult]]) -> list[dict[str, Any]]:
     """Return one table row an arm, means over the seeds; ``None`` where a figure is undefined."""
     accuracy = {name: [run.accuracies[-1] for run in runs] for name, runs in results.items()}
-    total = {name: mean([run.seconds["total"] for run in runs]) for name, runs in results.items()}
+    total = {name: fmean([run.seconds["total"] for run in runs]) for name, runs in results.items()}
     gain = None
     if {"none", "full"} <= results.keys():
-        gain = mean(accuracy["full"]) - mean(accuracy["none"])
+        gain = fmean(accuracy["full"]) - fmean(accuracy["none"])
     rows = []
     for name, runs in results.items():
         share = None
         if gain is not None and gain > 0:
-            share = (mean(accuracy[name]) - mean(accuracy["none"])) / gain
+            share = (fmean(accuracy[name]) - fmean(accuracy["none"])) / gain
         rows.append(
             {
                 "arm": name,
                 "label": ARMS[name].label,
-                "accuracy": mean(accuracy[name]),
+                "accuracy": fmean(accuracy[name]),
                 "accuracies": accuracy[name],
                 "share_of_gain": share,
-                "augmented": mean([float(run.augmented) for run in runs]),
-                "steps": mean([float(run.steps) for run in runs]),
+                "augmented": fmean([float(run.augmented) for run in runs]),
+                "steps": fmean([float(run.steps) for run in runs]),
                 "seconds": {
-                    bucket: mean([run.seconds[bucket] for run in runs])
+                    bucket: fmean([run.seconds[bucket] for run in runs])
                     for bucket in runs[0].seconds
                 },
                 "speed_up": total["full"] / total[name] if "full" in total else None,
@@ -316,8 +305,9 @@ def main(arguments: list[str] | None = None) -> None:
         "setting": asdict(setting),
         "environment": environment(data),
         "seeds": seeds,
+        "total_seconds": time.perf_counter() - begin,
         "summary": rows,
-        "runs": {name: [run.to_json() for run in runs] for name, runs in results.items()},
+        "runs": {name: [asdict(run) for run in runs] for name, runs in results.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

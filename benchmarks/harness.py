@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import augsubset
-from augsubset import SubsetAugmentLoader, weighted_loss
+from augsubset import RowKeys, SubsetAugmentLoader, weighted_loss
 from augsubset.pixels import MeanStd, PixelRange
+from augsubset.rng import forked_rng
 
 # ----------------------------------------------------------------------------------------- data
 
@@ -53,14 +54,7 @@ class ImageData:
             return self
         if not 0 < limit <= len(self.x_train):
             raise ValueError(f"limit must be in 1..{len(self.x_train)}, got limit={limit}.")
-        return ImageData(
-            self.name,
-            self.x_train[:limit],
-            self.y_train[:limit],
-            self.x_test,
-            self.y_test,
-            self.mean_std,
-        )
+        return replace(self, x_train=self.x_train[:limit], y_train=self.y_train[:limit])
 
 
 def load_digits_images(num_train: int = 300) -> ImageData:
@@ -199,10 +193,14 @@ class ResNet20(nn.Module):
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {"convnet": ConvNet, "resnet20": ResNet20}
 
 
+def unchanged(x: Tensor, rows: RowKeys) -> Tensor:
+    """Stand in for strong augmentation in the arms that have none."""
+    return x
+
+
 def build_model(name: str, data: ImageData, seed: int) -> nn.Module:
     """Return a model whose initial weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked_rng(seed):
         return MODELS[name](data.x_train.shape[1], data.num_classes)
 
 
@@ -216,7 +214,6 @@ class TrainingPlan:
     Args:
         epochs: Passes of the loader.
         lr: Peak learning rate.
-        batch_size: Rows a step; for the record, the loader decides.
         momentum: Of SGD.
         weight_decay: On all parameters.
         warmup: Epochs of linear warm-up.
@@ -225,7 +222,6 @@ class TrainingPlan:
 
     epochs: int
     lr: float
-    batch_size: int
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 1.0
@@ -250,10 +246,6 @@ class RunResult:
     rows: int
     augmented: int
     seconds: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def train(
@@ -313,7 +305,7 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 500) -> float:
 # --------------------------------------------------------------------------------------- record
 
 
-def environment(data: ImageData | None = None) -> dict[str, Any]:
+def environment(data: ImageData) -> dict[str, Any]:
     """Return what a result depends on beside the code's arguments."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -330,7 +322,7 @@ def environment(data: ImageData | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if cuda else _processor(),
         "threads": torch.get_num_threads(),
-        "data": None if data is None else {"name": data.name, "sha256": data.digest},
+        "data": {"name": data.name, "sha256": data.digest},
     }
 
 

@@ -29,7 +29,6 @@ from augsubset import (
     select_coreset,
 )
 from augsubset.pixels import PixelRange
-from benchmarks.demo import unchanged
 from benchmarks.harness import (
     ImageData,
     TrainingPlan,
@@ -37,6 +36,7 @@ from benchmarks.harness import (
     environment,
     load_cifar10,
     train,
+    unchanged,
 )
 
 
@@ -54,7 +54,7 @@ def trained_gradients(data: ImageData, epochs: int = 1, seed: int = 0) -> LastLa
         normalize=data.mean_std,
         seed=seed,
     )
-    train(model, loader, data, TrainingPlan(epochs, 0.1, 128, warmup=0.25))
+    train(model, loader, data, TrainingPlan(epochs, 0.1, warmup=0.25))
     pixels = PixelRange(data.mean_std, None)
     return GradientProbe(model).scan(
         TensorDataset(data.x_train, data.y_train),
@@ -69,7 +69,12 @@ def error_of(gradients: LastLayerGradients, chosen: torch.Tensor) -> float:
     for label in torch.unique(gradients.labels):
         members = (gradients.labels == label).nonzero().squeeze(1)
         centres = members[torch.isin(members, chosen)]
-        error += float(torch.cdist(residual[members], residual[centres]).amin(1).sum())
+        distances = torch.cdist(
+            residual[members],
+            residual[centres],
+            compute_mode="donot_use_mm_for_euclid_dist",  # the Gram form loses near-duplicates
+        )
+        error += float(distances.amin(1).sum())
     return error
 
 

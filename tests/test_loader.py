@@ -46,6 +46,9 @@ def make_model(channels=3, classes=3):
     return nn.Sequential(nn.Flatten(), nn.Linear(36 * channels, classes))
 
 
+MODEL = make_model()
+
+
 def make(data=DATA, policy=None, *, model=None, batch_size=8, **options):
     loader_options = {
         name: options.pop(name)
@@ -245,8 +248,8 @@ def test_streams_of_different_seeds_differ_and_of_one_seed_do_not():
 
 
 def test_the_callers_generator_is_not_advanced():
-    loader = make()
     state = torch.get_rng_state()
+    loader = make(model=MODEL)
     list(loader)
     assert torch.equal(state, torch.get_rng_state())
 
@@ -304,6 +307,23 @@ def test_reselect_selects_now_for_the_next_epoch():
     assert [entry["epoch"] for entry in events(loader, "selection")] == [0, 1]
 
 
+def test_reselecting_while_an_epoch_runs_does_not_replace_the_scheduled_selection():
+    loader = make(every=2)
+    list(loader)
+    running = iter(loader)
+    next(running)
+    loader.reselect()
+    list(running)
+    list(loader)
+    assert [entry["epoch"] for entry in events(loader, "selection")] == [0, 2, 2]
+    between = make(every=2)
+    list(between)
+    list(between)
+    between.reselect()
+    list(between)
+    assert [entry["epoch"] for entry in events(between, "selection")] == [0, 2]
+
+
 def test_training_flags_are_the_users_after_every_batch():
     model = nn.Sequential(make_model(), nn.Dropout(0.5))
     model.train()
@@ -344,6 +364,70 @@ def test_dict_items_yield_the_same_batches_and_labels_are_gathered_once():
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     named = make(Dicts(("scan", "finding")), inputs="scan", labels="finding")
     assert len(list(named)) == len(named)
+
+
+def test_dict_items_are_fetched_once_for_their_labels():
+    class Counting(Dicts):
+        fetched = 0
+
+        def __getitem__(self, index):
+            self.fetched += 1
+            return super().__getitem__(index)
+
+    dataset = Counting()
+    loader = make(dataset, selector=RandomSelector(), fraction=0.1, copies=1, raw="none")
+    assert dataset.fetched == 2 + N  # the two that are checked, then everybody for the labels
+    list(loader)
+    assert dataset.fetched == 2 + N + 6
+
+
+def test_base_and_strong_policy_of_one_class_draw_apart():
+    flips = make(policy=CropFlip(0), base=CropFlip(0), fraction=1.0, copies=1, raw="none")
+    by_label = {tuple((x / 255).flatten().tolist()): True for x in X.float()}
+    unchanged = [tuple(x.flatten().tolist()) in by_label for batch, _, _ in flips for x in batch]
+    assert 0.2 < sum(unchanged) / N < 0.8
+
+
+def test_padding_weighs_nothing_under_every_weights_option():
+    class Few(RandomSelector):
+        def select(self, gradients, *, budget, seed, epoch):
+            return super().select(gradients, budget=2, seed=seed, epoch=epoch)
+
+    for weights in ("paper", "uniform", "unscaled"):
+        loader = make(selector=Few(), fraction=0.1, copies=1, raw="none", weights=weights)
+        w = torch.cat([batch[2] for batch in loader])
+        assert (w == 0).sum() == 4
+        assert (w > 0).sum() == 2
+
+
+def test_the_probe_sees_denormalised_data_as_the_model_does():
+    mean, std = (torch.tensor(part)[:, None, None] for part in STATISTICS)
+    seen = TensorDataset((X.float() / 255 - mean) / std, Y)
+    model = make_model()
+    loader = make(seen, model=model, denormalize=STATISTICS)
+    list(loader)
+    expected = GradientProbe(model).scan(seen)
+    certificate = select_coreset(expected, fraction=0.1).certificate
+    assert loader.selection.certificate.error == pytest.approx(certificate.error, rel=1e-4)
+
+
+def test_a_world_of_several_ranks_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="world size must be 1, got 2: sharding is not"):
+        make()
+
+
+def test_images_are_checked_before_they_are_moved():
+    late = UNIT.clone()
+    late[:] = 0.5
+    late[2:] = 1.5  # the two examples that construction fetches are in range
+    loader = make(TensorDataset(late, Y), selector=RandomSelector(), shuffle=False)
+    moved = []
+    loader._moved = lambda part, device: moved.append(part)
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+        list(loader)
+    assert moved == []
 
 
 def test_a_denormalised_dataset_gives_the_same_batches():
@@ -399,9 +483,9 @@ UNIT = X.float() / 255
         (lambda: make(fraction=0.0), ValueError, r"fraction must be in \(0, 1\]"),
         (lambda: make(fraction=1.1), ValueError, r"fraction must be in \(0, 1\]"),
         (lambda: make(copies=0), ValueError, "copies must be between 1 and"),
-        (lambda: make(every=0), ValueError, "every must be an int of at least 1"),
-        (lambda: make(every=2.5), ValueError, "every must be an int of at least 1"),
-        (lambda: make(start_epoch=-1), ValueError, "start_epoch must be an int of at least 0"),
+        (lambda: make(every=0), ValueError, "every must be at least 1"),
+        (lambda: make(every=2.5), TypeError, "every must be an int, got float 2.5"),
+        (lambda: make(start_epoch=-1), ValueError, "start_epoch must be at least 0"),
         (lambda: make(raw="half"), ValueError, "raw must be one of 'all'"),
         (lambda: make(mode="sample"), ValueError, "mode must be one of 'weight'"),
         (lambda: make(weights="mean"), ValueError, "weights must be one of 'paper'"),
@@ -410,6 +494,16 @@ UNIT = X.float() / 255
             lambda: make(normalize=STATISTICS, denormalize=STATISTICS),
             ValueError,
             "normalize and denormalize must not both be given",
+        ),
+        (lambda: make(seed=-1), ValueError, "seed must be between 0 and"),
+        (lambda: make(seed=None), TypeError, "seed must be an int, got NoneType"),
+        (lambda: make(copies=4.0), TypeError, "copies must be an int, got float"),
+        (lambda: make(policy=RandomOps), TypeError, "augment must be a policy, got the class"),
+        (lambda: make(selector=RandomSelector), TypeError, "got the class RandomSelector. Call it"),
+        (
+            lambda: make(sampler=SequentialSampler(range(10))),
+            ValueError,
+            "a sampler of 10 draws for 60 examples.* a Subset of the dataset",
         ),
         (lambda: make(selector="coreset"), TypeError, "selector must have .needs_gradients"),
         (lambda: make(probe=make_model()), TypeError, "probe must be a GradientProbe"),
@@ -526,6 +620,31 @@ def test_a_collate_that_drops_rows_later_is_refused_in_the_main_process():
 
     with pytest.raises(ValueError, match="collate_fn must keep every row, got 7 rows for 8 keys"):
         list(make(collate_fn=drops_once_full))
+
+
+@pytest.mark.parametrize("name", ["augment", "base"])
+@pytest.mark.parametrize(
+    ("policy", "got"),
+    [
+        (lambda x, rows: x[:-1], r"torch.uint8, got \("),
+        (lambda x, rows: x.float(), r"got \(.*torch.float32"),
+        (lambda x, rows: None, "got NoneType"),
+    ],
+)
+def test_policies_that_change_shape_or_dtype_are_refused(name, policy, got):
+    policies = {"policy": blacken, "base": None}
+    policies["policy" if name == "augment" else "base"] = policy
+    with pytest.raises(ValueError, match=f"{name} must keep shape and dtype.*{got}"):
+        list(make(**policies, raw="selected"))
+
+
+def test_a_selector_that_returns_no_selection_is_refused():
+    class Wrong(RandomSelector):
+        def select(self, gradients, **arguments):
+            return [1, 2, 3]
+
+    with pytest.raises(TypeError, match="selector must return a Selection, got list from Wrong"):
+        list(make(selector=Wrong()))
 
 
 def test_a_selection_larger_than_the_epoch_has_room_for_is_refused():

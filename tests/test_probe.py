@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from augsubset import GradientProbe
 
@@ -135,6 +142,43 @@ def test_a_scan_that_fails_leaves_no_trace_either(model, layer):
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
         GradientProbe(model, layer).scan(bad)
     assert_untouched(model, before)
+
+
+class Reassigning(Registered):
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.head(self.body(x))
+
+
+def test_buffers_that_a_model_reassigns_are_put_back():
+    model = Reassigning()
+    buffer = model.calls
+    GradientProbe(model).scan(DATA)
+    assert model.calls is buffer
+    assert float(buffer) == 0
+
+
+class Merging(nn.Linear):
+    """As adapters do: leaving training mode merges a factor into the weight."""
+
+    def train(self, mode=True):
+        if self.training and not mode:
+            with torch.no_grad():
+                self.weight.mul_(3)
+        return super().train(mode)
+
+
+def test_modules_that_work_when_their_mode_changes_are_not_set_to_work():
+    model = nn.Sequential(Merging(6, 4))
+    before = snapshot(model)
+    GradientProbe(model).scan(DATA)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(4), nn.LazyBatchNorm1d()])
+def test_lazy_modules_are_refused(lazy):
+    with pytest.raises(ValueError, match="model must be initialised, got the lazy parameter"):
+        GradientProbe(nn.Sequential(lazy)).scan(DATA)
 
 
 def test_a_model_that_draws_in_evaluation_mode_gives_the_same_scan_twice(model):
@@ -270,6 +314,18 @@ def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
     [
         (lambda p: p.scan(DataLoader(DATA, shuffle=True)), ValueError, "data must come in order"),
         (lambda p: p.scan(DataLoader(DATA, drop_last=True)), ValueError, "data must come in order"),
+        (
+            lambda p: p.scan(
+                DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 5, True))
+            ),
+            ValueError,
+            "data must come in order",
+        ),
+        (
+            lambda p: p.scan(DataLoader(DATA, sampler=SequentialSampler(range(10)))),
+            ValueError,
+            "data must come in order",
+        ),
         (lambda p: p.scan(TensorDataset(X[:0], Y[:0])), ValueError, "got an empty dataset"),
         (lambda p: p.scan(TensorDataset(X)), TypeError, "If labels are missing"),
         (lambda p: p.scan(DATA, progress=True), ValueError, "progress must be one of False"),

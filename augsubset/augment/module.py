@@ -57,6 +57,9 @@ class KorniaModule:
             seed = (seed * 0x5851F42D4C957F2D + word) & ((1 << 63) - 1)
         with forked_rng(seed, [x.device]), plain_context(x.device):
             out = self.module(x.float() / 255 if x.dtype == torch.uint8 else x)
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"module must return a float tensor, as it got, got {kind}.")
         if out.shape != x.shape:
             raise ValueError(
                 f"module must keep the shape {tuple(x.shape)}, got {tuple(out.shape)}. "

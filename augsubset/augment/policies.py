@@ -11,12 +11,16 @@ from torch import Tensor
 
 from augsubset.augment.keyed_random import RowKeys, uniforms
 from augsubset.augment.ops import OPS, Op
-from augsubset.errors import check_choice
+from augsubset.errors import check_choice, check_int
 
 __all__ = ["CropFlip", "RandomOps", "check_images", "plain_context"]
 
-# Streams keep policies that see the same rows independent of each other.
-_STREAM_RANDOM_OPS, _STREAM_CROP_FLIP = 1, 2
+# Classes of policies that see the same rows draw independently of each other.
+_RANDOM_OPS, _CROP_FLIP = 1, 2
+
+
+def _stream(policy_class: int, stream: int) -> int:
+    return 4 * check_int("stream", stream, 0) + policy_class
 
 
 def check_images(x: Tensor, rows: RowKeys) -> None:
@@ -46,8 +50,10 @@ class RandomOps:
 
     Args:
         ops: Names of :data:`~augsubset.augment.ops.OPS`, or a mapping of names to your own
-            :class:`~augsubset.augment.ops.Op`.
+            :class:`~augsubset.augment.ops.Op`; what those return is clamped to [0, 1].
         num_ops: Operations a row.
+        stream: Two policies of one class that see the same rows draw the same numbers; give one
+            of them another stream. The loader does so for its strong and base policy.
 
     Raises:
         ValueError: If an op is unknown, or there are fewer than ``num_ops``.
@@ -58,22 +64,28 @@ class RandomOps:
 
     Cost:
         O(pixels of the rows given) an op, rows of one op together; each distinct op of the batch
-        and slot runs once. No device synchronisation: rows are drawn on the CPU.
+        and slot runs once. Rows are drawn on the CPU, and nothing is read back from the device.
     """
 
     def __init__(
-        self, ops: Sequence[str] | Mapping[str, Op] = tuple(OPS), num_ops: int = 2
+        self,
+        ops: Sequence[str] | Mapping[str, Op] = tuple(OPS),
+        num_ops: int = 2,
+        *,
+        stream: int = 0,
     ) -> None:
-        if not isinstance(ops, Mapping):
-            for name in ops:
+        if isinstance(ops, Mapping):
+            self.ops = dict(ops)
+            for name, op in self.ops.items():
+                if not isinstance(op, Op):
+                    raise TypeError(f"ops must map names to Op, got {name!r}: {op!r}.")
+        else:
+            names = list(ops)
+            for name in names:
                 check_choice("ops", name, tuple(OPS))
-            ops = {name: OPS[name] for name in ops}
-        if not 1 <= num_ops <= len(ops):
-            raise ValueError(
-                f"num_ops must be between 1 and the number of ops {len(ops)}, got {num_ops}."
-            )
-        self.ops = dict(ops)
-        self.num_ops = num_ops
+            self.ops = {name: OPS[name] for name in names}
+        self.num_ops = check_int("num_ops", num_ops, 1, len(self.ops))
+        self.stream = _stream(_RANDOM_OPS, stream)
 
     @classmethod
     def paper(cls) -> RandomOps:
@@ -95,7 +107,7 @@ class RandomOps:
         if len(x) == 0:
             return x
         count = len(self.ops)
-        draws = uniforms(rows, count + 2 * self.num_ops, _STREAM_RANDOM_OPS)
+        draws = uniforms(rows, count + 2 * self.num_ops, self.stream)
         # The order of random numbers is a random order of the ops; the sort is stable, so equal
         # numbers cannot make the order depend on the implementation.
         chosen = draws[:, :count].argsort(dim=1, stable=True)[:, : self.num_ops]
@@ -110,7 +122,15 @@ class RandomOps:
                         continue
                     magnitude = op.magnitudes(strength[at], sign[at]).to(x.device)
                     at = at.to(x.device)
-                    out[at] = op.apply(out[at], magnitude)
+                    images = out[at]
+                    result = op.apply(images, magnitude)
+                    if result.shape != images.shape:
+                        raise ValueError(
+                            f"ops must keep the shape {tuple(images.shape)}, got "
+                            f"{tuple(result.shape)} from {list(self.ops)[number]!r}."
+                        )
+                    out[at] = result
+                out.clamp_(0, 1)
                 if quantised:
                     out = (out * 255).round() / 255
             return (out * 255).round().to(torch.uint8) if quantised else out.to(x.dtype)
@@ -126,6 +146,7 @@ class CropFlip:
         padding: Pixels added on each side.
         flip: Probability of mirroring left to right.
         padding_mode: What lies outside: ``"constant"`` zeros, or the image ``"reflect"``-ed.
+        stream: As in :class:`RandomOps`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -140,15 +161,15 @@ class CropFlip:
         *,
         flip: float = 0.5,
         padding_mode: Literal["constant", "reflect"] = "constant",
+        stream: int = 0,
     ) -> None:
         check_choice("padding_mode", padding_mode, ("constant", "reflect"))
-        if padding < 0:
-            raise ValueError(f"padding must be 0 or more, got padding={padding}.")
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be a probability, got flip={flip}.")
-        self.padding = padding
+        self.padding = check_int("padding", padding, 0)
         self.flip = flip
         self.padding_mode = padding_mode
+        self.stream = _stream(_CROP_FLIP, stream)
 
     def __repr__(self) -> str:
         return (
@@ -165,7 +186,7 @@ class CropFlip:
                 f"padding must be less than the image's size {height} x {width} to reflect, "
                 f"got padding={self.padding}."
             )
-        draws = uniforms(rows, 3, _STREAM_CROP_FLIP)
+        draws = uniforms(rows, 3, self.stream)
         offsets = (draws[:, :2] * (2 * self.padding + 1)).long() - self.padding
         mirrored = draws[:, 2:] < self.flip
         source_y = offsets[:, :1] + torch.arange(height)

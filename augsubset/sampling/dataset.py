@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
-from augsubset.rng import forked_rng, mix_seed
+from augsubset.errors import check_int
+from augsubset.rng import MAX_SEED, forked_rng, mix_seed
 from augsubset.sampling.keys import MAX_INDEX, unpack
 
 __all__ = ["KeyedCollate", "SubsetAugmentDataset", "check_map_style"]
@@ -86,7 +87,7 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
             )
         self._length = check_map_style(dataset)
         self.dataset = dataset
-        self.seed = seed
+        self.seed = check_int("seed", seed, 0, MAX_SEED)
 
     def __len__(self) -> int:
         """Return the number of examples in the user's dataset, whatever is selected."""
@@ -112,10 +113,15 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
             )
         distinct = list(dict.fromkeys(indices))
         with forked_rng(mix_seed(self.seed, int(keys[0]))):
-            if hasattr(self.dataset, "__getitems__"):
+            if getattr(self.dataset, "__getitems__", None) is not None:
                 items = self.dataset.__getitems__(distinct)
             else:
                 items = [self.dataset[index] for index in distinct]
+        if len(items) != len(distinct):
+            raise ValueError(
+                f"dataset must return one item an index, got {len(items)} for {len(distinct)} "
+                "from its __getitems__."
+            )
         by_index = dict(zip(distinct, items, strict=True))
         return [(by_index[index], int(key)) for index, key in zip(indices, keys, strict=True)]
 

@@ -13,7 +13,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from augsubset.sampling.dataset import KeyedCollate
+from augsubset.sampling.dataset import KeyedCollate, check_map_style
 
 __all__ = ["loader_options", "loader_shuffles"]
 
@@ -44,24 +44,25 @@ def loader_shuffles(loader: Any) -> bool:
             f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: the "
             "subset decides which rows there are."
         )
-    sampler = loader.sampler
-    if type(sampler) is SequentialSampler:
-        return False
-    if type(sampler) is RandomSampler:
-        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
-            raise ValueError(
-                "loader must draw every example once, got a sampler with replacement or "
-                "num_samples. Pass shuffle=True."
-            )
-        return True
+    sampler: Any = loader.sampler
     if isinstance(sampler, DistributedSampler):
         raise ValueError(
             "loader must not be sharded, got sampler=DistributedSampler: not implemented."
         )
-    raise ValueError(
-        f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. Use "
-        "shuffle=True or False: the subset decides which rows there are."
-    )
+    if type(sampler) not in (SequentialSampler, RandomSampler):
+        raise ValueError(
+            f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. "
+            "Use shuffle=True or False: the subset decides which rows there are."
+        )
+    replaces = isinstance(sampler, RandomSampler) and sampler.replacement
+    draws, examples = len(sampler), check_map_style(loader.dataset)
+    if replaces or draws != examples:
+        raise ValueError(
+            f"loader must draw every example once, got a sampler of {draws} draws "
+            f"{'with replacement ' if replaces else ''}for {examples} examples. Pass "
+            "shuffle=True, and a Subset of the dataset for fewer examples."
+        )
+    return isinstance(sampler, RandomSampler)
 
 
 def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from augsubset.errors import AugsubsetError, check_choice
-from augsubset.rng import mix_seed
+from augsubset.errors import AugsubsetError, check_choice, check_int
+from augsubset.rng import MAX_SEED, mix_seed
 from augsubset.sampling.dataset import SubsetAugmentDataset, check_map_style
 from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, pack, unpack
 
@@ -96,8 +96,7 @@ class WeightedCoresetSampler(Sampler[int]):
         check_choice("num_replicas", num_replicas, (None, 1), "Sharding is not implemented.")
         check_choice("rank", rank, (None, 0), "Sharding is not implemented.")
         check_choice("drop_last", drop_last, (False,), "Sharding is not implemented.")
-        if not 1 <= copies <= MAX_COPIES:
-            raise ValueError(f"copies must be between 1 and {MAX_COPIES}, got copies={copies}.")
+        copies = check_int("copies", copies, 1, MAX_COPIES)
         if isinstance(dataset, SubsetAugmentDataset):
             self._num_examples = len(dataset)
         else:
@@ -109,16 +108,11 @@ class WeightedCoresetSampler(Sampler[int]):
                     "The length of an epoch follows from it."
                 )
             budget = len(selection.indices)
-        if not 1 <= budget <= self._num_examples:
-            raise ValueError(
-                f"budget must be between 1 and the dataset's length {self._num_examples}, "
-                f"got budget={budget}."
-            )
-        self.budget = budget
+        self.budget = check_int("budget", budget, 1, self._num_examples)
         self.copies = copies
         self.raw = raw
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = check_int("seed", seed, 0, MAX_SEED)
         self._epoch = 0
         self._selection: Any | None = None
         self._started: dict[int, _EpochWeights] = {}
@@ -133,16 +127,18 @@ class WeightedCoresetSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is: 0..8191."""
-        if not 0 <= epoch < MAX_EPOCHS:
-            raise ValueError(f"epoch must be between 0 and {MAX_EPOCHS - 1}, got epoch={epoch}.")
-        self._epoch = epoch
+        self._epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
 
     def set_selection(self, selection: Any) -> None:
         """Take a selection, from the next epoch that starts.
 
         Raises:
+            TypeError: If it is no selection.
             ValueError: If it is larger than the budget or made for another dataset.
         """
+        for name in ("indices", "weights", "clusters"):
+            if not isinstance(getattr(selection, name, None), Tensor):
+                raise TypeError(f"selection must be a Selection, got {type(selection).__name__}.")
         k = len(selection.indices)
         if k > self.budget:
             raise ValueError(
@@ -163,7 +159,7 @@ class WeightedCoresetSampler(Sampler[int]):
             raise AugsubsetError("no selection is set. Call set_selection before iterating.")
         epoch = self._epoch
         keys = self._rows(epoch)
-        self._start(epoch, keys)
+        self._start(epoch, len(keys))
         padding = len(self) - len(keys)
         if padding:
             filler = np.arange(padding, dtype=np.int64) % self._num_examples
@@ -190,16 +186,18 @@ class WeightedCoresetSampler(Sampler[int]):
             [pack(epoch, 0, originals), pack(epoch, copies, np.tile(selected, self.copies))]
         )
 
-    def _start(self, epoch: int, keys: npt.NDArray[np.int64]) -> None:
+    def _start(self, epoch: int, num_rows: int) -> None:
         """Remember how to weigh the epoch's rows, and forget the oldest epoch beyond the limit."""
         assert self._selection is not None
         order = np.argsort(self._selection.indices.numpy())
         indices = self._selection.indices.numpy()[order]
-        weights = self._selection.weights.numpy()[order]
+        sizes = self._selection.weights.numpy()[order]
+        of_copies = float(sizes.sum())
+        n = self._num_examples
+        of_originals = {"all": n, "unselected": n - len(sizes), "selected": of_copies, "none": 0}
+        mean = (of_originals[self.raw] + of_copies) / num_rows
         self._started.pop(epoch, None)
-        self._started[epoch] = _EpochWeights(indices, weights, mean=1.0)
-        total = float(self._weigh(keys).sum())
-        self._started[epoch] = _EpochWeights(indices, weights, mean=total / len(keys))
+        self._started[epoch] = _EpochWeights(indices, sizes, mean)
         while len(self._started) > _EPOCHS_REMEMBERED:
             del self._started[next(iter(self._started))]
 
@@ -218,11 +216,14 @@ class WeightedCoresetSampler(Sampler[int]):
             size / r for a copy.
 
         Raises:
+            TypeError: If the keys are not int64.
             AugsubsetError: If a key's epoch was not started here, or more than 64 epochs ago.
 
         Shape:
             keys ``(B,)``; returns ``(B,)``.
         """
+        if keys.dtype != torch.int64:
+            raise TypeError(f"keys must be int64, got {keys.dtype}.")
         return torch.from_numpy(self._weigh(keys.numpy()).astype(np.float32))
 
     def _weigh(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

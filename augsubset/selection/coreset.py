@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_choice
+from augsubset.errors import check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.selection.budget import budget_from_fraction, sainte_lague_seats
 from augsubset.selection.facility_location import Int32Array, quantise
@@ -105,8 +105,10 @@ def select_coreset(
     if budget is None:
         assert fraction is not None
         budget = budget_from_fraction(fraction, len(gradients), len(classes))
-    elif isinstance(budget, bool) or not isinstance(budget, int):
-        raise TypeError(f"budget must be an int, got {type(budget).__name__}.")
+    elif isinstance(budget, Mapping):
+        raise ValueError(f"budget must be an int: one a class is not implemented, got {budget}.")
+    else:
+        budget = check_int("budget", budget, 0)
     seats = sainte_lague_seats(np.array([len(m) for m in members]), budget)
     budgets = np.bincount(seats, minlength=len(members))
 

@@ -94,11 +94,9 @@ def _lazy_greedy(levels: Int32Array, budget: int) -> tuple[Int64Array, Int64Arra
     gains = np.empty(budget, np.int64)
     # A gain computed earlier bounds today's from above. The root of the heap is re-evaluated until
     # it stays on top: then no bound beats it, and no equal bound has a lower position.
-    bounds = np.empty(n, np.int64)
+    bounds = marginal_gains(levels, coverage)
     evaluated = np.zeros(n, np.int64)
     heap = np.arange(n)
-    for j in range(n):
-        bounds[j] = gain_of(levels[j], coverage)
     size = n
     for root in range(size // 2 - 1, -1, -1):
         _sift_down(heap, bounds, root, size)

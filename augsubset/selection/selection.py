@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -81,6 +82,8 @@ class Selection:
             raise ValueError(
                 f"indices must hold between 1 and n={len(self.clusters)} examples, got {k}."
             )
+        if int(self.indices.min()) < 0:
+            raise ValueError(f"indices must be 0 or more, got {int(self.indices.min())}.")
         if len(torch.unique(self.indices)) != k:
             raise ValueError("indices must be distinct, got repeats.")
         check_finite_rows("weights", self.weights)
@@ -124,8 +127,20 @@ class Selection:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Selection:
-        """Read what :meth:`save` wrote; the digest is the same."""
+        """Read what :meth:`save` wrote; the digest is the same.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{path} must be a saved Selection, got no .npz archive.")
         with np.load(path, allow_pickle=False) as archive:
+            missing = {*_ARRAYS, "epoch"} - set(archive)
+            if missing:
+                raise ValueError(
+                    f"{path} must be a saved Selection, got an archive without {sorted(missing)}."
+                )
             certificate = None
             if "certificate" in archive:
                 error, bound, *others = archive["certificate"].tolist()

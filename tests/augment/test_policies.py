@@ -83,6 +83,23 @@ def test_copies_epochs_and_seeds_give_different_augmentations():
     assert len({tuple(result.flatten().tolist()) for result in results}) == 4
 
 
+def test_what_a_custom_op_returns_is_clamped_not_wrapped():
+    brighter = RandomOps({"b": Op(lambda x, m: x * 1.5)}, num_ops=1)
+    x = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    assert set(brighter(x, keys(1)).flatten().tolist()) == {255}
+
+
+def test_two_policies_of_one_class_draw_apart_in_different_streams():
+    x, rows = batch(200), keys(200)
+    flip = CropFlip(0)
+    assert torch.equal(flip(flip(x, rows), rows), x)  # one stream: the flips cancel
+    both = CropFlip(0, stream=1)(flip(x, rows), rows)
+    unchanged = (both == x).flatten(1).all(1).float().mean()
+    assert 0.35 < float(unchanged) < 0.65
+    ops = RandomOps(["rotate", "invert"], 1)(x, rows)
+    assert not torch.equal(RandomOps(["rotate", "invert"], 1, stream=1)(x, rows), ops)
+
+
 def test_crop_flip_moves_pixels_within_the_padding_and_flips_half():
     x = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 1, 5, 5).expand(4000, -1, -1, -1)
     out = CropFlip(2)(x, keys(4000))
@@ -157,7 +174,7 @@ def test_autograd_and_autocast_do_not_reach_inside():
         (lambda: RandomOps(["rotate", "swirl"]), ValueError, "ops must be one of 'rotate'"),
         (lambda: RandomOps(["rotate"], num_ops=2), ValueError, "num_ops must be between 1 and"),
         (lambda: RandomOps(num_ops=0), ValueError, "num_ops must be between 1 and"),
-        (lambda: CropFlip(-1), ValueError, "padding must be 0 or more"),
+        (lambda: CropFlip(-1), ValueError, "padding must be at least 0"),
         (lambda: CropFlip(flip=1.5), ValueError, "flip must be a probability"),
         (lambda: CropFlip(padding_mode="wrap"), ValueError, "padding_mode must be one of"),
         (
@@ -172,6 +189,18 @@ def test_autograd_and_autocast_do_not_reach_inside():
             lambda: RandomOps.paper()(batch(shape=(4, 8, 8)), keys()),
             ValueError,
             "images must have 1 or 3 channels, got 4",
+        ),
+        (lambda: CropFlip(2.5), TypeError, "padding must be an int, got float 2.5"),
+        (lambda: RandomOps({"b": torch.neg}, 1), TypeError, "ops must map names to Op, got 'b'"),
+        (
+            lambda: RandomOps({"b": Op(lambda x, m: x[:1])}, 1)(batch(), keys()),
+            ValueError,
+            r"ops must keep the shape .* from 'b'",
+        ),
+        (
+            lambda: KorniaModule(lambda x: (x * 255).to(torch.uint8))(batch(), keys()),
+            TypeError,
+            "module must return a float tensor, as it got, got torch.uint8",
         ),
         (lambda: KorniaModule("flip"), TypeError, "module must be callable, got str"),
         (

@@ -75,9 +75,9 @@ def test_initial_weights_depend_on_the_seed_alone(name):
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    cosine = TrainingPlan(epochs=10, lr=1.0, batch_size=1, warmup=2)
+    cosine = TrainingPlan(epochs=10, lr=1.0, warmup=2)
     assert [cosine.lr_at(t) for t in (1, 2, 6, 10)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
-    steps = TrainingPlan(epochs=10, lr=1.0, batch_size=1, warmup=0, milestones=(5, 8))
+    steps = TrainingPlan(epochs=10, lr=1.0, warmup=0, milestones=(5, 8))
     assert [steps.lr_at(t) for t in (0, 4.9, 5, 9)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
@@ -93,7 +93,7 @@ def test_training_learns_and_accounts_for_every_row():
         copies=2,
         normalize=data.mean_std,
     )
-    result = train(model, loader, data, TrainingPlan(4, 0.1, 20))
+    result = train(model, loader, data, TrainingPlan(4, 0.1))
     assert (result.steps, result.rows, result.augmented) == (28, 560, 160)
     assert len(result.accuracies) == 4
     assert result.accuracies[-1] > 0.5

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
 from torchvision.transforms import v2
 
 from augsubset import CropFlip, RandomOps, SubsetAugmentLoader, weighted_loss
@@ -139,14 +139,30 @@ def test_breaking_off_with_persistent_workers_does_not_shift_the_next_epoch():
         iterator = iter(loader)
         next(iterator)
         iterator.close()
-        with torch.no_grad():
-            model[1].weight.zero_()
         return torch.cat([x for x, _, _ in loader])
 
     torch.manual_seed(0)
     expected = second_epoch()
     torch.manual_seed(0)
     assert torch.equal(second_epoch(**PERSISTENT), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_items_are_fetched_in_workers_where_there_are_workers(num_workers):
+    class Where(Dataset):
+        targets = tuple(index % 3 for index in range(N))
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            inside = get_worker_info() is not None
+            return torch.full((3, 8, 8), float(inside)), index % 3
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    loader = DataLoader(Where(), batch_size=16, num_workers=num_workers)
+    loader = SubsetAugmentLoader(loader, model, lambda x, rows: x)
+    assert {float(x.mean()) for x, _, _ in loader} == {float(num_workers)}
 
 
 def test_a_workers_error_reaches_the_training_loop():

@@ -12,6 +12,7 @@ from augsubset import LastLayerGradients, select_coreset
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.facility_location import UNIT, marginal_gains, quantise
 from augsubset.selection.greedy import lazy_greedy, naive_greedy
+from augsubset.selection.selection import certify
 from tests import reference
 from tests.contracts import assert_valid_selection
 from tests.strategies import LabelledGroundSet, grid_features, ground_sets, tie_free_ground_sets
@@ -161,13 +162,16 @@ def test_a_float32_gram_form_would_fail_the_near_duplicate_test():
 
 
 def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
-    """The counterexample of the certificate's docstring: 99 unit vectors and the origin."""
+    """The counterexample of certify's docstring: 99 unit vectors represented by the origin."""
     features = torch.zeros(100, 2, dtype=torch.float64)
     features[:99, 0] = 1.0
-    chosen_distances = features.norm(dim=1)  # everybody represented by the origin
-    assert float(features.sum(0).norm()) == 99
-    assert float(chosen_distances.sum()) == 99
-    assert float(chosen_distances.norm()) == pytest.approx(9.95, abs=0.01)
+    weights = torch.zeros(100, dtype=torch.float64)
+    weights[99] = 100
+    certificate = certify(features, torch.full((100,), 99), weights)
+    assert certificate.gradient_error == certificate.error == 99
+    frobenius = float((features - features[99]).norm())
+    assert frobenius == pytest.approx(9.95, abs=0.01)
+    assert certificate.gradient_error > frobenius
 
 
 # Contract 7: a class depends on its own data and budget alone.

@@ -65,6 +65,15 @@ def test_the_inner_datasets_own_batch_fetch_is_used():
     assert [row[0] for row in rows] == [(4, "batched")] * 2
 
 
+def test_a_batch_fetch_that_loses_items_is_refused():
+    class Lossy(Counting):
+        def __getitems__(self, indices):
+            return indices[1:]
+
+    with pytest.raises(ValueError, match="one item an index, got 1 for 2 from its __getitems__"):
+        SubsetAugmentDataset(Lossy()).__getitems__([1, 2])
+
+
 def test_random_transforms_repeat_with_the_batch_and_differ_between_batches():
     dataset = SubsetAugmentDataset(Counting(), seed=1)
 

@@ -1,5 +1,8 @@
 """WeightedCoresetSampler: arguments, lengths, weights."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset
@@ -146,8 +149,8 @@ def test_epochs_that_no_key_can_hold_are_refused(epoch):
         ({"mode": "sample"}, "mode must be one of 'weight'"),
         ({"copies": 0}, "copies must be between 1 and 16382"),
         ({"copies": 16383}, "copies must be between 1 and 16382"),
-        ({"budget": 0}, "budget must be between 1 and the dataset's length 8"),
-        ({"budget": 9}, "budget must be between 1 and the dataset's length 8"),
+        ({"budget": 0}, "budget must be between 1 and 8"),
+        ({"budget": 9}, "budget must be between 1 and 8"),
         ({"budget": None}, "budget must be given when there is no selection"),
         ({"num_replicas": 2}, "num_replicas must be one of None, 1"),
         ({"rank": 1}, "rank must be one of None, 0"),
@@ -157,6 +160,35 @@ def test_epochs_that_no_key_can_hold_are_refused(epoch):
 def test_bad_arguments_are_refused(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         WeightedCoresetSampler(range(N), **{"budget": 2, **arguments})
+
+
+@pytest.mark.parametrize("name", ["copies", "budget", "seed"])
+@pytest.mark.parametrize("value", [2.0, True, "2"])
+def test_numbers_that_are_no_ints_are_refused(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an int, got {type(value).__name__}"):
+        WeightedCoresetSampler(range(N), **{"budget": 2, name: value})
+
+
+def test_numpy_integers_are_ints():
+    sampler = WeightedCoresetSampler(range(N), budget=np.int64(2), copies=np.int32(2))
+    sampler.set_selection(selection_of(6, 2))
+    sampler.set_epoch(np.int64(3))
+    assert len(list(sampler)) == len(sampler) == 12
+
+
+def test_a_selection_of_indices_beyond_the_dataset_is_refused():
+    with pytest.raises(ValueError, match="indices up to 8"):
+        WeightedCoresetSampler(range(N), replace(selection_of(6), indices=torch.tensor([8])))
+
+
+def test_what_is_no_selection_is_refused():
+    with pytest.raises(TypeError, match="selection must be a Selection, got list"):
+        WeightedCoresetSampler(range(N), budget=2).set_selection([1, 2])
+
+
+def test_keys_of_another_dtype_are_refused():
+    with pytest.raises(TypeError, match=r"keys must be int64, got torch\.int32"):
+        WeightedCoresetSampler(range(N), budget=2).weights_for(torch.zeros(1, dtype=torch.int32))
 
 
 def test_our_dataset_in_a_subset_is_refused():

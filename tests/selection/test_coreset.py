@@ -6,6 +6,7 @@ import torch
 
 from augsubset import LastLayerGradients, select_coreset
 from augsubset.selection import budget_from_fraction
+from augsubset.selection.coreset import _workers_within
 from tests.contracts import assert_valid_selection
 
 POINTS = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
@@ -70,7 +71,7 @@ def test_indices_of_the_dataset_are_returned_not_positions():
         ({"budget": 5}, ValueError, "budget must be at most the ground-set size 4"),
         ({"budget": 0}, ValueError, "budget must be at least the number of classes 1"),
         ({"budget": 2.0}, TypeError, "budget must be an int"),
-        ({"budget": {0: 1}}, TypeError, "budget must be an int"),
+        ({"budget": {0: 1}}, ValueError, "budget must be an int: one a class is not implemented"),
         ({"budget": 2, "tolerance": 1.0}, ValueError, "tolerance must be one of None"),
         ({"budget": 2, "similarity": "exp"}, ValueError, "similarity must be one of 'shifted'"),
         ({"budget": 2, "method": "stochastic"}, ValueError, "method must be one of 'auto', 'lazy'"),
@@ -86,6 +87,32 @@ def test_bad_arguments_are_refused(arguments, error, reason):
 
 def test_the_least_memory_that_is_named_suffices():
     assert len(select_coreset(POINTS, budget=2, max_memory=64)) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e37])
+def test_extreme_scales_do_not_change_the_selection(scale):
+    points = torch.tensor([[0.0], [1], [2], [90], [91]], dtype=torch.float64)
+    expected = select_coreset(points, budget=2)
+    found = select_coreset(points * scale, budget=2)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.gains / scale, expected.gains)
+    if scale > 1e-38:  # float32 holds no smaller normal numbers
+        single = select_coreset((points * scale / 100).float(), budget=2)
+        assert torch.equal(single.indices, expected.indices)
+
+
+def test_distances_beyond_the_largest_float_are_refused():
+    with pytest.raises(ValueError, match="distances must be finite"):
+        select_coreset(torch.tensor([[-3e38], [3e38]]), budget=1)
+
+
+def test_classes_run_side_by_side_only_as_far_as_memory_allows(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    members = [np.arange(size) for size in (10, 30, 20)]  # 400, 3600 and 1600 bytes in float32
+    for allowed, workers in ((None, 3), (5600, 3), (5599, 2), (5199, 1), (3600, 1)):
+        assert _workers_within(allowed, members, 4) == workers
+    with pytest.raises(ValueError, match="at least 10800 bytes"):
+        _workers_within(3600, members, 8)
 
 
 def test_a_budget_below_the_number_of_classes_is_refused():

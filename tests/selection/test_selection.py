@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,16 @@ def test_a_selection_without_certificate_is_saved_too(tmp_path):
     assert Selection.load(tmp_path / "random.npz").certificate is None
 
 
+def test_files_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, indices=np.arange(3))
+    with pytest.raises(ValueError, match=r"an archive without \['clusters', 'epoch'"):
+        Selection.load(path)
+    np.save(tmp_path / "other.npy", np.arange(3))
+    with pytest.raises(ValueError, match=r"got no \.npz archive"):
+        Selection.load(tmp_path / "other.npy")
+
+
 def test_digest_tells_selections_apart():
     assert select_coreset(FEATURES, budget=4).digest != select_coreset(FEATURES, budget=5).digest
 
@@ -48,6 +59,7 @@ def test_capped_cuts_weights_at_a_multiple_of_their_mean():
     ("change", "error", "reason"),
     [
         ({"indices": torch.tensor([1, 1, 2, 3])}, ValueError, "indices must be distinct"),
+        ({"indices": torch.tensor([-1, 1, 2, 3])}, ValueError, "indices must be 0 or more"),
         ({"weights": torch.tensor([1.0, 0, 1, 1]).double()}, ValueError, "must be positive"),
         ({"weights": torch.ones(4)}, TypeError, "weights must be a one-dimensional torch.float64"),
         ({"gains": torch.ones(3).double()}, ValueError, "gains must hold 4 values"),

@@ -1,0 +1,65 @@
+"""EpochClock: each second lands in its own bucket. Lower bounds only: a machine may be slow."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from augsubset import RandomSelector, SubsetAugmentLoader
+
+NAP = 0.02
+
+
+class Slow(Dataset):
+    targets = tuple(range(4))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(NAP)
+        return torch.rand(1, 2, 2), index
+
+
+class SlowSelector(RandomSelector):
+    def select(self, gradients, **arguments):
+        time.sleep(3 * NAP)
+        return super().select(gradients, **arguments)
+
+
+def slow_policy(x, rows):
+    time.sleep(4 * NAP)
+    return x
+
+
+def naps(**where):
+    """Return an epoch's seconds with slow parts only where asked for."""
+    dataset = Slow()
+    if "loading" not in where:
+        dataset = [(torch.rand(1, 2, 2), index) for index in range(4)]
+    loader = SubsetAugmentLoader(
+        DataLoader(dataset, batch_size=8),
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 4)),
+        slow_policy if "augmentation" in where else lambda x, rows: x,
+        selector=SlowSelector() if "selection" in where else RandomSelector(),
+        copies=1,
+    )
+    for _ in loader:
+        if "step" in where:
+            time.sleep(5 * NAP)
+    return {
+        name: loader.history[-1][f"{name}_seconds"]
+        for name in ("selection", "loading", "augmentation", "step", "total")
+    }
+
+
+@pytest.mark.parametrize("bucket", ["selection", "loading", "augmentation", "step"])
+def test_time_lands_in_its_own_bucket(bucket):
+    seconds = naps(**{bucket: True})
+    assert seconds[bucket] >= 3 * NAP
+    assert max(seconds, key=seconds.get) == "total"
+    others = {name: s for name, s in seconds.items() if name not in (bucket, "total")}
+    assert max(others.values()) < seconds[bucket]
+    assert sum(others.values()) + seconds[bucket] == pytest.approx(seconds["total"])
