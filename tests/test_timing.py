@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from augsubset import RandomSelector, SubsetAugmentLoader
+from augsubset.timing import EpochClock
 
 NAP = 0.02
 
@@ -53,6 +54,15 @@ def naps(**where):
         name: loader.history[-1][f"{name}_seconds"]
         for name in ("selection", "loading", "augmentation", "step", "total")
     }
+
+
+@pytest.mark.cuda
+def test_augmentation_on_a_device_is_timed_by_its_own_events():
+    clock = EpochClock(torch.device("cuda"))
+    with clock.augmentation():
+        torch.cuda._sleep(100_000_000)
+    seconds = clock.read()
+    assert 0.01 < seconds["augmentation_seconds"] <= seconds["total_seconds"] + 0.01
 
 
 @pytest.mark.parametrize("bucket", ["selection", "loading", "augmentation", "step"])

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys, SubsetAugmentLoader
 from augsubset.augment.keyed_random import uniforms
+from augsubset.augment.ops import OPS
 from augsubset.sampling import unpack
 
 POLICIES = {"ops": RandomOps.paper(), "three": RandomOps(num_ops=3), "crop": CropFlip(3)}
@@ -49,6 +50,21 @@ def test_a_rows_result_does_not_depend_on_batch_mates_order_or_batch_size(name, 
     assert torch.equal(torch.cat(parts), together)
     one = torch.tensor([cut % len(x)])
     assert torch.equal(policy(x[one], rows[one]), together[one])
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("unit", [False, True])
+def test_large_images_do_not_depend_on_the_batch_or_the_memory_format(name, unit):
+    """From 32,768 numbers on, torch splits a reduction among threads when it stands alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (3, 3, 210, 190), dtype=torch.uint8, generator=generator)
+    x = x.float() / 255 if unit else x
+    rows = RowKeys(0, 0, torch.arange(3), 1)
+    policy = RandomOps([name], num_ops=1)
+    together = policy(x, rows)
+    alone = [policy(x[i : i + 1], rows[torch.tensor([i])]) for i in range(3)]
+    assert torch.equal(torch.cat(alone), together)
+    assert torch.equal(policy(x.contiguous(memory_format=torch.channels_last), rows), together)
 
 
 def test_kornia_module_may_depend_on_batch_mates():
