@@ -18,8 +18,7 @@ def check_fraction(fraction: float) -> None:
         raise TypeError(f"fraction must be a number, got {type(fraction).__name__}.")
     if not 0 < fraction <= 1:
         raise ValueError(
-            f"fraction must be in (0, 1], got fraction={fraction}. "
-            "Pass 0.1 for ten percent, or budget= for a count."
+            f"fraction must be in (0, 1], got fraction={fraction}. Pass 0.1 for ten percent."
         )
 
 

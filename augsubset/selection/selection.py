@@ -90,6 +90,28 @@ class Selection:
         if not bool((self.weights > 0).all()):
             raise ValueError("weights must be positive, got a weight of zero or less.")
 
+    @classmethod
+    def equally_weighted(cls, indices: Tensor, num_examples: int, *, epoch: int = 0) -> Selection:
+        """Wrap a rule's choice that has no clusters: each example weighs n / k.
+
+        Args:
+            indices: Selected dataset indices. ``(k,)`` int64
+            num_examples: Examples in the dataset, n.
+            epoch: When it was made.
+
+        Example:
+            >>> Selection.equally_weighted(torch.tensor([4, 1]), num_examples=10).weights
+            tensor([5., 5.], dtype=torch.float64)
+        """
+        k = len(indices)
+        return cls(
+            indices=indices,
+            weights=torch.full((k,), num_examples / max(k, 1), dtype=torch.float64),
+            gains=torch.zeros(k, dtype=torch.float64),
+            clusters=torch.full((num_examples,), -1, dtype=torch.int64),
+            epoch=epoch,
+        )
+
     def __len__(self) -> int:
         """Return the number of selected examples, k."""
         return len(self.indices)

@@ -77,7 +77,7 @@ class RandomSelector:
         """Return ``budget`` examples that weigh n / budget each."""
         rng = np.random.default_rng(mix_seed(seed, epoch))
         chosen = rng.permutation(len(gradients))[: _checked(budget, gradients)]
-        return _equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+        return _equal(gradients, torch.from_numpy(chosen), epoch)
 
 
 class MaxLossSelector:
@@ -109,7 +109,7 @@ class MaxLossSelector:
             for c, positions in enumerate(members):
                 hardest = positions[np.argsort(-losses[positions], kind="stable")]
                 chosen[seats == c] = hardest[: int((seats == c).sum())]
-        return _equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+        return _equal(gradients, torch.from_numpy(chosen), epoch)
 
 
 class AllSelector:
@@ -126,7 +126,7 @@ class AllSelector:
                 f"budget must be the ground-set size {len(gradients)} for AllSelector, "
                 f"got budget={budget}."
             )
-        return _equally_weighted(gradients, torch.arange(len(gradients)), epoch)
+        return _equal(gradients, torch.arange(len(gradients)), epoch)
 
 
 def _checked(budget: int, gradients: LastLayerGradients) -> int:
@@ -138,12 +138,6 @@ def _checked(budget: int, gradients: LastLayerGradients) -> int:
     return budget
 
 
-def _equally_weighted(gradients: LastLayerGradients, positions: Tensor, epoch: int) -> Selection:
-    n, k = len(gradients), len(positions)
-    return Selection(
-        indices=gradients.indices[positions],
-        weights=torch.full((k,), n / k, dtype=torch.float64),
-        gains=torch.zeros(k, dtype=torch.float64),
-        clusters=torch.full((n,), -1, dtype=torch.int64),
-        epoch=epoch,
-    )
+def _equal(gradients: LastLayerGradients, positions: Tensor, epoch: int) -> Selection:
+    indices = gradients.indices[positions]
+    return Selection.equally_weighted(indices, len(gradients), epoch=epoch)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+
+from augsubset import SubsetAugmentLoader
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,6 +31,8 @@ def test_snippets_run(page, number, code):
     if "ordinary loop" in code:  # the loop before: float images, as ToTensor gives them
         x = x.float() / 255
     names = {
+        "DataLoader": DataLoader,
+        "SubsetAugmentLoader": SubsetAugmentLoader,
         "model": model,
         "train_set": TensorDataset(x, torch.arange(80) % 4),
         "optimizer": torch.optim.SGD(model.parameters(), 0.01),

@@ -9,6 +9,7 @@ from augsubset import (
     LastLayerGradients,
     MaxLossSelector,
     RandomSelector,
+    Selection,
     Selector,
     select_coreset,
 )
@@ -49,6 +50,17 @@ def test_rules_without_a_coreset_weigh_n_over_k_and_have_no_clusters(selector):
 
 def test_coreset_selector_is_select_coreset():
     assert select(CoresetSelector()).digest == select_coreset(GRADIENTS, budget=10).digest
+
+
+def test_a_rule_of_ones_own_needs_two_names_and_no_base_class():
+    class Every4th:
+        needs_gradients = False
+
+        def select(self, gradients, *, budget, seed, epoch):
+            return Selection.equally_weighted(gradients.indices[::4], len(gradients), epoch=epoch)
+
+    assert isinstance(Every4th(), Selector)
+    assert select(Every4th()).weights.tolist() == [4.0] * 10
 
 
 def test_random_selection_changes_with_seed_and_epoch_and_does_not_collide():
