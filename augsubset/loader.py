@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -278,6 +279,7 @@ class SubsetAugmentLoader:
             "epoch": epoch,
             "selector": type(selector).__name__,
             "num_selected": len(selection),
+            "effective_sample_size": selection.effective_sample_size,
             "probe_seconds": probed - begin,
             "solve_seconds": solved - probed,
             "digest": selection.digest,
@@ -368,10 +370,10 @@ class SubsetAugmentLoader:
     def history(self) -> list[dict[str, Any]]:
         """One dict a selection and one an epoch, oldest first.
 
-        ``event="selection"``: epoch, selector, num_selected, probe_seconds, solve_seconds, digest
-        and the certificate's figures. ``event="epoch"``: epoch, num_rows, num_copies, whether it
-        completed, and seconds of selection, loading, augmentation, step (what remains: the
-        caller's code) and total.
+        ``event="selection"``: epoch, selector, num_selected, effective_sample_size,
+        probe_seconds, solve_seconds, digest and the certificate's figures, where there is one.
+        ``event="epoch"``: epoch, num_rows, num_copies, whether it completed, and seconds of
+        selection, loading, augmentation, step (what remains: the caller's code) and total.
         """
         return self._history
 
@@ -392,8 +394,19 @@ def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any)
             )
         if isinstance(policy, type):
             raise TypeError(f"{name} must be a policy, got the class {policy.__name__}. Call it.")
-        if not callable(policy) and not (name == "base" and policy is None):
+        if name == "base" and policy is None:
+            continue
+        if not callable(policy):
             raise TypeError(f"{name} must be callable, got {type(policy).__name__}.")
+        try:
+            signature(policy).bind(None, None)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be a policy (x, rows) -> x, got {policy!r}, which does not take two "
+                "arguments. For a function of x alone pass KorniaModule(function)."
+            ) from None
+        except ValueError:  # a builtin that does not tell its signature
+            pass
     if probe is not None and not isinstance(probe, GradientProbe):
         raise TypeError(f"probe must be a GradientProbe, got {type(probe).__name__}.")
     if isinstance(selector, type):

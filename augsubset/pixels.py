@@ -60,9 +60,14 @@ class PixelRange:
             channels = len(self._statistics[0])
             if x.ndim != 4 or x.shape[1] != channels:
                 raise ValueError(
-                    f"images must be (B, {channels}, H, W), one channel a mean, got shape "
-                    f"{tuple(x.shape)}."
+                    f"images must be (B, C, H, W) with C = {channels}, one channel a mean, got "
+                    f"shape {tuple(x.shape)}. Pass one mean and one std a channel."
                 )
+        if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+            raise ValueError(
+                f"images must be (B, C, H, W), got shape {tuple(x.shape)}, which looks like "
+                "channels last. Permute the dataset's images with permute(2, 0, 1)."
+            )
         if x.dtype == torch.uint8 and not self._arrives_normalised:
             return
         if not x.is_floating_point():
@@ -86,7 +91,8 @@ class PixelRange:
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"images must be in [0, 1] once denormalised, got values from {low:.4g} to "
-                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize."
+                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize, and let no "
+                "transform after its Normalize leave the range."
             )
 
     def to_unit(self, x: Tensor) -> Tensor:

@@ -131,11 +131,14 @@ def run_arm(
     return result if arm.augmented else replace(result, augmented=0), selections
 
 
-def warm_up(data: ImageData, device: str) -> None:
+def warm_up(data: ImageData, model_name: str, device: str) -> None:
     """Compile and load everything once, so that no arm pays for being the first."""
     select_coreset(torch.rand(8, 2), budget=2)
     few = data.x_train[:64].to(device)
     rows = RowKeys(0, 0, torch.arange(len(few)), 1)
+    model = build_model(model_name, data, 0).to(device)
+    for _ in range(3):
+        model(few.float() / 255).sum().backward()
     for policy in (RandomOps.paper(), CropFlip(1)) * 2:
         policy(few, rows)
 
@@ -182,7 +185,9 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         share = "n/a" if row["share_of_gain"] is None else f"{100 * row['share_of_gain']:.0f}"
         speed_up = "n/a" if row["speed_up"] is None else f"{row['speed_up']:.2f}x"
-        spread = f"{100 * min(row['accuracies']):.2f}..{100 * max(row['accuracies']):.2f}"
+        spread = "n/a"
+        if len(row["accuracies"]) > 1:
+            spread = f"{100 * min(row['accuracies']):.2f}..{100 * max(row['accuracies']):.2f}"
         seconds = row["seconds"]
         lines.append(
             f"{row['label']:28}{100 * row['accuracy']:>11.2f}{spread:>17}{share:>14}"
@@ -190,6 +195,13 @@ def format_table(rows: list[dict[str, Any]]) -> str:
             f"{seconds['step']:>10.2f}{seconds['augmentation']:>10.2f}{speed_up:>10}"
         )
     return "\n".join(lines)
+
+
+def caveat(num_seeds: int) -> str:
+    """Return what the number of seeds lets a reader conclude."""
+    if num_seeds == 1:
+        return "One seed: no spread is known, and gaps between arms say nothing."
+    return f"Means of {num_seeds} seeds: a gap smaller than the spread is not resolved."
 
 
 def most_selected(
@@ -275,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(seeds)} seeds, {setting.fraction:.0%} augmented with {setting.copies} copies, "
         f"selected every {setting.every} epochs"
     )
-    warm_up(data, setting.device)
+    warm_up(data, setting.model, setting.device)
     results: dict[str, list[RunResult]] = {name: [] for name in arms}
     galleries: list[Gallery] = []
     interactive = sys.stdout.isatty()
@@ -305,6 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
         "setting": asdict(setting),
         "environment": environment(data),
         "seeds": seeds,
+        "caveat": caveat(len(seeds)),
         "total_seconds": time.perf_counter() - begin,
         "summary": rows,
         "runs": {name: [asdict(run) for run in runs] for name, runs in results.items()},
@@ -315,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     render_picture(record).savefig(out / "summary.png", dpi=110)
     print(f"\n{format_table(rows)}\n")
     print(
-        "Means over the seeds. The speed-up is of the whole training run, fetching batches "
+        f"{caveat(len(seeds))} The speed-up is of the whole training run, fetching batches "
         "included, evaluation not.\nFull augmentation also takes more gradient steps than none: "
         "--arms none full none-steps shows what the steps alone give."
     )

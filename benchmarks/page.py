@@ -55,7 +55,6 @@ class Gallery:
 def render_page(record: dict[str, Any], galleries: list[Gallery]) -> str:
     """Return the page; everything is inline, nothing is fetched."""
     setting, rows = record["setting"], record["summary"]
-    seeds = len(record["seeds"])
     environment = record["environment"]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -65,13 +64,12 @@ def render_page(record: dict[str, Any], galleries: list[Gallery]) -> str:
 <h1>Augmenting {setting["fraction"]:.0%} of the training images, or all of them</h1>
 <p>The same {html.escape(setting["model"])} from the same initial weights, trained
 {setting["epochs"]} epochs on {html.escape(environment["data"]["name"])}. Each augmented image
-gives {setting["copies"]} copies; the subset is chosen anew every {setting["every"]} epochs.
-Means of {seeds} seed{"s" if seeds > 1 else ""}.</p>
+gives {setting["copies"]} copies; the subset is chosen anew every {setting["every"]} epochs.</p>
 <div class="wide">{_table(rows)}</div>
 <p class="note">Share of gain: how much of the way from no strong augmentation to full augmentation
 an arm goes, n/a where that way is not positive. Seconds are of one run; fetching batches is in the
-total alone, evaluation in none. Arms differ in gradient steps too: copies are appended rows. A gap
-smaller than the spread over the seeds is not resolved by this run.</p>
+total alone, evaluation in none. Arms differ in gradient steps too: copies are appended rows. <strong>
+{html.escape(record["caveat"])}</strong></p>
 <h2>Test accuracy after each epoch</h2>
 {_svg(_curves(record))}
 <h2>Where the time goes</h2>
@@ -101,11 +99,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         share, speed_up, seconds = row["share_of_gain"], row["speed_up"], row["seconds"]
-        low, high = min(row["accuracies"]), max(row["accuracies"])
+        low, high = 100 * min(row["accuracies"]), 100 * max(row["accuracies"])
         cells = (
             row["label"],
             f"{100 * row['accuracy']:.2f}",
-            f"{100 * low:.2f} to {100 * high:.2f}",
+            f"{low:.2f} to {high:.2f}" if len(row["accuracies"]) > 1 else "n/a",
             "n/a" if share is None else f"{100 * share:.0f}",
             f"{row['augmented']:.0f}",
             f"{row['steps']:.0f}",

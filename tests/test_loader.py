@@ -498,6 +498,8 @@ UNIT = X.float() / 255
         (lambda: make(seed=-1), ValueError, "seed must be between 0 and"),
         (lambda: make(seed=None), TypeError, "seed must be an int, got NoneType"),
         (lambda: make(copies=4.0), TypeError, "copies must be an int, got float"),
+        (lambda: make(policy=lambda x: x), TypeError, r"pass KorniaModule\(function\)"),
+        (lambda: make(policy=RandomOps.paper), TypeError, "which does not take two arguments"),
         (lambda: make(policy=RandomOps), TypeError, "augment must be a policy, got the class"),
         (lambda: make(selector=RandomSelector), TypeError, "got the class RandomSelector. Call it"),
         (

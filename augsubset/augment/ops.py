@@ -27,6 +27,13 @@ class Op:
         high: Largest magnitude; with ``integral`` it can be drawn, otherwise it is the limit.
         signed: Whether the magnitude's sign is drawn too.
         integral: Whether the magnitude is a whole number.
+
+    Raises:
+        ValueError: If ``low`` is above ``high``.
+
+    Example:
+        >>> dim = Op(lambda x, factor: x * factor[:, None, None, None], low=0.5, high=1.0)
+        >>> OPS_AND_MINE = {**OPS, "dim": dim}  # for RandomOps(OPS_AND_MINE)
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +41,14 @@ class Op:
     high: float = 0.0
     signed: bool = False
     integral: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate once."""
+        if not callable(self.apply) or not self.low <= self.high:
+            raise ValueError(
+                "an Op must have a callable and low <= high, got "
+                f"apply={self.apply!r}, low={self.low}, high={self.high}."
+            )
 
     def magnitudes(self, uniform: Tensor, sign: Tensor) -> Tensor:
         """Turn two uniform draws a row into magnitudes. ``(m,)`` each."""

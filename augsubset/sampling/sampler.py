@@ -55,7 +55,8 @@ class WeightedCoresetSampler(Sampler[int]):
 
     Args:
         dataset: The user's dataset, or it wrapped in :class:`SubsetAugmentDataset`; only its
-            length counts.
+            length counts. The DataLoader's own dataset must be the wrapped one: keys are no
+            indices. Call :meth:`set_epoch` before each pass, or all are the same epoch.
         selection: A :class:`~augsubset.Selection` to begin with.
         budget: Selected examples that an epoch has room for; the selection's size if ``None``.
         copies: Augmented copies of each selected example, r.

@@ -40,7 +40,7 @@ class Certificate:
     effective_sample_size: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """The weighted subset that one selector chose at one epoch.
 
@@ -115,6 +115,18 @@ class Selection:
     def __len__(self) -> int:
         """Return the number of selected examples, k."""
         return len(self.indices)
+
+    def __repr__(self) -> str:
+        return (
+            f"Selection({len(self)} of {len(self.clusters)}, epoch {self.epoch}, weights "
+            f"{float(self.weights.min()):g} to {float(self.weights.max()):g}, effective sample "
+            f"size {self.effective_sample_size:.4g})"
+        )
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(Sum of weights)^2 / sum of squared weights: k if all are equal, 1 if one has it all."""
+        return float(self.weights.sum() ** 2 / self.weights.square().sum())
 
     @property
     def digest(self) -> str:

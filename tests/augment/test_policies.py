@@ -202,6 +202,7 @@ def test_autograd_and_autocast_do_not_reach_inside():
             TypeError,
             "module must return a float tensor, as it got, got torch.uint8",
         ),
+        (lambda: Op(torch.neg, 0.3, 0.1), ValueError, "callable and low <= high, got"),
         (lambda: KorniaModule("flip"), TypeError, "module must be callable, got str"),
         (
             lambda: KorniaModule(K.Resize((4, 4)))(batch(), keys()),

@@ -48,6 +48,17 @@ def test_a_selection_is_frozen():
         select_coreset(FEATURES, budget=4).epoch = 1
 
 
+def test_its_repr_says_what_a_person_asks_first():
+    selection = Selection.equally_weighted(torch.tensor([3, 1]), 10, epoch=4)
+    expected = "Selection(2 of 10, epoch 4, weights 5 to 5, effective sample size 2)"
+    assert repr(selection) == expected
+
+
+def test_effective_sample_size_is_the_certificates():
+    selection = select_coreset(FEATURES, budget=4)
+    assert selection.effective_sample_size == selection.certificate.effective_sample_size
+
+
 def test_capped_cuts_weights_at_a_multiple_of_their_mean():
     selection = replace(
         select_coreset(FEATURES, budget=4), weights=torch.tensor([17.0, 1, 1, 1]).double()
