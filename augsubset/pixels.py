@@ -91,8 +91,8 @@ class PixelRange:
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"images must be in [0, 1] once denormalised, got values from {low:.4g} to "
-                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize, and let no "
-                "transform after its Normalize leave the range."
+                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize, and "
+                "let no transform after its Normalize leave the range."
             )
 
     def to_unit(self, x: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ gives {setting["copies"]} copies; the subset is chosen anew every {setting["ever
 <div class="wide">{_table(rows)}</div>
 <p class="note">Share of gain: how much of the way from no strong augmentation to full augmentation
 an arm goes, n/a where that way is not positive. Seconds are of one run; fetching batches is in the
-total alone, evaluation in none. Arms differ in gradient steps too: copies are appended rows. <strong>
-{html.escape(record["caveat"])}</strong></p>
+total alone, evaluation in none. Arms differ in gradient steps too: copies are appended rows.
+<strong>{html.escape(record["caveat"])}</strong></p>
 <h2>Test accuracy after each epoch</h2>
 {_svg(_curves(record))}
 <h2>Where the time goes</h2>
