@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -144,9 +144,13 @@ def warm_up(data: ImageData, model_name: str, device: str) -> None:
 
 
 def summarise(results: dict[str, list[RunResult]]) -> list[dict[str, Any]]:
-    """Return one table row an arm, means over the seeds; ``None`` where a figure is undefined."""
+    """Return one table row an arm; ``None`` where a figure is undefined.
+
+    Accuracies and counts are means over the seeds, seconds medians.
+    """
     accuracy = {name: [run.accuracies[-1] for run in runs] for name, runs in results.items()}
-    total = {name: fmean([run.seconds["total"] for run in runs]) for name, runs in results.items()}
+    # Medians: one run that shared its cores with something else must not decide a speed-up.
+    total = {name: median([run.seconds["total"] for run in runs]) for name, runs in results.items()}
     gain = None
     if {"none", "full"} <= results.keys():
         gain = fmean(accuracy["full"]) - fmean(accuracy["none"])
@@ -165,7 +169,7 @@ def summarise(results: dict[str, list[RunResult]]) -> list[dict[str, Any]]:
                 "augmented": fmean([float(run.augmented) for run in runs]),
                 "steps": fmean([float(run.steps) for run in runs]),
                 "seconds": {
-                    bucket: fmean([run.seconds[bucket] for run in runs])
+                    bucket: median([run.seconds[bucket] for run in runs])
                     for bucket in runs[0].seconds
                 },
                 "speed_up": total["full"] / total[name] if "full" in total else None,
@@ -201,7 +205,10 @@ def caveat(num_seeds: int) -> str:
     """Return what the number of seeds lets a reader conclude."""
     if num_seeds == 1:
         return "One seed: no spread is known, and gaps between arms say nothing."
-    return f"Means of {num_seeds} seeds: a gap smaller than the spread is not resolved."
+    return (
+        f"Means of {num_seeds} seeds, seconds medians: a gap smaller than the spread is not "
+        "resolved."
+    )
 
 
 def most_selected(

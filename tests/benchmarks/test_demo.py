@@ -17,12 +17,12 @@ def run(accuracy, total, augmented=0):
     return RunResult([0.1, accuracy], 10, 100, augmented, seconds)
 
 
-def test_shares_and_speed_ups_are_of_means_over_seeds():
+def test_shares_are_of_means_and_speed_ups_of_medians_over_seeds():
     rows = demo.summarise(
         {
             "none": [run(0.80, 1.0), run(0.90, 1.0)],
             "full": [run(0.90, 8.0), run(1.00, 12.0)],
-            "coreset": [run(0.85, 2.0), run(0.95, 3.0)],
+            "coreset": [run(0.85, 2.5), run(0.95, 2.5), run(0.90, 90.0)],
             "random": [run(0.70, 2.5), run(0.80, 2.5)],
         }
     )
