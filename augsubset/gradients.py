@@ -4,42 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from augsubset.pairwise import Factors, SquaredDistances
 
 __all__ = ["LastLayerGradients", "check_finite_rows"]
 
 
-@numba.njit(cache=True, nogil=True)
-def _euclidean(
-    rows: npt.NDArray[np.floating],
-    cols: npt.NDArray[np.floating],
-    unit: float,
-) -> npt.NDArray[np.floating]:
-    """Distances times ``unit``, by direct differences summed over the features in one order."""
-    m, d = rows.shape
-    n = cols.shape[0]
-    columns = cols.T.copy()
-    out = np.zeros((m, n), rows.dtype)
-    for i in range(m):
-        distances = out[i]
-        for t in range(d):
-            column = columns[t]
-            value = rows[i, t]
-            for j in range(n):
-                difference = column[j] - value
-                distances[j] += difference * difference
-        for j in range(n):
-            distances[j] = np.sqrt(distances[j]) * unit
-    return out
+_CHUNK = 1 << 16  # rows checked at once: no mask of everything
 
 
 def check_finite_rows(name: str, values: Tensor, indices: Tensor | None = None) -> None:
     """Refuse values with a NaN or an infinity, and say where the first one is."""
-    bad = ~torch.isfinite(values).reshape(len(values), -1).all(1)
+    bad = torch.cat(
+        [~torch.isfinite(rows).flatten(1).all(1) for rows in values[:, None].split(_CHUNK)]
+    )
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         index = first if indices is None else int(indices[first])
@@ -54,18 +35,23 @@ class LastLayerGradients:
     """Per-example gradients of the loss with respect to the last layer, on the CPU.
 
     Row *i* of every field belongs to the example ``indices[i]`` of the dataset. Distances between
-    residuals bound distances between full gradients up to a constant (paper, section 4, after
+    these bound distances between full gradients up to a constant (paper, section 4, after
     Katharopoulos & Fleuret, 2018), and within a class the one-hot parts cancel.
 
     Args:
         residual: Gradient with respect to the logits, finite. float32 or float64.
-        inputs: Inputs of the last layer, for ``kind="last_layer"``. Only ``None`` exists today.
+        inputs: Inputs of the last layer: the gradient in its weights is then residual ⊗ inputs,
+            an ``(n, C d)`` matrix that is never formed. ``None``: the residual alone.
         labels: Class of each row.
         indices: Dataset index of each row, distinct.
         losses: Loss of each row.
+        earlier: ``(gradient at the output, input)`` of further Linear layers, ``(n, o)`` and
+            ``(n, i)``; their squared distances are added.
+        ages: Training passes since each row was measured, where it was recycled; ``None``: now.
 
     Shape:
-        residual ``(n, C)``; labels, indices ``(n,)`` int64; losses ``(n,)``.
+        residual ``(n, C)``; inputs ``(n, d)``; labels, indices, ages ``(n,)`` int64; losses
+        ``(n,)``.
 
     Raises:
         TypeError: If a field is no tensor, or of the wrong kind of dtype.
@@ -82,43 +68,45 @@ class LastLayerGradients:
     labels: Tensor
     indices: Tensor
     losses: Tensor
+    earlier: tuple[tuple[Tensor, Tensor], ...] = ()
+    ages: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Validate once; everything downstream trusts these values."""
-        if self.inputs is not None:
-            raise ValueError(
-                'inputs must be None, got a tensor. Only kind="logits" exists so far; '
-                "the last-layer form is not implemented."
-            )
-        for name in ("residual", "labels", "indices", "losses"):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
-            object.__setattr__(self, name, value.detach().cpu().contiguous())
-        if self.residual.ndim != 2 or not self.residual.is_floating_point():
-            raise ValueError(
-                "residual must be a floating (n, C) tensor, got "
-                f"(shape {tuple(self.residual.shape)}, dtype {self.residual.dtype})."
-            )
-        if self.residual.dtype not in (torch.float32, torch.float64):
-            object.__setattr__(self, "residual", self.residual.float())
+        self._set("residual", _features("residual", self.residual))
         n = len(self.residual)
         if n == 0:
             raise ValueError("gradients must hold at least one example, got an empty dataset.")
-        for name in ("labels", "indices", "losses"):
+        if self.inputs is not None:
+            self._set("inputs", _features("inputs", self.inputs, like=self.residual))
+        earlier = tuple(
+            (_features("earlier", left, self.residual), _features("earlier", right, self.residual))
+            for left, right in self.earlier
+        )
+        self._set("earlier", earlier)
+        for name in ("labels", "indices", "losses", "ages"):
             value = getattr(self, name)
+            if name == "ages" and value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
             if value.shape != (n,):
                 raise ValueError(
                     f"{name} must be of shape ({n},), one a row of residual, got shape "
                     f"{tuple(value.shape)}."
                 )
-        for name in ("labels", "indices"):
-            if getattr(self, name).dtype != torch.int64:
-                raise TypeError(f"{name} must be int64, got dtype {getattr(self, name).dtype}.")
+            if name != "losses" and value.dtype != torch.int64:
+                raise TypeError(f"{name} must be int64, got dtype {value.dtype}.")
+            self._set(name, value.detach().cpu().contiguous())
         if len(torch.unique(self.indices)) != n:
             raise ValueError("indices must be distinct, got repeats. Probe each example once.")
-        check_finite_rows("gradients", self.residual, self.indices)
+        for values in (self.residual, self.inputs, *(part for pair in earlier for part in pair)):
+            if values is not None:
+                check_finite_rows("gradients", values, self.indices)
         check_finite_rows("losses", self.losses, self.indices)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_residual(cls, residual: Tensor, labels: Tensor | None = None) -> LastLayerGradients:
@@ -141,6 +129,12 @@ class LastLayerGradients:
         """Return the number of examples, n."""
         return len(self.indices)
 
+    @property
+    def factors(self) -> tuple[Factors, ...]:
+        """The rows as the arrays that distances are taken of, one entry a layer; no copy."""
+        last = Factors(self.residual.numpy(), None if self.inputs is None else self.inputs.numpy())
+        return (last, *(Factors(left.numpy(), right.numpy()) for left, right in self.earlier))
+
     def distances(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Return Euclidean distances between the gradients at two lists of positions.
 
@@ -149,17 +143,30 @@ class LastLayerGradients:
             cols: Positions, int64.
 
         Returns:
-            ``(len(rows), len(cols))`` in the residual's dtype, from direct differences: the Gram
-            form cancels to noise among the near-duplicates of a converged network. Symmetric to
-            the bit, with exact zeros between equal gradients.
+            ``(len(rows), len(cols))`` in the residual's dtype. Symmetric to the bit, with exact
+            zeros between equal gradients; what float32 costs is in :mod:`augsubset.pairwise`.
 
         Cost:
-            O(len(rows) len(cols) C) time on one core, no temporary but the result.
+            O(len(rows) len(cols) (C + d)) time on one core, and a second matrix of the result's
+            size where there are inputs.
         """
-        features = self.residual.numpy()
-        here, there = features[rows.numpy()], features[cols.numpy()]
-        # Squares overflow and vanish long before values do; a power of two is exact both ways.
-        largest = max(np.abs(here).max(initial=0), np.abs(there).max(initial=0))
-        exponent = min(int(np.frexp(largest)[1]), 1000)
-        here, there = (np.ldexp(part, -exponent) for part in (here, there))
-        return torch.from_numpy(_euclidean(here, there, 2.0**exponent))
+        here, there = ([part.at(p.numpy()) for part in self.factors] for p in (rows, cols))
+        squares = SquaredDistances(here, there)
+        return torch.from_numpy(np.sqrt(squares.block(slice(None))) * squares.unit)
+
+
+def _features(name: str, value: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a floating matrix on the CPU, float32 or float64, or refuse it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.ndim != 2 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating (n, C) tensor, got "
+            f"(shape {tuple(value.shape)}, dtype {value.dtype})."
+        )
+    if like is not None and len(value) != len(like):
+        raise ValueError(f"{name} must have {len(like)} rows, as residual has, got {len(value)}.")
+    dtype = like.dtype if like is not None else value.dtype
+    if dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32
+    return value.detach().to("cpu", dtype).contiguous()

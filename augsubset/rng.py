@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-__all__ = ["MAX_SEED", "forked_rng", "mix_seed"]
+__all__ = ["MAX_SEED", "forked_rng", "hash_integers", "mix_seed"]
 
 _WORD = (1 << 64) - 1
 MAX_SEED = (1 << 63) - 1
@@ -29,6 +30,15 @@ def mix_seed(*parts: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
         state ^= state >> 31
     return state >> 1
+
+
+def hash_integers(values: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.uint64]:
+    """Return a uniform 64-bit hash of each integer, a function of it and the seed alone."""
+    state = values.astype(np.uint64) + np.uint64(mix_seed(seed) | 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(factor)
+    return state ^ (state >> np.uint64(31))
 
 
 @contextmanager

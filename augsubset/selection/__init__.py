@@ -1,8 +1,9 @@
 """Which examples to augment: gradients in, a frozen weighted selection out."""
 
 from augsubset.selection.budget import budget_from_fraction, sainte_lague_seats
+from augsubset.selection.certificate import Certificate
 from augsubset.selection.coreset import select_coreset
-from augsubset.selection.selection import Certificate, Selection
+from augsubset.selection.selection import Selection
 from augsubset.selection.selectors import (
     AllSelector,
     CoresetSelector,

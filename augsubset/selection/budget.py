@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-__all__ = ["budget_from_fraction", "check_fraction", "sainte_lague_seats"]
+from augsubset.errors import check_int
+
+__all__ = [
+    "budget_from_fraction",
+    "budgets_from_mapping",
+    "check_fraction",
+    "check_tolerance",
+    "sainte_lague_seats",
+]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -32,6 +43,60 @@ def budget_from_fraction(fraction: float, n: int, num_classes: int) -> int:
     check_fraction(fraction)
     exact = Decimal(str(fraction)) * n
     return max(num_classes, int(exact.to_integral_value(ROUND_HALF_UP)))
+
+
+def budgets_from_mapping(
+    budget: Mapping[int, int], classes: Int64Array, class_sizes: Int64Array
+) -> list[int]:
+    """Return the budget of each class, or refuse a mapping that does not fit the classes.
+
+    Raises:
+        ValueError: If it names an unknown class, leaves one out, or asks for none or too many.
+    """
+    known = classes.tolist()
+    given = {check_int("a class in budget", label, -(2**63)): k for label, k in budget.items()}
+    unknown, missing = sorted(set(given) - set(known)), sorted(set(known) - set(given))
+    if unknown or missing:
+        wrong = f"the unknown {unknown}" if unknown else f"none for {missing}"
+        raise ValueError(
+            f"budget must name each of the {len(known)} classes, got {wrong}. "
+            f"They are {known[:10]}{'...' if len(known) > 10 else ''}."
+        )
+    budgets = []
+    for label, size in zip(known, class_sizes.tolist(), strict=True):
+        k = check_int(f"budget[{label}]", given[label], 1)
+        if k > size:
+            raise ValueError(
+                f"budget[{label}] must be at most the class size {size}, got {k}. Lower it."
+            )
+        budgets.append(k)
+    return budgets
+
+
+def check_tolerance(tolerance: Any, method: str, similarity: Any, device: torch.device) -> None:
+    """Refuse a tolerance that cannot be met, or where nothing stops at one."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}.")
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(
+            "tolerance must be finite and at least 0, the error of taking everything, got "
+            f"tolerance={tolerance}."
+        )
+    if similarity != "shifted":
+        raise ValueError(
+            'tolerance must be None for another similarity than "shifted", which alone lowers the '
+            "error. Pass a budget."
+        )
+    if method == "stochastic":
+        raise ValueError(
+            'tolerance must be None for method="stochastic", whose draws depend on the budget. '
+            "Pass a budget, or an exact method."
+        )
+    if device.type != "cpu":
+        raise ValueError(
+            f"tolerance must be None on another device than the CPU, got device={str(device)!r}: "
+            "classes solved together take their steps together. Pass a budget, or device=None."
+        )
 
 
 def sainte_lague_seats(class_sizes: Int64Array, budget: int) -> Int64Array:

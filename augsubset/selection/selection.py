@@ -1,4 +1,4 @@
-"""The frozen result of selecting, and the figures that say how good it is."""
+"""The frozen result of selecting."""
 
 from __future__ import annotations
 
@@ -13,31 +13,11 @@ import torch
 from torch import Tensor
 
 from augsubset.gradients import check_finite_rows
+from augsubset.selection.certificate import Certificate
 
-__all__ = ["Certificate", "Selection", "certify"]
+__all__ = ["Selection"]
 
 _ARRAYS = ("indices", "weights", "gains", "clusters")
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How well a weighted subset stands for the whole set, in float64.
-
-    Args:
-        error: The cost xi: the sum over examples of the distance to their representative.
-        error_lower_bound: What no subset of this size can go below; ``None`` until computed.
-        gradient_error: Norm of (sum of all gradients - weighted sum of the selected ones); at most
-            ``error`` by the triangle inequality.
-        gradient_norm: Norm of the sum of all gradients, to compare the former with.
-        effective_sample_size: (sum of weights)^2 / sum of squared weights: equal weights give the
-            number selected, one giant cluster gives 1.
-    """
-
-    error: float
-    error_lower_bound: float | None
-    gradient_error: float
-    gradient_norm: float
-    effective_sample_size: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,37 +165,3 @@ class Selection:
                 epoch=int(archive["epoch"]),
             )
 
-
-def certify(gradients: Tensor, representatives: Tensor, weights: Tensor) -> Certificate:
-    r"""Measure a weighted subset against the whole set it stands for.
-
-    .. math:: \xi = \sum_i \|g_i - g_{\pi(i)}\|, \qquad
-        \Big\|\sum_i g_i - \sum_j \gamma_j g_j\Big\| \le \xi
-
-    Args:
-        gradients: One gradient an example.
-        representatives: Position of the example that represents each one.
-        weights: Cluster size of each position, zero where not selected.
-
-    Shape:
-        gradients ``(n, d)``; representatives ``(n,)`` int64; weights ``(n,)`` float64.
-
-    Cost:
-        O(n d) time and float64 memory: direct differences of the n pairs, no distance matrix.
-
-    Reference:
-        The bound is the triangle inequality. The paper's appendix A.6 prints a Frobenius norm in
-        its place, which is false: 99 unit vectors represented by the origin have error 99 and a
-        Frobenius norm of 9.95.
-    """
-    exact = gradients.double()
-    total = exact.sum(0)
-    selected = weights > 0
-    estimate = (weights[selected, None] * exact[selected]).sum(0)
-    return Certificate(
-        error=float((exact - exact[representatives]).norm(dim=1).sum()),
-        error_lower_bound=None,
-        gradient_error=float((total - estimate).norm()),
-        gradient_norm=float(total.norm()),
-        effective_sample_size=float(weights.sum() ** 2 / weights.square().sum()),
-    )

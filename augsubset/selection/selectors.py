@@ -13,8 +13,10 @@ from augsubset.errors import check_choice
 from augsubset.gradients import LastLayerGradients
 from augsubset.rng import mix_seed
 from augsubset.selection.budget import sainte_lague_seats
-from augsubset.selection.coreset import check_method, class_members, select_coreset
+from augsubset.selection.coreset import class_members, select_coreset
+from augsubset.selection.facility_location import Similarity
 from augsubset.selection.selection import Selection
+from augsubset.selection.solver import Method, Options
 
 __all__ = ["AllSelector", "CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
 
@@ -46,16 +48,24 @@ class CoresetSelector:
     def __init__(
         self,
         *,
-        similarity: Literal["shifted"] = "shifted",
-        method: Literal["auto", "lazy", "naive"] = "auto",
+        similarity: Similarity = "shifted",
+        method: Method = "auto",
+        device: torch.device | str | None = None,
         max_memory: int | None = None,
+        epsilon: float = 0.1,
+        part_size: int = 8192,
+        progress: bool = False,
     ) -> None:
-        check_method(similarity, method)
         self._options: dict[str, Any] = {
             "similarity": similarity,
             "method": method,
             "max_memory": max_memory,
+            "epsilon": epsilon,
+            "part_size": part_size,
+            "progress": progress,
         }
+        Options(**self._options, device=torch.device("cpu" if device is None else device))
+        self._options["device"] = device
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int

@@ -1,0 +1,217 @@
+"""Groups too large for n^2: parts of neighbours, solved one by one and merged by gain.
+
+Parts come from a tree of splits along the widest column. Its thresholds are medians of a sample
+drawn by hash, so that any number of processes that hold some of the rows build the same tree and
+agree on every row's part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from augsubset.pairwise import Factors, SquaredDistances
+from augsubset.rng import hash_integers
+
+__all__ = ["LocalityTree", "assign", "merge_by_gain", "part_budget", "sampled", "split_by_rank", "thinned"]
+
+FloatArray = npt.NDArray[np.floating]
+Int64Array = npt.NDArray[np.int64]
+
+_SAMPLES_PER_PART = 256  # part sizes then vary by some 6%
+_FILL = 0.8  # of the part size that is aimed at, so that few parts exceed it
+_CHUNK = 1024
+
+
+class _Node(NamedTuple):
+    """A split: rows at or below the threshold go left. A leaf has a part number instead."""
+
+    column: int
+    threshold: float
+    left: int
+    right: int
+    part: int
+
+
+class LocalityTree:
+    """Splits of space into parts of about equal numbers of rows.
+
+    Args:
+        sample: Rows that stand for all; :func:`sampled` draws them.
+        num_rows: How many there are in all.
+        part_size: Rows a part, at most but for chance; see :func:`split_by_rank`.
+
+    Cost:
+        O(sample features log parts) time.
+    """
+
+    def __init__(self, sample: Sequence[Factors], num_rows: int, part_size: int) -> None:
+        self._nodes: list[_Node] = []
+        self.num_parts = 0
+        self._grow(_columns(sample), math.ceil(num_rows / (_FILL * part_size)))
+
+    def _grow(self, columns: FloatArray, num_parts: int) -> int:
+        """Add the subtree of these sample rows; return its place."""
+        place = len(self._nodes)
+        self._nodes.append(_Node(-1, 0.0, -1, -1, -1))
+        column = _widest(columns)
+        values = np.sort(columns[:, column]) if column >= 0 else columns[:0]
+        cut = len(values) * (num_parts // 2) // num_parts
+        if num_parts == 1 or cut == 0 or values[cut - 1] == values[-1]:
+            self._nodes[place] = _Node(-1, 0.0, -1, -1, self.num_parts)
+            self.num_parts += 1
+            return place
+        threshold = float(values[cut - 1])
+        below = columns[:, column] <= threshold
+        left = self._grow(columns[below], num_parts // 2)
+        right = self._grow(columns[~below], num_parts - num_parts // 2)
+        self._nodes[place] = _Node(column, threshold, left, right, -1)
+        return place
+
+    def parts_of(self, rows: Sequence[Factors]) -> Int64Array:
+        """Return the part of each row."""
+        parts = np.empty(len(rows[0].left), np.int64)
+        sides = [side for part in rows for side in part if side is not None]
+        owner = [(side, t) for side in range(len(sides)) for t in range(sides[side].shape[1])]
+        pending = [(0, np.arange(len(parts)))]
+        while pending:
+            place, positions = pending.pop()
+            node = self._nodes[place]
+            if node.part >= 0:
+                parts[positions] = node.part
+                continue
+            side, t = owner[node.column]
+            below = sides[side][positions, t] <= node.threshold
+            pending += [(node.left, positions[below]), (node.right, positions[~below])]
+        return parts
+
+
+def sampled(indices: Int64Array, num_rows: int, part_size: int) -> Int64Array:
+    """Return positions of the rows that the tree is built from: by hash of their dataset index.
+
+    Args:
+        indices: Dataset indices of the rows at hand.
+        num_rows: How many rows there are in all, here or elsewhere.
+        part_size: Rows a part.
+    """
+    wanted = _SAMPLES_PER_PART * math.ceil(num_rows / (_FILL * part_size))
+    if wanted >= num_rows:
+        return np.arange(len(indices))
+    return np.flatnonzero(hash_integers(indices) < int(wanted / num_rows * 2**64))
+
+
+def thinned(
+    indices: Int64Array, num_rows: int, budget: int | None, part_size: int
+) -> Int64Array | None:
+    """Return positions of a sample to select from where picks are fewer than two a part.
+
+    Greedy within parts would put one pick into each. Of a sample by hash, so small that it has no
+    more parts than half the picks, each pick stands for half a part's rows or more. ``None``: all.
+    """
+    if budget is None:
+        return None
+    wanted = part_size * max(1, budget // 2)
+    if wanted >= num_rows:
+        return None
+    few = np.flatnonzero(hash_integers(indices, 1) < int(wanted / num_rows * 2**64))
+    return few if len(few) >= budget else None
+
+
+def split_by_rank(rows: Sequence[Factors], part_size: int) -> list[Int64Array]:
+    """Split rows that a part has too many of, along the widest column, ties by position."""
+    columns = _columns(rows)
+    found, pending = [], [np.arange(len(columns))]
+    while pending:
+        positions = pending.pop()
+        if len(positions) <= part_size:
+            found.append(np.sort(positions))
+            continue
+        mine = columns[positions]
+        values = mine[:, _widest(mine)] if mine.size else positions
+        order = positions[np.argsort(values, kind="stable")]
+        pending += [order[len(order) // 2 :], order[: len(order) // 2]]
+    return found
+
+
+def part_budget(budget: int, size: int, num_rows: int) -> int:
+    """Return how many picks a part offers: twice its share, since gains decide what is taken."""
+    return min(size, 2 * math.ceil(budget * size / num_rows) + 1)
+
+
+def merge_by_gain(
+    picks: Sequence[Int64Array], gains: Sequence[npt.NDArray[np.float64]]
+) -> tuple[Int64Array, npt.NDArray[np.float64]]:
+    """Return all parts' picks by falling gain, the lowest number among equals.
+
+    This is greedy on the sum of the parts' objectives, as if no example were represented from
+    outside its part. A part's first pick has the gain of everything, so each part has one first.
+    """
+    numbers, values = np.concatenate(picks), np.concatenate(gains)
+    order = np.lexsort((numbers, -values))
+    return numbers[order], values[order]
+
+
+def assign(
+    rows: Sequence[Factors],
+    picks: Sequence[Factors],
+    numbers: Int64Array,
+    sizes: Int64Array,
+    home: int | None = None,
+) -> Int64Array:
+    """Return the nearest pick of each row, the lowest number among equals.
+
+    Args:
+        rows: Neighbours, of one part.
+        picks: All selected rows of the class, group by group.
+        numbers: What each pick is called, ascending within a group.
+        sizes: How many picks each group has.
+        home: The group that most rows' nearest pick is in, if any: looked at first.
+
+    Returns:
+        Numbers of picks. ``(len(rows),)``
+
+    Cost:
+        O(rows picks features) where nothing can be skipped. A group is skipped for a row that is
+        farther from the box around it than from the nearest pick so far.
+    """
+    squares = SquaredDistances(rows, picks)
+    n = len(rows[0].left)
+    best = np.full(n, np.inf, rows[0].left.dtype)
+    nearest = np.full(n, np.iinfo(np.int64).max, np.int64)
+    boxed = len(rows) == 1 and rows[0].right is None
+    ends = np.cumsum(sizes)
+    for group in sorted(np.flatnonzero(sizes).tolist(), key=lambda group: group != home):
+        first, last = int(ends[group] - sizes[group]), int(ends[group])
+        near = np.arange(n)
+        if boxed and np.isfinite(best).all():
+            outside = _distance_to_box(rows[0].left, picks[0].left[first:last])
+            near = np.flatnonzero(outside <= np.sqrt(best) * squares.unit * (1 + 1e-3))
+        for begin in range(0, len(near), _CHUNK):
+            mine = near[begin : begin + _CHUNK]
+            block = squares.block(mine, first, last)
+            at = block.argmin(1)
+            value, found = block[np.arange(len(mine)), at], numbers[first + at]
+            better = (value < best[mine]) | ((value == best[mine]) & (found < nearest[mine]))
+            best[mine[better]] = value[better]
+            nearest[mine[better]] = found[better]
+    return nearest
+
+
+def _distance_to_box(rows: FloatArray, members: FloatArray) -> npt.NDArray[np.float64]:
+    low, high = members.min(0), members.max(0)
+    beyond = np.maximum(np.maximum(low - rows, rows - high), 0)
+    return np.linalg.norm(beyond.astype(np.float64), axis=1)
+
+
+def _columns(rows: Sequence[Factors]) -> FloatArray:
+    return np.concatenate([side for part in rows for side in part if side is not None], axis=1)
+
+
+def _widest(columns: FloatArray) -> int:
+    """Return the column of largest variance, -1 where there is nothing to compare."""
+    return int(columns.var(axis=0, dtype=np.float64).argmax()) if columns.size else -1
+

@@ -1,0 +1,415 @@
+"""Solve every class within its quota: side by side on cores, or in batches on a device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from augsubset.errors import check_choice, check_int
+from augsubset.pairwise import Factors
+from augsubset.rng import mix_seed
+from augsubset.selection import partition
+from augsubset.selection.certificate import ClassMeasure, measure
+from augsubset.selection.facility_location import (
+    UNIT,
+    FacilityLocation,
+    Int32Array,
+    Levels,
+    Similarity,
+    batched_lower_bounds,
+    check_similarity,
+    cost_lower_bound,
+    levels_on,
+    nearest_picks,
+)
+from augsubset.selection.greedy import (
+    Picks,
+    batched_greedy,
+    lazy_greedy,
+    naive_greedy,
+    stochastic_greedy,
+)
+
+__all__ = ["ClassProblem", "ClassSolution", "Method", "Options", "method_for", "solve"]
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+Method = Literal["auto", "lazy", "naive", "stochastic", "partitioned"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+LARGEST_EXACT = 16_384  # examples of a class that "auto" solves whole: 1 GiB of levels
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to solve; the same for every class. See :func:`select_coreset`."""
+
+    similarity: Similarity = "shifted"
+    method: Method = "auto"
+    epsilon: float = 0.1
+    part_size: int = 8192
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_memory: int | None = None
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no solver could run."""
+        check_similarity(self.similarity)
+        check_choice("method", self.method, ("auto", "lazy", "naive", "stochastic", "partitioned"))
+        check_choice("progress", self.progress, (False, True))
+        check_int("part_size", self.part_size, 2)
+        if self.max_memory is not None:
+            check_int("max_memory", self.max_memory, 1)
+        if not 0 < self.epsilon < 1:
+            raise ValueError(f"epsilon must be between 0 and 1, got epsilon={self.epsilon}.")
+        if self.device.type != "cpu" and self.method == "stochastic":
+            raise ValueError(
+                f'device must be the CPU for method="stochastic", got device={str(self.device)!r}. '
+                "Exact methods run in batches there."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassProblem:
+    """One class and its quota.
+
+    Args:
+        label: The class.
+        factors: Rows that the class's are among, one entry a layer.
+        positions: Its rows, by ascending dataset index.
+        indices: Dataset index of each. ``(n,)``
+        budget: Picks; ``None``: as many as the tolerance takes.
+        tolerance: Cost to stay within.
+    """
+
+    label: int
+    factors: Sequence[Factors]
+    positions: Int64Array
+    indices: Int64Array
+    budget: int | None
+    tolerance: float | None = None
+
+    def __len__(self) -> int:
+        """Return the number of examples, n."""
+        return len(self.positions)
+
+    def among(self, few: Int64Array) -> ClassProblem:
+        """Return the problem of choosing as many from a few of the examples."""
+        return replace(self, positions=self.positions[few], indices=self.indices[few])
+
+    def rows(self, among: Int64Array | None = None) -> list[Factors]:
+        """Return the gradients of some of the class's examples, or of all."""
+        positions = self.positions if among is None else self.positions[among]
+        return [part.at(positions) for part in self.factors]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSolution:
+    """What a class's quota went to, in positions within the class.
+
+    Args:
+        order: Picks, in order. ``(k,)``
+        gains: In similarity units. ``(k,)``
+        nearest: Who represents each example. ``(n,)``
+        bound: What no other k picks can cost less than; ``None`` if unknown.
+        measured: Cost and gradient sums.
+    """
+
+    order: Int64Array
+    gains: Float64Array
+    nearest: Int64Array
+    bound: float | None
+    measured: ClassMeasure
+
+
+def method_for(method: Method, size: int) -> str:
+    """Return what solves a class; ``"auto"`` looks at its size alone."""
+    if method != "auto":
+        return method
+    return "lazy" if size <= LARGEST_EXACT else "partitioned"
+
+
+def solve(problems: Sequence[ClassProblem], options: Options) -> list[ClassSolution]:
+    """Return one solution a problem; each depends on its own problem and the options alone."""
+    solver = _Solver(problems, options)
+    found: dict[int, ClassSolution] = {}
+    whole = [p for p in problems if method_for(options.method, len(p)) != "partitioned"]
+    whole.sort(key=len, reverse=True)
+    with solver.counting(len(problems)) as count:
+        if options.device.type == "cpu":
+            solutions = solver.map(solver.solve_whole, whole)
+        else:
+            solutions = solver.solve_on_device(whole)
+        for problem, solution in zip(whole, solutions, strict=True):
+            found[id(problem)] = solution
+            count()
+        for problem in problems:
+            if id(problem) not in found:
+                found[id(problem)] = solver.solve_in_parts(problem)
+                count()
+    return [found[id(problem)] for problem in problems]
+
+
+class _Solver:
+    """Threads, their memory, and what runs in them."""
+
+    def __init__(self, problems: Sequence[ClassProblem], options: Options) -> None:
+        self._options = options
+        self._threads = threading.local()
+        self._num_workers = torch.get_num_threads()
+        sizes = []
+        for problem in problems:
+            method = method_for(options.method, len(problem))
+            if method == "stochastic":
+                continue
+            sizes.append(
+                min(len(problem), options.part_size) if method == "partitioned" else len(problem)
+            )
+        if options.max_memory is not None and sizes:
+            self._num_workers = self._within(options.max_memory, sorted(sizes, reverse=True))
+
+    def _within(self, max_memory: int, sizes: list[int]) -> int:
+        """Return how many of the largest levels fit at once."""
+        needed = 4 * sizes[0] ** 2
+        if needed > max_memory:
+            raise ValueError(
+                f"max_memory must be at least {needed} bytes, what the distances within the "
+                f"largest class or part of {sizes[0]} examples take, got max_memory={max_memory}. "
+                'Raise it, or pass method="partitioned" with a smaller part_size.'
+            )
+        return max(1, min(self._num_workers, max_memory // needed))
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply to every item in threads; results in order."""
+        with ThreadPoolExecutor(self._num_workers) as pool:
+            yield from pool.map(function, items)
+
+    @contextmanager
+    def counting(self, total: int) -> Iterator[Callable[[], Any]]:
+        """Show progress over classes, if asked."""
+        if not self._options.progress:
+            yield lambda: None
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError as error:
+            raise ImportError(
+                'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
+            ) from error
+        with tqdm(total=total, desc="solving", unit="class") as bar:
+            yield bar.update
+
+    def _memory(self, num_examples: int) -> Int32Array:
+        """Return this thread's memory for levels: pages once touched are not asked for again."""
+        memory: Int32Array | None = getattr(self._threads, "memory", None)
+        if memory is None or len(memory) < num_examples**2:
+            self._threads.memory = None  # before the larger one is asked for
+            memory = self._threads.memory = np.empty(num_examples**2, np.int32)
+        return memory
+
+    # A class that is solved whole.
+
+    def solve_whole(self, problem: ClassProblem) -> ClassSolution:
+        """Solve by the exact or stochastic method, on one core."""
+        options = self._options
+        rows = problem.rows()
+        objective = FacilityLocation(rows, options.similarity)
+        if options.method == "stochastic":
+            assert problem.budget is not None
+            picks = stochastic_greedy(
+                objective,
+                problem.budget,
+                epsilon=options.epsilon,
+                seed=mix_seed(options.seed, problem.label),
+            )
+            return _solution(rows, picks, objective.step, None)
+        levels = objective.levels(self._memory(len(problem)))
+        if problem.budget is not None:
+            greedy = naive_greedy if options.method == "naive" else lazy_greedy
+            picks = greedy(levels, problem.budget)
+        else:
+            assert problem.tolerance is not None
+            picks = _within_tolerance(rows, levels, problem.tolerance)
+        bound = None
+        if options.similarity == "shifted":
+            bound = _as_distance(
+                cost_lower_bound(levels.lost, picks.order, picks.nearest), objective
+            )
+        return _solution(rows, picks, objective.step, bound)
+
+    def solve_on_device(self, problems: Sequence[ClassProblem]) -> Iterator[ClassSolution]:
+        """Solve by the exact method, as many classes at once as memory takes."""
+        for batch in self._batches(problems):
+            rows = [problem.rows() for problem in batch]
+            objectives = [FacilityLocation(each, self._options.similarity) for each in rows]
+            lost, start = levels_on(self._options.device, objectives)
+            budgets = []
+            for problem in batch:
+                assert problem.budget is not None
+                budgets.append(problem.budget)
+            sizes = [len(problem) for problem in batch]
+            found = batched_greedy(lost, start, budgets, sizes)
+            bounds = batched_lower_bounds(lost, found)
+            for each, objective, picks, levels in zip(rows, objectives, found, bounds, strict=True):
+                bound = _as_distance(levels, objective) if objective.takes_root else None
+                yield _solution(each, picks, objective.step, bound)
+
+    def _batches(self, problems: Sequence[ClassProblem]) -> Iterator[Sequence[ClassProblem]]:
+        """Group classes, largest first, so that padded levels and temporaries fit."""
+        allowed = self._options.max_memory
+        if allowed is None:
+            allowed = 1 << 33
+        begin = 0
+        while begin < len(problems):
+            # Distances, differences and levels: four matrices of 4 bytes while these are made.
+            count = max(1, allowed // (16 * len(problems[begin]) ** 2))
+            yield problems[begin : begin + count]
+            begin += count
+
+    # A class that is solved in parts.
+
+    def solve_in_parts(self, problem: ClassProblem) -> ClassSolution:
+        """Solve neighbourhoods exactly, merge by gain, and assign everybody to the nearest pick."""
+        parts = self.parts(problem)
+        few = partition.thinned(
+            problem.indices, len(problem), problem.budget, self._options.part_size
+        )
+        if few is None:
+            order, gains = self.merged(problem, parts)
+        else:
+            fewer = problem.among(few)
+            order, gains = self.merged(fewer, self.parts(fewer))
+            order = few[order]
+        if problem.budget is not None:
+            order, gains = order[: problem.budget], gains[: problem.budget]
+        else:
+            assert problem.tolerance is not None
+            length = self._shortest_within(problem, parts, order, gains)
+            order, gains = order[:length], gains[:length]
+        nearest = self._assigned(problem, parts, order)
+        return ClassSolution(
+            order, gains, nearest, None, measure(problem.rows(), problem.rows(nearest))
+        )
+
+    def parts(self, problem: ClassProblem) -> list[Int64Array]:
+        """Return positions within the class, part by part."""
+        size, n = self._options.part_size, len(problem)
+        sample = problem.rows(partition.sampled(problem.indices, n, size))
+        tree = partition.LocalityTree(sample, n, size)
+        numbers = tree.parts_of(problem.rows())
+        parts = []
+        for number in range(tree.num_parts):
+            members = np.flatnonzero(numbers == number)
+            parts += [members[few] for few in partition.split_by_rank(problem.rows(members), size)]
+        return parts
+
+    def merged(
+        self, problem: ClassProblem, parts: Sequence[Int64Array]
+    ) -> tuple[Int64Array, Float64Array]:
+        """Return more picks than the budget, by falling gain within their parts."""
+
+        def solve_part(members: Int64Array) -> tuple[Int64Array, Float64Array]:
+            share = len(members)
+            if problem.budget is not None:
+                share = partition.part_budget(problem.budget, share, len(problem))
+            order, gains = self.solve_part(problem.rows(members), share)
+            return members[order], gains
+
+        return partition.merge_by_gain(*zip(*self.map(solve_part, parts), strict=True))
+
+    def solve_part(self, rows: Sequence[Factors], share: int) -> tuple[Int64Array, Float64Array]:
+        """Return a part's picks and their gains in similarity units."""
+        objective = FacilityLocation(rows, self._options.similarity)
+        picks = lazy_greedy(objective.levels(self._memory(objective.num_examples)), share)
+        return picks.order, picks.gains * objective.step
+
+    def _assigned(
+        self, problem: ClassProblem, parts: Sequence[Int64Array], order: Int64Array
+    ) -> Int64Array:
+        """Return the nearest pick of each example of the class, wherever it lies."""
+        part_of = np.empty(len(problem), np.int64)
+        for number, members in enumerate(parts):
+            part_of[members] = number
+        numbers = order[np.lexsort((order, part_of[order]))]
+        sizes = np.bincount(part_of[order], minlength=len(parts))
+        picks = problem.rows(numbers)
+
+        def assign_part(number: int) -> Int64Array:
+            rows = problem.rows(parts[number])
+            return partition.assign(rows, picks, numbers, sizes, number)
+
+        nearest = np.empty(len(problem), np.int64)
+        for members, found in zip(parts, self.map(assign_part, range(len(parts))), strict=True):
+            nearest[members] = found
+        nearest[order] = order
+        return nearest
+
+    def _shortest_within(
+        self,
+        problem: ClassProblem,
+        parts: Sequence[Int64Array],
+        order: Int64Array,
+        gains: Float64Array,
+    ) -> int:
+        """Return the fewest first picks whose error is within the tolerance, by bisection."""
+        tolerance = problem.tolerance
+        assert tolerance is not None
+        enough, rows = len(order), problem.rows()
+        too_few = 0
+        while enough - too_few > 1:
+            middle = (enough + too_few) // 2
+            nearest = self._assigned(problem, parts, order[:middle])
+            if measure(rows, problem.rows(nearest)).error <= tolerance:
+                enough = middle
+            else:
+                too_few = middle
+        return enough
+
+
+def _within_tolerance(
+    rows: Sequence[Factors], levels: Levels, tolerance: float
+) -> Picks:
+    """Return the fewest picks of lazy greedy whose error in float64 is within the tolerance.
+
+    Levels say where about to stop; the last picks are settled by the exact error.
+    """
+    n = len(levels.lost)
+    coverage = np.empty(n, np.int32)
+
+    def error_of(order: Int64Array) -> float:
+        nearest = nearest_picks(levels.lost, order, coverage)
+        return measure(rows, [part.at(nearest) for part in rows]).error
+
+    picks = lazy_greedy(levels, n, enough=min(int(tolerance / levels.step), UNIT * n))
+    order = picks.order
+    while error_of(order) > tolerance:
+        order = lazy_greedy(levels, len(order) + 1).order
+    while len(order) > 1 and error_of(order[:-1]) <= tolerance:
+        order = order[:-1]
+    if len(order) == len(picks.order):
+        return picks
+    return lazy_greedy(levels, len(order))
+
+
+def _as_distance(bound: int, objective: FacilityLocation) -> float:
+    """Return a bound in levels as a distance, less what rounding may have added to it."""
+    rounded = (bound - objective.num_examples / 2) * objective.step
+    return max(0.0, rounded * (1 - objective.precision))
+
+
+def _solution(
+    rows: Sequence[Factors], picks: Picks, step: float, bound: float | None
+) -> ClassSolution:
+    representatives = [part.at(picks.nearest) for part in rows]
+    measured = measure(rows, representatives)
+    return ClassSolution(picks.order, picks.gains * step, picks.nearest, bound, measured)
