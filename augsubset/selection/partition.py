@@ -1,6 +1,6 @@
 """Groups too large for n^2: parts of neighbours, solved one by one and merged by gain.
 
-Parts come from a tree of splits along the widest column. Its thresholds are medians of a sample
+Parts come from a tree of splits across the direction of largest spread. Its thresholds are medians of a sample
 drawn by hash, so that any number of processes that hold some of the rows build the same tree and
 agree on every row's part.
 """
@@ -20,17 +20,19 @@ from augsubset.rng import hash_integers
 __all__ = ["LocalityTree", "assign", "merge_by_gain", "part_budget", "sampled", "split_by_rank", "thinned"]
 
 FloatArray = npt.NDArray[np.floating]
+Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-_SAMPLES_PER_PART = 256  # part sizes then vary by some 6%
-_FILL = 0.8  # of the part size that is aimed at, so that few parts exceed it
+_SAMPLES_PER_PART = 512  # part sizes then vary by some 4%
+_FILL = 0.9  # of the part size that is aimed at, so that few parts exceed it
+_ITERATIONS = 8  # of the power method: any direction of large spread does
 _CHUNK = 1024
 
 
 class _Node(NamedTuple):
     """A split: rows at or below the threshold go left. A leaf has a part number instead."""
 
-    column: int
+    direction: Float64Array
     threshold: float
     left: int
     right: int
@@ -57,26 +59,24 @@ class LocalityTree:
     def _grow(self, columns: FloatArray, num_parts: int) -> int:
         """Add the subtree of these sample rows; return its place."""
         place = len(self._nodes)
-        self._nodes.append(_Node(-1, 0.0, -1, -1, -1))
-        column = _widest(columns)
-        values = np.sort(columns[:, column]) if column >= 0 else columns[:0]
+        direction = _principal_direction(columns)
+        along = _along(columns, direction)
+        self._nodes.append(_Node(direction, 0.0, -1, -1, self.num_parts))
+        values = np.sort(along)
         cut = len(values) * (num_parts // 2) // num_parts
         if num_parts == 1 or cut == 0 or values[cut - 1] == values[-1]:
-            self._nodes[place] = _Node(-1, 0.0, -1, -1, self.num_parts)
             self.num_parts += 1
             return place
-        threshold = float(values[cut - 1])
-        below = columns[:, column] <= threshold
+        below = along <= values[cut - 1]
         left = self._grow(columns[below], num_parts // 2)
         right = self._grow(columns[~below], num_parts - num_parts // 2)
-        self._nodes[place] = _Node(column, threshold, left, right, -1)
+        self._nodes[place] = _Node(direction, float(values[cut - 1]), left, right, -1)
         return place
 
     def parts_of(self, rows: Sequence[Factors]) -> Int64Array:
         """Return the part of each row."""
-        parts = np.empty(len(rows[0].left), np.int64)
-        sides = [side for part in rows for side in part if side is not None]
-        owner = [(side, t) for side in range(len(sides)) for t in range(sides[side].shape[1])]
+        columns = _columns(rows)
+        parts = np.empty(len(columns), np.int64)
         pending = [(0, np.arange(len(parts)))]
         while pending:
             place, positions = pending.pop()
@@ -84,8 +84,7 @@ class LocalityTree:
             if node.part >= 0:
                 parts[positions] = node.part
                 continue
-            side, t = owner[node.column]
-            below = sides[side][positions, t] <= node.threshold
+            below = _along(columns[positions], node.direction) <= node.threshold
             pending += [(node.left, positions[below]), (node.right, positions[~below])]
         return parts
 
@@ -122,7 +121,7 @@ def thinned(
 
 
 def split_by_rank(rows: Sequence[Factors], part_size: int) -> list[Int64Array]:
-    """Split rows that a part has too many of, along the widest column, ties by position."""
+    """Split rows that a part has too many of in halves, ties by position."""
     columns = _columns(rows)
     found, pending = [], [np.arange(len(columns))]
     while pending:
@@ -131,8 +130,8 @@ def split_by_rank(rows: Sequence[Factors], part_size: int) -> list[Int64Array]:
             found.append(np.sort(positions))
             continue
         mine = columns[positions]
-        values = mine[:, _widest(mine)] if mine.size else positions
-        order = positions[np.argsort(values, kind="stable")]
+        along = _along(mine, _principal_direction(mine))
+        order = positions[np.argsort(along, kind="stable")]
         pending += [order[len(order) // 2 :], order[: len(order) // 2]]
     return found
 
@@ -143,8 +142,8 @@ def part_budget(budget: int, size: int, num_rows: int) -> int:
 
 
 def merge_by_gain(
-    picks: Sequence[Int64Array], gains: Sequence[npt.NDArray[np.float64]]
-) -> tuple[Int64Array, npt.NDArray[np.float64]]:
+    picks: Sequence[Int64Array], gains: Sequence[Float64Array]
+) -> tuple[Int64Array, Float64Array]:
     """Return all parts' picks by falling gain, the lowest number among equals.
 
     This is greedy on the sum of the parts' objectives, as if no example were represented from
@@ -201,7 +200,7 @@ def assign(
     return nearest
 
 
-def _distance_to_box(rows: FloatArray, members: FloatArray) -> npt.NDArray[np.float64]:
+def _distance_to_box(rows: FloatArray, members: FloatArray) -> Float64Array:
     low, high = members.min(0), members.max(0)
     beyond = np.maximum(np.maximum(low - rows, rows - high), 0)
     return np.linalg.norm(beyond.astype(np.float64), axis=1)
@@ -211,7 +210,23 @@ def _columns(rows: Sequence[Factors]) -> FloatArray:
     return np.concatenate([side for part in rows for side in part if side is not None], axis=1)
 
 
-def _widest(columns: FloatArray) -> int:
-    """Return the column of largest variance, -1 where there is nothing to compare."""
-    return int(columns.var(axis=0, dtype=np.float64).argmax()) if columns.size else -1
+def _principal_direction(columns: FloatArray) -> Float64Array:
+    """Return about the direction of largest variance, by the power method."""
+    if not columns.size:
+        return np.zeros(columns.shape[1])
+    centred = columns - columns.mean(0, dtype=np.float64)
+    direction = np.zeros(columns.shape[1])
+    direction[np.square(centred).sum(0).argmax()] = 1.0
+    for _ in range(_ITERATIONS):
+        direction = centred.T @ (centred @ direction)
+        length = np.linalg.norm(direction)
+        if length == 0:
+            break
+        direction /= length
+    return direction
 
+
+def _along(columns: FloatArray, direction: Float64Array) -> Float64Array:
+    """Return rows times a direction, each row's sum in one order whatever the rows beside it."""
+    product: Float64Array = np.einsum("ij,j->i", columns, direction, dtype=np.float64)
+    return product
