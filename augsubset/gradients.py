@@ -13,13 +13,17 @@ from augsubset.pairwise import Factors, SquaredDistances
 __all__ = ["LastLayerGradients", "check_finite_rows"]
 
 
-_CHUNK = 1 << 16  # rows checked at once: no mask of everything
+_CHUNK = 1 << 20  # values checked at once: no mask of everything
 
 
 def check_finite_rows(name: str, values: Tensor, indices: Tensor | None = None) -> None:
     """Refuse values with a NaN or an infinity, and say where the first one is."""
+    rows_a_chunk = max(1, _CHUNK * len(values) // max(values.numel(), 1))
     bad = torch.cat(
-        [~torch.isfinite(rows).flatten(1).all(1) for rows in values[:, None].split(_CHUNK)]
+        [
+            ~torch.isfinite(rows).flatten(1).all(1)
+            for rows in torch.split(values[:, None], rows_a_chunk)
+        ]
     )
     if bool(bad.any()):
         first = int(bad.nonzero()[0])

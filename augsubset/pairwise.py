@@ -52,7 +52,7 @@ class Factors(NamedTuple):
 
 def relative_error(factors: Sequence[Factors]) -> float:
     """Return what rounding does to a distance at most, relative to it."""
-    return max(
+    return max(  # type: ignore[no-any-return]
         (part.left.shape[1] + (0 if part.right is None else part.right.shape[1]) + 8)
         * float(np.finfo(part.left.dtype).eps)
         for part in factors
@@ -115,7 +115,9 @@ def squares_on(device: torch.device, many: Sequence[SquaredDistances]) -> Tensor
                 [torch.from_numpy(layer.factors[factor][0]).to(device) for layer in layers], True
             )
             columns = rows.transpose(1, 2).contiguous()
-            out = torch.zeros(len(rows), rows.shape[1], rows.shape[1], dtype=rows.dtype, device=device)
+            out = torch.zeros(
+                len(rows), rows.shape[1], rows.shape[1], dtype=rows.dtype, device=device
+            )
             for t in range(rows.shape[2]):
                 difference = columns[:, t, None, :] - columns[:, t, :, None]
                 out += difference.mul_(difference)
@@ -169,7 +171,8 @@ class _Layer:
         if self.norms:
             (left, left_cols), (right, right_cols) = self.norms
             _combine(
-                *squares,
+                squares[0],
+                squares[1],
                 left[rows],
                 left_cols[first:last],
                 right[rows],

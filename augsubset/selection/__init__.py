@@ -3,6 +3,7 @@
 from augsubset.selection.budget import budget_from_fraction, sainte_lague_seats
 from augsubset.selection.certificate import Certificate
 from augsubset.selection.coreset import select_coreset
+from augsubset.selection.distributed import select_coreset_distributed
 from augsubset.selection.selection import Selection
 from augsubset.selection.selectors import (
     AllSelector,
@@ -23,4 +24,5 @@ __all__ = [
     "budget_from_fraction",
     "sainte_lague_seats",
     "select_coreset",
+    "select_coreset_distributed",
 ]

@@ -125,12 +125,14 @@ def _of_products(own: Factors, other: Factors, a: Float64Array, h: Float64Array)
     )
     four = a * (2 * (h_own + h_other) - h) + h * (2 * (a_own + a_other) - a)
     four += 2 * (a_own - a_other) * (h_own - h_other)
-    return np.maximum(0.25 * four, 0)
+    squares: Float64Array = np.maximum(0.25 * four, 0)
+    return squares
 
 
 def _sum_of_products(rows: Factors) -> Float64Array:
     assert rows.right is not None
-    return rows.left.T.astype(np.float64) @ rows.right.astype(np.float64)
+    total: Float64Array = rows.left.T.astype(np.float64) @ rows.right.astype(np.float64)
+    return total
 
 
 def combine(

@@ -9,8 +9,8 @@ appendix A.6; the Frobenius norm printed there bounds nothing). Maximising it mi
 Note: why integers. Greedy compares sums of thousands of similarities, and a floating-point sum
 depends on its order, hence on the maximiser, the chunk size and the device. What is lost against
 the greatest similarity, s(0) - s(d), is therefore rounded once to an integer *level*. Integer sums
-have no order, so every exact maximiser returns the same picks, ties included. One level of "shifted"
-is 2**-30 of a power of two that is at most a few times C; float32 distances carry 24 bits.
+have no order, so every exact maximiser returns the same picks, ties included. One level of
+"shifted" is 2**-30 of a power of two that is a few times C at most; float32 carries 24 bits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ _MIRRORED = 32  # features from which computing a square costs more than copying
 def check_similarity(similarity: Any) -> None:
     """Refuse a similarity that is neither a known name nor a decreasing function of distance."""
     if not callable(similarity):
-        check_choice("similarity", similarity, ("shifted", "shifted_sq", "exp"), "Or pass a callable.")
+        check_choice(
+            "similarity", similarity, ("shifted", "shifted_sq", "exp"), "Or pass a callable."
+        )
         return
     probe = similarity(torch.tensor([[0.0, 0.5, 1.0]]))
     if not isinstance(probe, Tensor) or probe.shape != (1, 3):
@@ -107,7 +109,9 @@ class FacilityLocation:
         self.precision = relative_error(rows)
         self._similarity = similarity
         self.takes_root = similarity == "shifted"
-        widths = [(part.left.shape[1], 0 if part.right is None else part.right.shape[1]) for part in rows]
+        widths = [
+            (part.left.shape[1], 0 if part.right is None else part.right.shape[1]) for part in rows
+        ]
         self._width = sum(left + right for left, right in widths)
         self._num_features = sum(left * max(right, 1) for left, right in widths)
         if similarity == "shifted":
@@ -137,15 +141,15 @@ class FacilityLocation:
             part = self._lost(
                 self.squares.block(slice(begin, begin + _BLOCK), begin if mirrored else 0)
             )
-            one, half = part.dtype.type(UNIT), part.dtype.type(0.5)
-            largest = max(largest, _fill(part, self.takes_root, one, half, begin, mirrored, lost, sums))
+            top = _fill(part, self.takes_root, *_constants(part), begin, mirrored, lost, sums)
+            largest = max(largest, int(top))
         return Levels(lost, sums, largest if self.is_shifted else UNIT, self.step)
 
     def rows(self, positions: Int64Array) -> Int32Array:
         """Return the levels of some candidates: ``(len(positions), n)``."""
         part = self._lost(self.squares.block(positions))
         out = np.empty(part.shape, np.int32)
-        _round_rows(part, self.takes_root, part.dtype.type(UNIT), part.dtype.type(0.5), out)
+        _round_rows(part, self.takes_root, *_constants(part), out)
         return out
 
     def _lost(self, squares: FloatArray) -> FloatArray:
@@ -194,6 +198,11 @@ def levels_on(device: torch.device, many: Sequence[FacilityLocation]) -> tuple[T
         starts.append(mine.max().to(torch.int32) if one.is_shifted else torch.tensor(UNIT))
     start = torch.stack([start.to(device, torch.int32) for start in starts])
     return lost.to(torch.int32), start
+
+
+def _constants(part: FloatArray) -> tuple[Any, Any]:
+    """Return what rounding multiplies by and adds, in the array's own precision."""
+    return part.dtype.type(UNIT), part.dtype.type(0.5)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -324,7 +333,8 @@ def cost_lower_bound(lost: Int32Array, order: Int64Array, nearest: Int64Array) -
 
     For any v >= 0 and any S of size k,
 
-    .. math:: \sum_i \min_{j \in S} d_{ij} \ge \sum_i v_i - \sum_{j \in S} \sum_i \max(0, v_i - d_{ij})
+    .. math:: \sum_i \min_{j \in S} d_{ij}
+        \ge \sum_i v_i - \sum_{j \in S} \sum_i \max(0, v_i - d_{ij})
 
     and the last sum is at most that of the k largest. With v each example's distance to the picks
     this is the cost minus the k largest gains that are left. Here v is that for the others, and for
@@ -359,12 +369,17 @@ def batched_lower_bounds(
         n, k = len(nearest), len(order)
         mine = lost[c, :n, :n]
         at = torch.from_numpy(order).to(lost.device)
-        coverage = mine[torch.from_numpy(nearest).to(lost.device), torch.arange(n, device=lost.device)]
+        coverage = mine[
+            torch.from_numpy(nearest).to(lost.device), torch.arange(n, device=lost.device)
+        ]
         rows = mine[at]
         rows[torch.arange(k, device=lost.device), at] = torch.iinfo(torch.int32).max
         coverage[at] = rows.amin(1) if n > 1 else 0
         gains = torch.cat(
-            [(coverage - part).clamp_(min=0).sum(1, dtype=torch.int64) for part in mine.split(1024)]
+            [
+                (coverage - part).clamp_(min=0).sum(1, dtype=torch.int64)
+                for part in torch.split(mine, 1024)
+            ]
         )
         bounds.append(int(coverage.sum(dtype=torch.int64) - gains.topk(k).values.sum()))
     return bounds

@@ -26,7 +26,14 @@ from augsubset.selection.facility_location import (
     nearest_picks,
 )
 
-__all__ = ["Picks", "batched_greedy", "lazy_greedy", "naive_greedy", "stochastic_greedy"]
+__all__ = [
+    "Picks",
+    "batched_greedy",
+    "lazy_greedy",
+    "naive_greedy",
+    "num_candidates",
+    "stochastic_greedy",
+]
 
 
 class Picks(NamedTuple):
@@ -139,6 +146,11 @@ def lazy_greedy(levels: Levels, budget: int, enough: int = -1) -> Picks:
     return Picks(*_lazy_greedy(levels.lost, bounds, levels.start, budget, enough))
 
 
+def num_candidates(n: int, budget: int, epsilon: float) -> int:
+    """Return how many candidates stochastic greedy looks at a step."""
+    return min(n, math.ceil(n / budget * math.log(1 / epsilon)))
+
+
 def stochastic_greedy(
     objective: FacilityLocation, budget: int, *, epsilon: float, seed: int
 ) -> Picks:
@@ -160,14 +172,14 @@ def stochastic_greedy(
     """
     n = objective.num_examples
     rng = np.random.default_rng(seed)
-    num_candidates = math.ceil(n / budget * math.log(1 / epsilon))
+    candidates_a_step = num_candidates(n, budget, epsilon)
     rest = np.arange(n)
     coverage = np.full(n, UNIT, np.int32)
     nearest = np.full(n, n, np.int64)
     order = np.empty(budget, np.int64)
     gains = np.empty(budget, np.int64)
     for step in range(budget):
-        drawn = rng.choice(len(rest), min(num_candidates, len(rest)), replace=False)
+        drawn = rng.choice(len(rest), min(candidates_a_step, len(rest)), replace=False)
         drawn = drawn[np.argsort(rest[drawn])]
         rows = objective.rows(rest[drawn])
         candidates = marginal_gains(rows, coverage)
@@ -184,7 +196,9 @@ def stochastic_greedy(
     return Picks(order, gains, nearest)
 
 
-def batched_greedy(lost: Tensor, start: Tensor, budgets: list[int], sizes: list[int]) -> list[Picks]:
+def batched_greedy(
+    lost: Tensor, start: Tensor, budgets: list[int], sizes: list[int]
+) -> list[Picks]:
     """Run exact greedy on several classes at once, in a few kernels a step: for a GPU.
 
     All gains are kept up to date: a pick changes those of a few examples' neighbourhoods, and only
@@ -207,9 +221,9 @@ def batched_greedy(lost: Tensor, start: Tensor, budgets: list[int], sizes: list[
     coverage = torch.where(real, start[:, None], 0)
     nearest = torch.full((num_classes, n), n, dtype=torch.int64, device=device)
     gains = torch.full((num_classes, n), -1, dtype=torch.int64, device=device)
-    for c, size in enumerate(sizes):
-        rows = lost[c, :size, :size]
-        gains[c, :size] = size * start[c].long() - rows.sum(1, dtype=torch.int64)
+    for at, size in enumerate(sizes):
+        rows = lost[at, :size, :size]
+        gains[at, :size] = size * start[at].long() - rows.sum(1, dtype=torch.int64)
     steps = max(budgets)
     order = torch.empty(num_classes, steps, dtype=torch.int64, device=device)
     won = torch.empty(num_classes, steps, dtype=torch.int64, device=device)
@@ -227,19 +241,18 @@ def batched_greedy(lost: Tensor, start: Tensor, budgets: list[int], sizes: list[
         nearest = torch.where(ties | closer, pick[:, None], nearest)
         before, coverage = coverage, torch.where(closer, row, coverage)
         changed, example = closer.nonzero(as_tuple=True)
-        for part in torch.arange(len(changed), device=device).split(max(1, (1 << 26) // n)):
-            c, i = changed[part], example[part]
+        chunk = max(1, (1 << 26) // n)
+        for c, i in zip(torch.split(changed, chunk), torch.split(example, chunk), strict=True):
             mine = lost[c, i]
-            less = (before[c, i, None] - mine).clamp_(min=0)
-            less -= (coverage[c, i, None] - mine).clamp_(min=0)
-            gains.index_add_(0, c, less.long(), alpha=-1)
+            less = (coverage[c, i, None] - mine).clamp_(min=0)
+            less -= (before[c, i, None] - mine).clamp_(min=0)
+            gains.index_add_(0, c, less.long())
         gains.scatter_(1, pick[:, None], -1)
         gains.masked_fill_(~real, -1)
-    order, won, nearest = order.cpu(), won.cpu(), nearest.cpu()
+    orders, wins, nearests = order.cpu().numpy(), won.cpu().numpy(), nearest.cpu().numpy()
     found = []
-    for c, (budget, size) in enumerate(zip(budgets, sizes, strict=True)):
-        mine = order[c, :budget].numpy()
-        representatives = nearest[c, :size].numpy()
-        representatives[mine] = mine
-        found.append(Picks(mine, won[c, :budget].numpy(), representatives))
+    for at, (budget, size) in enumerate(zip(budgets, sizes, strict=True)):
+        picks = orders[at, :budget]
+        nearests[at, picks] = picks
+        found.append(Picks(picks, wins[at, :budget], nearests[at, :size]))
     return found

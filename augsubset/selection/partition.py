@@ -1,8 +1,8 @@
 """Groups too large for n^2: parts of neighbours, solved one by one and merged by gain.
 
-Parts come from a tree of splits across the direction of largest spread. Its thresholds are medians of a sample
-drawn by hash, so that any number of processes that hold some of the rows build the same tree and
-agree on every row's part.
+Parts come from a tree of splits across the direction of largest spread. Its thresholds are medians
+of a sample drawn by hash, so that any number of processes that hold some of the rows build the same
+tree and agree on every row's part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import numpy.typing as npt
 from augsubset.pairwise import Factors, SquaredDistances
 from augsubset.rng import hash_integers
 
-__all__ = ["LocalityTree", "assign", "merge_by_gain", "part_budget", "sampled", "split_by_rank", "thinned"]
+__all__ = [
+    "LocalityTree",
+    "assign",
+    "merge_by_gain",
+    "num_rows_for",
+    "part_budget",
+    "sampled",
+    "split_by_rank",
+    "thinned",
+]
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
@@ -103,19 +112,21 @@ def sampled(indices: Int64Array, num_rows: int, part_size: int) -> Int64Array:
     return np.flatnonzero(hash_integers(indices) < int(wanted / num_rows * 2**64))
 
 
-def thinned(
-    indices: Int64Array, num_rows: int, budget: int | None, part_size: int
-) -> Int64Array | None:
+def num_rows_for(budget: int, part_size: int) -> int:
+    """Return of how many rows a budget is worth two picks a part."""
+    return part_size * max(1, budget // 2)
+
+
+def thinned(indices: Int64Array, budget: int | None, part_size: int) -> Int64Array | None:
     """Return positions of a sample to select from where picks are fewer than two a part.
 
     Greedy within parts would put one pick into each. Of a sample by hash, so small that it has no
     more parts than half the picks, each pick stands for half a part's rows or more. ``None``: all.
     """
-    if budget is None:
+    num_rows = len(indices)
+    if budget is None or num_rows_for(budget, part_size) >= num_rows:
         return None
-    wanted = part_size * max(1, budget // 2)
-    if wanted >= num_rows:
-        return None
+    wanted = num_rows_for(budget, part_size)
     few = np.flatnonzero(hash_integers(indices, 1) < int(wanted / num_rows * 2**64))
     return few if len(few) >= budget else None
 
@@ -203,7 +214,8 @@ def assign(
 def _distance_to_box(rows: FloatArray, members: FloatArray) -> Float64Array:
     low, high = members.min(0), members.max(0)
     beyond = np.maximum(np.maximum(low - rows, rows - high), 0)
-    return np.linalg.norm(beyond.astype(np.float64), axis=1)
+    distances: Float64Array = np.linalg.norm(beyond.astype(np.float64), axis=1)
+    return distances
 
 
 def _columns(rows: Sequence[Factors]) -> FloatArray:

@@ -164,4 +164,3 @@ class Selection:
                 certificate=certificate,
                 epoch=int(archive["epoch"]),
             )
-

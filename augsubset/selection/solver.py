@@ -35,10 +35,21 @@ from augsubset.selection.greedy import (
     batched_greedy,
     lazy_greedy,
     naive_greedy,
+    num_candidates,
     stochastic_greedy,
 )
 
-__all__ = ["ClassProblem", "ClassSolution", "Method", "Options", "method_for", "solve"]
+__all__ = [
+    "ClassProblem",
+    "ClassSolution",
+    "Method",
+    "Options",
+    "Solver",
+    "memory_needed",
+    "method_for",
+    "solve",
+    "workers_within",
+]
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -140,74 +151,126 @@ def method_for(method: Method, size: int) -> str:
 
 
 def solve(problems: Sequence[ClassProblem], options: Options) -> list[ClassSolution]:
-    """Return one solution a problem; each depends on its own problem and the options alone."""
-    solver = _Solver(problems, options)
+    """Return one solution a problem; each depends on its own problem and the options alone.
+
+    Raises:
+        ValueError: If more memory is needed than allowed; nothing has been solved then.
+    """
+    num_workers = workers_within(problems, options)
     found: dict[int, ClassSolution] = {}
+    in_parts = [p for p in problems if method_for(options.method, len(p)) == "partitioned"]
     whole = [p for p in problems if method_for(options.method, len(p)) != "partitioned"]
     whole.sort(key=len, reverse=True)
-    with solver.counting(len(problems)) as count:
+    with _progress_bar(len(whole), options.progress) as bar:
+        solver = Solver(options, num_workers, bar)
         if options.device.type == "cpu":
             solutions = solver.map(solver.solve_whole, whole)
         else:
             solutions = solver.solve_on_device(whole)
         for problem, solution in zip(whole, solutions, strict=True):
             found[id(problem)] = solution
-            count()
-        for problem in problems:
-            if id(problem) not in found:
-                found[id(problem)] = solver.solve_in_parts(problem)
-                count()
+        for problem in in_parts:
+            found[id(problem)] = solver.solve_in_parts(problem)
     return [found[id(problem)] for problem in problems]
 
 
-class _Solver:
-    """Threads, their memory, and what runs in them."""
+def memory_needed(problem: ClassProblem, options: Options) -> tuple[int, int]:
+    """Return bytes that one class takes in any case, and for each worker that is at it.
 
-    def __init__(self, problems: Sequence[ClassProblem], options: Options) -> None:
+    The figures are above what is allocated, so that staying under them stays under the limit.
+    """
+    n, itemsize = len(problem), int(problem.factors[0].left.itemsize)
+    widths = [int(part.left.shape[1]) for part in problem.factors]
+    widths += [part.right.shape[1] for part in problem.factors if part.right is not None]
+    is_product = any(part.right is not None for part in problem.factors)
+    width: int = sum(widths)
+
+    def of_rows(m: int) -> int:
+        """Copies of rows, scaled and transposed, float64 chunks of them, and vectors."""
+        doubles = 24 * min(m, 4096) * max(widths) + (16 * m * max(widths) if is_product else 0)
+        return 4 * m * width * itemsize + doubles + 256 * m + 40 * 16 * m
+
+    method = method_for(options.method, n)
+    if method == "partitioned":
+        part = min(n, options.part_size)
+        picks = n if problem.budget is None else problem.budget
+        solving = 4 * part**2 + of_rows(part)
+        assigning = of_rows(part) + 3 * picks * width * itemsize + 16 * 1024 * part
+        return (6 * n * width * itemsize + 128 * n, max(solving, assigning))
+    if method == "stochastic":
+        assert problem.budget is not None
+        candidates = num_candidates(n, problem.budget, options.epsilon)
+        return (0, of_rows(n) + candidates * (n * (2 * itemsize + 8) + width * itemsize))
+    return (0, 4 * n**2 + of_rows(n))
+
+
+def workers_within(problems: Sequence[ClassProblem], options: Options) -> int:
+    """Return how many classes or parts may be worked on at once."""
+    num_workers = torch.get_num_threads()
+    if options.max_memory is None:
+        return num_workers
+    needs = [memory_needed(problem, options) for problem in problems]
+    base = sum(8192 + 256 * len(problem) for problem in problems)
+    base += max(whole for whole, _ in needs)
+    needed = base + max(worker for _, worker in needs)
+    if needed > options.max_memory:
+        size = max(len(problem) for problem in problems)
+        raise ValueError(
+            f"max_memory must be at least {needed} bytes for {size} examples in the largest class "
+            f"by method={options.method!r}, got max_memory={options.max_memory}. Raise it, or pass "
+            'method="partitioned" with a smaller part_size.'
+        )
+    largest = sorted((worker for _, worker in needs), reverse=True)
+    if any(method_for(options.method, len(p)) == "partitioned" for p in problems):
+        largest = [largest[0]] * num_workers  # parts of one class run side by side
+    while num_workers > 1 and base + sum(largest[:num_workers]) > options.max_memory:
+        num_workers -= 1
+    return num_workers
+
+
+@contextmanager
+def _progress_bar(total: int, show: bool) -> Iterator[Any]:
+    """Show classes and parts as they are solved, with an estimate of the time left, if asked."""
+    if not show:
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError(
+            'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
+        ) from error
+    with tqdm(total=total, desc="solving", unit="class") as bar:
+        yield bar
+
+
+class Solver:
+    """Threads, their memory, and what runs in them.
+
+    Args:
+        options: How to solve.
+        num_workers: Threads.
+        bar: Advanced by one a class or part; ``None``: nothing is shown.
+    """
+
+    def __init__(self, options: Options, num_workers: int, bar: Any = None) -> None:
         self._options = options
         self._threads = threading.local()
-        self._num_workers = torch.get_num_threads()
-        sizes = []
-        for problem in problems:
-            method = method_for(options.method, len(problem))
-            if method == "stochastic":
-                continue
-            sizes.append(
-                min(len(problem), options.part_size) if method == "partitioned" else len(problem)
-            )
-        if options.max_memory is not None and sizes:
-            self._num_workers = self._within(options.max_memory, sorted(sizes, reverse=True))
-
-    def _within(self, max_memory: int, sizes: list[int]) -> int:
-        """Return how many of the largest levels fit at once."""
-        needed = 4 * sizes[0] ** 2
-        if needed > max_memory:
-            raise ValueError(
-                f"max_memory must be at least {needed} bytes, what the distances within the "
-                f"largest class or part of {sizes[0]} examples take, got max_memory={max_memory}. "
-                'Raise it, or pass method="partitioned" with a smaller part_size.'
-            )
-        return max(1, min(self._num_workers, max_memory // needed))
+        self._num_workers = num_workers
+        self._bar = bar
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply to every item in threads; results in order."""
         with ThreadPoolExecutor(self._num_workers) as pool:
-            yield from pool.map(function, items)
+            for result in pool.map(function, items):
+                if self._bar is not None:
+                    self._bar.update()
+                yield result
 
-    @contextmanager
-    def counting(self, total: int) -> Iterator[Callable[[], Any]]:
-        """Show progress over classes, if asked."""
-        if not self._options.progress:
-            yield lambda: None
-            return
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise ImportError(
-                'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
-            ) from error
-        with tqdm(total=total, desc="solving", unit="class") as bar:
-            yield bar.update
+    def _also_count(self, items: Sequence[Any]) -> None:
+        if self._bar is not None:
+            self._bar.total += len(items)
+            self._bar.refresh()
 
     def _memory(self, num_examples: int) -> Int32Array:
         """Return this thread's memory for levels: pages once touched are not asked for again."""
@@ -262,6 +325,8 @@ class _Solver:
             bounds = batched_lower_bounds(lost, found)
             for each, objective, picks, levels in zip(rows, objectives, found, bounds, strict=True):
                 bound = _as_distance(levels, objective) if objective.takes_root else None
+                if self._bar is not None:
+                    self._bar.update()
                 yield _solution(each, picks, objective.step, bound)
 
     def _batches(self, problems: Sequence[ClassProblem]) -> Iterator[Sequence[ClassProblem]]:
@@ -281,9 +346,7 @@ class _Solver:
     def solve_in_parts(self, problem: ClassProblem) -> ClassSolution:
         """Solve neighbourhoods exactly, merge by gain, and assign everybody to the nearest pick."""
         parts = self.parts(problem)
-        few = partition.thinned(
-            problem.indices, len(problem), problem.budget, self._options.part_size
-        )
+        few = partition.thinned(problem.indices, problem.budget, self._options.part_size)
         if few is None:
             order, gains = self.merged(problem, parts)
         else:
@@ -310,7 +373,9 @@ class _Solver:
         parts = []
         for number in range(tree.num_parts):
             members = np.flatnonzero(numbers == number)
-            parts += [members[few] for few in partition.split_by_rank(problem.rows(members), size)]
+            if len(members):
+                rows = problem.rows(members)
+                parts += [members[few] for few in partition.split_by_rank(rows, size)]
         return parts
 
     def merged(
@@ -325,13 +390,14 @@ class _Solver:
             order, gains = self.solve_part(problem.rows(members), share)
             return members[order], gains
 
+        self._also_count(parts)
         return partition.merge_by_gain(*zip(*self.map(solve_part, parts), strict=True))
 
     def solve_part(self, rows: Sequence[Factors], share: int) -> tuple[Int64Array, Float64Array]:
         """Return a part's picks and their gains in similarity units."""
         objective = FacilityLocation(rows, self._options.similarity)
         picks = lazy_greedy(objective.levels(self._memory(objective.num_examples)), share)
-        return picks.order, picks.gains * objective.step
+        return picks.order, picks.gains.astype(np.float64) * objective.step
 
     def _assigned(
         self, problem: ClassProblem, parts: Sequence[Int64Array], order: Int64Array
@@ -348,6 +414,7 @@ class _Solver:
             rows = problem.rows(parts[number])
             return partition.assign(rows, picks, numbers, sizes, number)
 
+        self._also_count(parts)
         nearest = np.empty(len(problem), np.int64)
         for members, found in zip(parts, self.map(assign_part, range(len(parts))), strict=True):
             nearest[members] = found
@@ -376,9 +443,7 @@ class _Solver:
         return enough
 
 
-def _within_tolerance(
-    rows: Sequence[Factors], levels: Levels, tolerance: float
-) -> Picks:
+def _within_tolerance(rows: Sequence[Factors], levels: Levels, tolerance: float) -> Picks:
     """Return the fewest picks of lazy greedy whose error in float64 is within the tolerance.
 
     Levels say where about to stop; the last picks are settled by the exact error.
@@ -411,5 +476,5 @@ def _solution(
     rows: Sequence[Factors], picks: Picks, step: float, bound: float | None
 ) -> ClassSolution:
     representatives = [part.at(picks.nearest) for part in rows]
-    measured = measure(rows, representatives)
-    return ClassSolution(picks.order, picks.gains * step, picks.nearest, bound, measured)
+    gains = picks.gains.astype(np.float64) * step
+    return ClassSolution(picks.order, gains, picks.nearest, bound, measure(rows, representatives))
