@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,14 @@ __all__ = ["SubsetAugmentLoader"]
 _log = logging.getLogger(__name__)
 
 Policy = Callable[[Tensor, RowKeys], Tensor]
+
+
+class _Solving(NamedTuple):
+    """A selection that a thread is at, and the epoch whose probe it is from."""
+
+    epoch: int
+    selection: Future[Selection]
+    entry: dict[str, Any]
 
 
 class SubsetAugmentLoader:
@@ -84,6 +93,10 @@ class SubsetAugmentLoader:
         seed: Distinguishes runs.
         inputs: Key of the inputs in dict batches, where it has no usual name.
         labels: Key of the labels in dict batches, likewise.
+        background: Solve in a thread while the epoch that probed trains on with the old selection;
+            the new one is in force from the epoch after, which waits for it. The first selection
+            has no predecessor and is made at once. An error in the thread is raised here, when
+            that epoch ends or the next begins.
 
     Yields:
         ``(x, y, w)`` on the device: x float (uint8 without ``normalize`` is divided by 255), y
@@ -129,9 +142,11 @@ class SubsetAugmentLoader:
         seed: int = 0,
         inputs: str | None = None,
         labels: str | None = None,
+        background: bool = False,
     ) -> None:
         check_choice("mode", mode, ("weight",))
         check_choice("weights", weights, ("paper", "uniform", "unscaled"))
+        check_choice("background", background, (False, True))
         shuffle = loader_shuffles(loader)
         _check_types(model, augment, base, probe, selector)
         if max_weight is not None and not max_weight > 0:
@@ -168,7 +183,9 @@ class SubsetAugmentLoader:
         self._next_epoch = 0
         self._live = False
         self._selection: Selection | None = None
-        self._selected_period = -1
+        self._selected_period: int | None = None
+        self._background = background
+        self._solving: _Solving | None = None
         self._history: list[dict[str, Any]] = []
 
     # The main path, from the top: an epoch, a batch, a row.
@@ -189,8 +206,9 @@ class SubsetAugmentLoader:
         try:
             self._sampler.set_epoch(epoch)
             with clock.on_host("selection"):
+                self._take_over(before=epoch)
                 if self._period(epoch) != self._selected_period or self._selection is None:
-                    self._select(epoch)
+                    self._select(epoch, background=self._background and self._selection is not None)
             self._next_epoch = epoch + 1
             batches = iter(self._batches)
             while True:
@@ -207,6 +225,9 @@ class SubsetAugmentLoader:
                 with clock.augmentation():
                     x = self._augmented(self._moved(x, device), rows)
                 yield x, self._moved(y, device), self._moved(w, device)
+            solving = self._solving
+            if solving and solving.selection.done() and solving.selection.exception():
+                self._result_of(solving)  # raises
         finally:
             self._live = False
             self._history.append(
@@ -254,36 +275,66 @@ class SubsetAugmentLoader:
         assert self._selection is not None
         return self._selection
 
-    def _select(self, epoch: int) -> None:
+    def _select(self, epoch: int, background: bool = False) -> None:
+        """Probe now, and solve: now, or in a thread for the epoch after."""
+        if self._solving is not None:
+            self._result_of(self._solving)  # something newer is asked for
         selector = self._selector if epoch >= self._start_epoch else RandomSelector()
         begin = time.perf_counter()
         if selector.needs_gradients:
             gradients = self._probe.scan(self._data_loader(), prepare=self._original)
         else:
             gradients = LastLayerGradients.unprobed(len(self._dataset))
-        probed = time.perf_counter()
-        budget = self._sampler.budget
-        selection = selector.select(gradients, budget=budget, seed=self._seed, epoch=epoch)
-        solved = time.perf_counter()
-        if not isinstance(selection, Selection):
-            raise TypeError(
-                f"selector must return a Selection, got {type(selection).__name__} from "
-                f"{type(selector).__name__}."
-            )
-        weighed = selection if self._max_weight is None else selection.capped(self._max_weight)
-        self._sampler.set_selection(weighed)
-        self._selection = selection
-        self._selected_period = self._period(epoch)
         entry: dict[str, Any] = {
             "event": "selection",
             "epoch": epoch,
+            "in_force_from": epoch + background,
             "selector": type(selector).__name__,
-            "num_selected": len(selection),
-            "effective_sample_size": selection.effective_sample_size,
-            "probe_seconds": probed - begin,
-            "solve_seconds": solved - probed,
-            "digest": selection.digest,
+            "probe_seconds": time.perf_counter() - begin,
         }
+        budget = self._sampler.budget
+
+        def solve() -> Selection:
+            begin = time.perf_counter()
+            found = selector.select(gradients, budget=budget, seed=self._seed, epoch=epoch)
+            entry["solve_seconds"] = time.perf_counter() - begin
+            if not isinstance(found, Selection):
+                raise TypeError(
+                    f"selector must return a Selection, got {type(found).__name__} from "
+                    f"{type(selector).__name__}."
+                )
+            return found
+
+        if background:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="augsubset-select")
+            self._solving = _Solving(epoch, thread.submit(solve), entry)
+            thread.shutdown(wait=False)
+        else:
+            self._put_in_force(solve(), entry)
+        self._selected_period = self._period(epoch)
+
+    def _take_over(self, before: int) -> None:
+        """Put what was solved in the background in force, if an earlier epoch asked for it."""
+        if self._solving is not None and self._solving.epoch < before:
+            entry = self._solving.entry
+            self._put_in_force(self._result_of(self._solving), entry)
+
+    def _result_of(self, solving: _Solving) -> Selection:
+        """Wait for a thread's selection; after an error the next epoch selects anew."""
+        self._solving = None
+        try:
+            return solving.selection.result()
+        except BaseException:
+            self._selected_period = None
+            raise
+
+    def _put_in_force(self, selection: Selection, entry: dict[str, Any]) -> None:
+        capped = selection if self._max_weight is None else selection.capped(self._max_weight)
+        self._sampler.set_selection(capped)
+        self._selection = selection
+        entry["num_selected"] = len(selection)
+        entry["effective_sample_size"] = selection.effective_sample_size
+        entry["digest"] = selection.digest
         if selection.certificate is not None:
             entry.update(vars(selection.certificate))
         self._history.append(entry)
@@ -370,8 +421,9 @@ class SubsetAugmentLoader:
     def history(self) -> list[dict[str, Any]]:
         """One dict a selection and one an epoch, oldest first.
 
-        ``event="selection"``: epoch, selector, num_selected, effective_sample_size,
-        probe_seconds, solve_seconds, digest and the certificate's figures, where there is one.
+        ``event="selection"``: epoch (of the probe), in_force_from, selector, num_selected,
+        effective_sample_size, probe_seconds, solve_seconds, digest and the certificate's figures,
+        where there is one.
         ``event="epoch"``: epoch, num_rows, num_copies, whether it completed, and seconds of
         selection, loading, augmentation, step (what remains: the caller's code) and total.
         """

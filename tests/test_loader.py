@@ -1,6 +1,8 @@
 """SubsetAugmentLoader in one process: epochs, selections, weights, and what it refuses."""
 
 import gc
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -28,6 +30,7 @@ from augsubset import (
     MaxLossSelector,
     RandomOps,
     RandomSelector,
+    Selection,
     SubsetAugmentDataset,
     SubsetAugmentLoader,
     select_coreset,
@@ -322,6 +325,84 @@ def test_reselecting_while_an_epoch_runs_does_not_replace_the_scheduled_selectio
     between.reselect()
     list(between)
     assert [entry["epoch"] for entry in events(between, "selection")] == [0, 2]
+
+
+class Waiting:
+    """Selects the first examples from epoch 1 on, the last ones before; waits to be let go."""
+
+    needs_gradients = True
+
+    def __init__(self, go=None, error=None):
+        self.go, self.error, self.threads = go, error, []
+
+    def select(self, gradients, *, budget, seed, epoch):
+        self.threads.append(threading.current_thread())
+        if epoch and self.go is not None:
+            assert self.go.wait(30)
+        if epoch and self.error is not None:
+            raise self.error
+        chosen = gradients.indices[:budget] + epoch
+        return Selection.equally_weighted(chosen, len(gradients), epoch=epoch)
+
+
+def test_in_the_background_an_epoch_trains_on_while_its_selection_is_solved():
+    go = threading.Event()
+    selector = Waiting(go)
+    loader = make(selector=selector, every=1, background=True, fraction=0.1)
+    list(loader)
+    assert selector.threads == [threading.main_thread()]  # nothing older to train on
+    assert loader.selection.epoch == 0
+    for _ in loader:  # all of epoch 1, while its selection waits
+        assert loader.selection.epoch == 0
+    go.set()
+    for _ in loader:
+        assert loader.selection.epoch == 1
+    assert threading.main_thread() not in selector.threads[1:]
+    in_force = [(e["epoch"], e["in_force_from"]) for e in events(loader, "selection")]
+    assert in_force == [(0, 0), (1, 2)]
+
+
+def test_the_background_switch_is_at_a_named_epoch_however_long_solving_takes():
+    class Slow(Waiting):
+        def select(self, gradients, **options):
+            time.sleep(0.2)
+            return super().select(gradients, **options)
+
+    streams = []
+    for selector in (Waiting(), Slow()):
+        loader = make(selector=selector, every=2, background=True, fraction=0.1)
+        streams.append([torch.cat([w for _, _, w in loader]) for _ in range(6)])
+        streams[-1] += [[e["in_force_from"] for e in events(loader, "selection")]]
+    assert all(torch.equal(a, b) for a, b in zip(streams[0][:6], streams[1][:6], strict=True))
+    assert streams[0][6] == streams[1][6] == [0, 3, 5]
+
+
+def test_an_error_in_the_background_is_raised_when_the_epoch_ends_and_then_mended():
+    go = threading.Event()
+    selector = Waiting(go, OSError("no room"))
+    loader = make(selector=selector, every=1, background=True, fraction=0.1)
+    list(loader)
+    go.set()
+
+    def two_epochs():  # it is raised at the end of its own epoch, or at the start of the next
+        return [list(loader), list(loader)]
+
+    with pytest.raises(OSError, match="no room"):
+        two_epochs()
+    selector.error = None
+    list(loader)
+    list(loader)
+    assert loader.selection.epoch > 0
+
+
+def test_reselecting_replaces_what_is_solved_in_the_background():
+    loader = make(selector=Waiting(), every=2, background=True, fraction=0.1)
+    for _ in range(3):
+        list(loader)
+    loader.reselect()
+    list(loader)
+    assert loader.selection.epoch == 3
+    assert [e["epoch"] for e in events(loader, "selection")] == [0, 3]
 
 
 def test_training_flags_are_the_users_after_every_batch():

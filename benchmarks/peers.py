@@ -1,0 +1,145 @@
+"""The field's own solvers of facility location, called as their documentation says.
+
+Their objectives are not ours: submodlib's "euclidean" similarity is exp(-d / p) with p the number
+of features, apricot's is max d^2 - d^2, and ours by default max d - d. Budgets, rows and the machine
+are the same, and each builds its own kernel inside its time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["PEERS", "PeerRun", "apricot_picks", "solve_by_class", "submodlib_picks", "versions"]
+
+Rows = npt.NDArray[np.floating[Any]]
+Picks = npt.NDArray[np.int64]
+
+
+def submodlib_picks(rows: Rows, k: int) -> Picks:
+    """Return the positions that submodlib's lazy greedy picks, on a dense kernel."""
+    from submodlib import FacilityLocationFunction
+
+    with _quiet_stdout():
+        objective = FacilityLocationFunction(
+            n=len(rows), mode="dense", metric="euclidean", data=rows
+        )
+        found = objective.maximize(
+            budget=k,
+            optimizer="LazyGreedy",
+            stopIfZeroGain=False,
+            stopIfNegativeGain=False,
+            verbose=False,
+            show_progress=False,
+        )
+    return np.array([position for position, _ in found], np.int64)
+
+
+def apricot_picks(rows: Rows, k: int) -> Picks:
+    """Return the positions that apricot's lazy greedy picks."""
+    from apricot import FacilityLocationSelection
+
+    picks: Picks = FacilityLocationSelection(k, metric="euclidean", optimizer="lazy").fit(rows).ranking
+    return picks
+
+
+PEERS: dict[str, Callable[[Rows, int], Picks]] = {
+    "submodlib": submodlib_picks,
+    "apricot": apricot_picks,
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of both peers."""
+    return {name: version(name) for name in ("submodlib-py", "apricot-select")}
+
+
+class PeerRun(NamedTuple):
+    """What one run over all classes gave.
+
+    Args:
+        positions: Picked rows, of all classes.
+        seconds: Of the whole run.
+        compiling: Seconds of it in which apricot compiled: it does so anew in every ``fit``.
+    """
+
+    positions: Tensor
+    seconds: float
+    compiling: float
+
+
+def solve_by_class(name: str, residual: Tensor, labels: Tensor, like: Tensor) -> PeerRun:
+    """Run a peer once on every class.
+
+    Args:
+        name: One of :data:`PEERS`.
+        residual: Rows. ``(n, d)``
+        labels: Class of each row.
+        like: Positions of another subset, whose number in each class is the peer's budget.
+    """
+    parts = []
+    with _compiling_timed() as compiling:
+        begin = time.perf_counter()
+        for label in torch.unique(labels):
+            members = (labels == label).nonzero().squeeze(1)
+            picks = PEERS[name](residual[members].numpy(), int((labels[like] == label).sum()))
+            parts.append(members[torch.from_numpy(picks)])
+        seconds = time.perf_counter() - begin
+    return PeerRun(torch.cat(parts), seconds, sum(compiling))
+
+
+@contextmanager
+def _compiling_timed() -> Iterator[list[float]]:
+    """Collect the seconds of each compilation inside apricot."""
+    import apricot.functions.facilityLocation as module
+
+    spent: list[float] = []
+
+    def timed(compiler: Callable[..., Any]) -> Callable[..., Any]:
+        def compile_(*args: Any) -> Any:
+            begin = time.perf_counter()
+            compiled = compiler(*args)
+            spent.append(time.perf_counter() - begin)
+            return compiled
+
+        return compile_
+
+    names = ("calculate_gains", "calculate_gains_sieve")
+    originals = {name: getattr(module, name) for name in names}
+    try:
+        for name, original in originals.items():
+            setattr(module, name, timed(original))
+        yield spent
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Send what Python and C++ print to nowhere: submodlib reports progress from C++."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    python, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        sys.stdout.close()
+        sys.stdout = python
+        os.close(nowhere)
+        os.close(kept)
