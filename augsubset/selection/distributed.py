@@ -365,9 +365,10 @@ def _solve_in_parts(
         counts = np.array([len(arrays[1]) for arrays in flat])
         rank_of = np.argsort(picks.indices)
 
+        index = partition.PickIndex(picks.factors, picks.indices, counts)
+
         def assign(number: int) -> Int64Array:
-            rows = mine.at(parts[number]).factors
-            return partition.assign(rows, picks.factors, picks.indices, counts, first + number)
+            return index.nearest(mine.at(parts[number]).factors, first + number)
 
         nearest = np.empty(len(mine.indices), np.int64)
         for members, found_here in zip(parts, solver.map(assign, range(len(parts))), strict=True):

@@ -19,7 +19,7 @@ from augsubset.rng import hash_integers
 
 __all__ = [
     "LocalityTree",
-    "assign",
+    "PickIndex",
     "merge_by_gain",
     "num_rows_for",
     "part_budget",
@@ -35,7 +35,7 @@ Int64Array = npt.NDArray[np.int64]
 _SAMPLES_PER_PART = 512  # part sizes then vary by some 4%
 _FILL = 0.9  # of the part size that is aimed at, so that few parts exceed it
 _ITERATIONS = 8  # of the power method: any direction of large spread does
-_CHUNK = 1024
+_CHUNK = 512
 
 
 class _Node(NamedTuple):
@@ -165,57 +165,92 @@ def merge_by_gain(
     return numbers[order], values[order]
 
 
-def assign(
-    rows: Sequence[Factors],
-    picks: Sequence[Factors],
-    numbers: Int64Array,
-    sizes: Int64Array,
-    home: int | None = None,
-) -> Int64Array:
-    """Return the nearest pick of each row, the lowest number among equals.
+class PickIndex:
+    """The selected rows of a class, by part: who is nearest, without comparing with all of them.
 
     Args:
-        rows: Neighbours, of one part.
-        picks: All selected rows of the class, group by group.
+        picks: The rows, one entry a layer, group by group.
         numbers: What each pick is called, ascending within a group.
         sizes: How many picks each group has.
-        home: The group that most rows' nearest pick is in, if any: looked at first.
-
-    Returns:
-        Numbers of picks. ``(len(rows),)``
-
-    Cost:
-        O(rows picks features) where nothing can be skipped. A group is skipped for a row that is
-        farther from the box around it than from the nearest pick so far.
     """
-    squares = SquaredDistances(rows, picks)
-    n = len(rows[0].left)
-    best = np.full(n, np.inf, rows[0].left.dtype)
-    nearest = np.full(n, np.iinfo(np.int64).max, np.int64)
-    boxed = len(rows) == 1 and rows[0].right is None
-    ends = np.cumsum(sizes)
-    for group in sorted(np.flatnonzero(sizes).tolist(), key=lambda group: group != home):
-        first, last = int(ends[group] - sizes[group]), int(ends[group])
-        near = np.arange(n)
-        if boxed and np.isfinite(best).all():
-            outside = _distance_to_box(rows[0].left, picks[0].left[first:last])
-            near = np.flatnonzero(outside <= np.sqrt(best) * squares.unit * (1 + 1e-3))
-        for begin in range(0, len(near), _CHUNK):
-            mine = near[begin : begin + _CHUNK]
-            block = squares.block(mine, first, last)
-            at = block.argmin(1)
-            value, found = block[np.arange(len(mine)), at], numbers[first + at]
-            better = (value < best[mine]) | ((value == best[mine]) & (found < nearest[mine]))
-            best[mine[better]] = value[better]
-            nearest[mine[better]] = found[better]
-    return nearest
+
+    def __init__(self, picks: Sequence[Factors], numbers: Int64Array, sizes: Int64Array) -> None:
+        self._picks = picks
+        self._numbers = numbers
+        ends = np.cumsum(sizes)
+        self._groups = [(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+        self._filled = np.flatnonzero(sizes)
+        # Boxes bound distances between vectors, not between products of two.
+        self._boxes: tuple[FloatArray, FloatArray] | None = None
+        if len(picks) == 1 and picks[0].right is None:
+            starts = (ends - sizes)[self._filled]
+            self._boxes = (
+                np.minimum.reduceat(picks[0].left, starts),
+                np.maximum.reduceat(picks[0].left, starts),
+            )
+
+    def nearest(self, rows: Sequence[Factors], home: int) -> Int64Array:
+        """Return the number of each row's nearest pick, the lowest among equals.
+
+        Args:
+            rows: Neighbours, of one part.
+            home: The group that most of their nearest picks are in.
+
+        Cost:
+            O(rows picks features) where nothing can be skipped. A group is skipped whose box is
+            farther from the rows' box, then from a row, than the row's nearest pick at home.
+        """
+        n = len(rows[0].left)
+        reach = np.full(n, np.inf)
+        first, last = self._groups[home]
+        if self._boxes is not None and last > first:
+            squares = SquaredDistances(
+                rows, [part.at(np.arange(first, last)) for part in self._picks]
+            )
+            least = [
+                squares.block(slice(begin, begin + _CHUNK), 0).min(1)
+                for begin in range(0, n, _CHUNK)
+            ]
+            reach = np.sqrt(np.concatenate(least)) * squares.unit * (1 + 1e-3)
+        near, outside = self._near(rows, reach)
+        members = np.concatenate([np.arange(*self._groups[group]) for group in near])
+        squares = SquaredDistances(rows, [part.at(members) for part in self._picks])
+        best = np.full(n, np.inf, rows[0].left.dtype)
+        nearest = np.full(n, np.iinfo(np.int64).max, np.int64)
+        end = 0
+        for group, distances in zip(near, outside, strict=True):
+            first, last = self._groups[group]
+            begin, end = end, end + last - first
+            reached = np.flatnonzero(distances <= reach)
+            for at in range(0, len(reached), _CHUNK):
+                mine = reached[at : at + _CHUNK]
+                block = squares.block(mine, begin, end)
+                where = block.argmin(1)
+                value, found = block[np.arange(len(mine)), where], self._numbers[first + where]
+                better = (value < best[mine]) | ((value == best[mine]) & (found < nearest[mine]))
+                best[mine[better]] = value[better]
+                nearest[mine[better]] = found[better]
+        return nearest
+
+    def _near(
+        self, rows: Sequence[Factors], reach: Float64Array
+    ) -> tuple[list[int], list[Float64Array]]:
+        """Return groups that may hold a nearest pick, and each row's distance to their boxes."""
+        if self._boxes is None:
+            return self._filled.tolist(), [np.zeros(len(reach)) for _ in self._filled]
+        low, high = self._boxes
+        values = rows[0].left
+        apart = _beyond(low - values.max(0), values.min(0) - high)
+        near = np.flatnonzero(apart <= reach.max())
+        outside = [_beyond(low[group] - values, values - high[group]) for group in near]
+        return self._filled[near].tolist(), outside
 
 
-def _distance_to_box(rows: FloatArray, members: FloatArray) -> Float64Array:
-    low, high = members.min(0), members.max(0)
-    beyond = np.maximum(np.maximum(low - rows, rows - high), 0)
-    distances: Float64Array = np.linalg.norm(beyond.astype(np.float64), axis=1)
-    return distances
+def _beyond(below: FloatArray, above: FloatArray) -> Float64Array:
+    """Return lengths of what lies outside on either side; negative means inside."""
+    outside = np.maximum(np.maximum(below, above), 0).astype(np.float64)
+    lengths: Float64Array = np.sqrt(np.square(outside).sum(1))
+    return lengths
 
 
 def _columns(rows: Sequence[Factors]) -> FloatArray:

@@ -408,11 +408,10 @@ class Solver:
             part_of[members] = number
         numbers = order[np.lexsort((order, part_of[order]))]
         sizes = np.bincount(part_of[order], minlength=len(parts))
-        picks = problem.rows(numbers)
+        index = partition.PickIndex(problem.rows(numbers), numbers, sizes)
 
         def assign_part(number: int) -> Int64Array:
-            rows = problem.rows(parts[number])
-            return partition.assign(rows, picks, numbers, sizes, number)
+            return index.nearest(problem.rows(parts[number]), number)
 
         self._also_count(parts)
         nearest = np.empty(len(problem), np.int64)
