@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench bench-full clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,7 +10,8 @@ help:
 	@echo "make test       the tests, under ten minutes"
 	@echo "make test-slow  those that take longer: spawned workers, three-seed training, CIFAR-10"
 	@echo "make check      format, lint, types"
-	@echo "make bench      selection on CIFAR-10: make bench DATA=path"
+	@echo "make bench      the ratios of selection at a small size, held to those on record"
+	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=file"
 
 # Rebuilt when the pins or the requirements change.
 .venv/installed: constraints.txt pyproject.toml
@@ -33,7 +34,10 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.selection --quick $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.selection --quick $(if $(OUT),--out $(OUT))
+
+bench-full: .venv/installed
+	$(BIN)/python -m benchmarks.selection $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf .venv demo-report .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -84,7 +84,10 @@ class SquaredDistances:
         self.layers = [_Layer(parts[0], parts[-1], exponent) for parts in layers]
 
     def block(self, rows: Rows, first: int = 0, last: int | None = None) -> FloatArray:
-        """Return squares of some rows against the columns from ``first`` to before ``last``."""
+        """Return squares of some rows against the columns from ``first`` to before ``last``.
+
+        The next block is written over this one.
+        """
         last = self.num_cols if last is None else last
         total = self.layers[0].block(rows, first, last)
         for layer in self.layers[1:]:
@@ -145,6 +148,7 @@ class _Layer:
 
     def __init__(self, rows: Factors, cols: Factors, exponent: int) -> None:
         self.factors: list[tuple[FloatArray, FloatArray]] = []  # rows (n, d), columns (d, m)
+        self._memory: list[FloatArray] = []
         self.norms: list[tuple[Float64Array, Float64Array]] = []
         if rows.right is None or cols.right is None:
             self.factors.append(
@@ -161,11 +165,20 @@ class _Layer:
             self.norms.append((_squared_norms(here), _squared_norms(there)))
         self.scale = 0.25 * 4.0**scale
 
+    def _out(self, factor: int, num_rows: int, num_cols: int) -> FloatArray:
+        """Return memory for a block; the same as before, or its pages would be faulted in anew."""
+        size = num_rows * num_cols
+        if factor == len(self._memory):
+            self._memory.append(np.empty(0, self.factors[factor][0].dtype))
+        if len(self._memory[factor]) < size:
+            self._memory[factor] = np.empty(size, self.factors[factor][0].dtype)
+        return self._memory[factor][:size].reshape(num_rows, num_cols)
+
     def block(self, rows: Rows, first: int, last: int) -> FloatArray:
         squares = []
-        for values, columns in self.factors:
+        for factor, (values, columns) in enumerate(self.factors):
             here = values[rows]
-            out = np.empty((len(here), last - first), here.dtype)
+            out = self._out(factor, len(here), last - first)
             _squares(here, columns, first, out)
             squares.append(out)
         if self.norms:

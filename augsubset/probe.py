@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from augsubset.batches import split_batch
-from augsubset.errors import check_choice
+from augsubset.errors import check_choice, check_int
 from augsubset.gradients import LastLayerGradients
+from augsubset.harvest import Harvest
 from augsubset.rng import forked_rng
 
 __all__ = ["GradientProbe", "model_device"]
@@ -25,20 +28,48 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class GradientProbe:
-    """Gradients of the loss with respect to the logits, for every example of a dataset.
+class Measured(NamedTuple):
+    """One batch's gradients, on the model's device, float32.
 
-    For cross-entropy that is softmax(z) - onehot(y): one forward pass, no backward pass. The model
-    runs in evaluation mode; weights, buffers, gradients, every module's ``training`` flag and all
-    random generators are bit-identical afterwards. An ``autocast`` around :meth:`scan` applies to
-    the forward pass; residuals are float32.
+    Args:
+        residual: Gradient at the logits. ``(B, C)``
+        losses: ``(B,)``
+        inputs: Inputs of the last layer ``(B, d)``, for ``kind="last_layer"``.
+        earlier: (gradient at the output, input) of each earlier layer.
+    """
+
+    residual: Tensor
+    losses: Tensor
+    inputs: Tensor | None = None
+    earlier: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def cpu(self) -> Measured:
+        return Measured(
+            self.residual.cpu(),
+            self.losses.cpu(),
+            None if self.inputs is None else self.inputs.cpu(),
+            tuple((gradient.cpu(), x.cpu()) for gradient, x in self.earlier),
+        )
+
+
+class GradientProbe:
+    """Last-layer gradients of the loss, for every example of a dataset.
+
+    At the logits of cross-entropy that is softmax(z) - onehot(y): one forward pass, no backward
+    pass. The model runs in evaluation mode; weights, buffers, gradients, every module's
+    ``training`` flag and all random generators are bit-identical afterwards. An ``autocast`` around
+    :meth:`scan` applies to the forward pass; residuals are float32. An averaged copy of the model
+    (``torch.optim.swa_utils.AveragedModel``) can be probed in its place.
 
     Args:
         model: Any module whose output is a ``(B, C)`` tensor of logits.
         layer: ``"auto"``: the output of ``forward`` is the logits, and the last Linear layer that
             runs is found by execution order, see :attr:`layer_name`. A Linear module of the model
-            or its name: that layer's output is the logits, whatever the model returns.
-        kind: ``"logits"``; the gradient in the last layer's weights is not implemented.
+            or its name: that layer's output is the logits, whatever the model returns. A list for
+            ``kind="last_layer"``: the last one's output is the logits, and the gradients in the
+            weights of the others are added (the paper's "earlier layers").
+        kind: ``"logits"``: the gradient at the logits. ``"last_layer"``: in the last layer's
+            weights, residual ⊗ input, kept as its two factors.
         loss: ``"cross_entropy"``, ``"mse"`` (half the squared distance to the one-hot label, of
             gradient f - y), or a callable ``(logits (B, C), labels (B,)) -> losses (B,)``.
         forward: ``(model, inputs) -> logits``, where calling the model is not enough.
@@ -56,47 +87,60 @@ class GradientProbe:
     def __init__(
         self,
         model: nn.Module,
-        layer: str | nn.Linear = "auto",
+        layer: str | nn.Linear | Sequence[str | nn.Linear] = "auto",
         *,
-        kind: Literal["logits"] = "logits",
+        kind: Literal["logits", "last_layer"] = "logits",
         loss: Literal["cross_entropy", "mse"] | Loss = "cross_entropy",
         forward: Forward | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-        check_choice("kind", kind, ("logits",))
+        check_choice("kind", kind, ("logits", "last_layer"))
         if not callable(loss):
             check_choice("loss", loss, ("cross_entropy", "mse"), "Or pass a callable.")
         self.model = model
         self.layer_name: str | None = None
         """Name of the last Linear layer: as given, or as the last scan found it by execution."""
-        self._layer = None if layer == "auto" else self._find(layer)
+        self._kind = kind
+        earlier: Sequence[str | nn.Module] = ()
+        if isinstance(layer, (list, tuple)):
+            if kind != "last_layer" or not layer:
+                raise ValueError(
+                    'layer must be one layer for kind="logits", and a list of at least one for '
+                    f'kind="last_layer", got a list of {len(layer)} for kind={kind!r}.'
+                )
+            *earlier, layer = layer
+        self._earlier = [self._find(each)[1] for each in earlier]
+        self._layer: nn.Linear | None = None
+        if not (isinstance(layer, str) and layer == "auto"):
+            self.layer_name, self._layer = self._find(layer)  # type: ignore[arg-type]
+        if len({id(each) for each in (*self._earlier, self._layer)}) <= len(self._earlier):
+            raise ValueError("layer must name distinct layers, got one of them twice.")
         self._losses_and_residual = (
             _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
         )
         self._forward = forward if forward is not None else _call
         self._device = None if device is None else torch.device(device)
 
-    def _find(self, layer: str | nn.Module) -> nn.Linear:
-        candidates = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear)
-        }
+    def _find(self, layer: str | nn.Module) -> tuple[str, nn.Linear]:
+        linear = self._linear_layers()
         for name, module in self.model.named_modules():
             if module is layer or name == layer:
                 if not isinstance(module, nn.Linear):
                     raise TypeError(
                         f"layer must be a torch.nn.Linear, got {type(module).__name__} {name!r}. "
-                        f"Candidates: {sorted(candidates)}."
+                        f"Candidates: {sorted(linear)}."
                     )
-                self.layer_name = name
-                return module
+                return name, module
         raise ValueError(
             f"layer must be a Linear layer of the model, got layer={layer!r}. "
-            f"Candidates: {sorted(candidates)}."
+            f"Candidates: {sorted(linear)}."
         )
+
+    def _linear_layers(self) -> dict[str, nn.Linear]:
+        modules = self.model.named_modules()
+        return {name: module for name, module in modules if isinstance(module, nn.Linear)}
 
     def scan(
         self,
@@ -106,63 +150,158 @@ class GradientProbe:
         num_workers: int = 0,
         progress: bool = False,
         prepare: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        indices: Sequence[int] | Tensor | None = None,
+        reuse: Harvest | None = None,
+        max_age: int = 0,
     ) -> LastLayerGradients:
-        """Probe every example once, in order.
+        """Probe every example once, in order, or those whose indices are given.
 
         Args:
             data: A map-style dataset, or a DataLoader that neither shuffles nor drops.
             batch_size: Examples a forward pass, for a dataset.
             num_workers: Worker processes, for a dataset.
-            progress: Not implemented; ``False``.
+            progress: Show a bar over batches (needs tqdm).
             prepare: Turns a collated batch into (model inputs, labels); moving to the model's
                 device is done here. ``None`` takes (inputs, labels) pairs and usual dicts.
+            indices: Dataset indices to probe, distinct: a rank's shard, say. ``None``: all.
+            reuse: What :meth:`attached` recorded: rows of at most ``max_age`` training passes
+                are taken from there, and only the others are probed.
+            max_age: In training passes.
 
         Returns:
-            One row an example, on the CPU, ``indices`` 0..n-1.
+            One row an example, on the CPU; ``indices`` as given, or 0..n-1; ``ages`` with
+            ``reuse``.
 
         Raises:
             TypeError: If the model's output is no ``(B, C)`` tensor, or a batch has no labels.
-            ValueError: If a DataLoader shuffles, data is empty, or a residual is not finite.
+            ValueError: If a DataLoader shuffles, data is empty, an index is out of range or
+                repeated, or a residual is not finite.
 
         Cost:
             One forward pass over the data without autograd, one copy to the host a batch;
-            4 n (C + 1) bytes.
+            4 n (C + d + 1) bytes, d with ``kind="last_layer"``. Earlier layers: a backward pass
+            down to the first of them.
         """
-        check_choice("progress", progress, (False,))
-        if isinstance(data, DataLoader):
-            # A batch_sampler of one's own hides behind a SequentialSampler and batch_size=None.
-            in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
-            if not in_order or data.drop_last or len(data.sampler) != len(data.dataset):  # type: ignore[arg-type]
-                raise ValueError(
-                    "data must come in order and whole, got a DataLoader that shuffles, drops or "
-                    "batches in its own way. Pass the dataset, or a DataLoader with "
-                    "shuffle=False, drop_last=False."
-                )
-            loader = data
-        else:
-            loader = DataLoader(data, batch_size=batch_size, num_workers=num_workers)
+        loader = _in_order(data, batch_size, num_workers)
+        n = len(loader.dataset)  # type: ignore[arg-type]
+        chosen = torch.arange(n) if indices is None else _distinct(indices, n)
+        if reuse is None:
+            return self._scanned(loader, chosen, prepare, progress)
+        ages = self._reusable(reuse, n)[chosen]
+        check_int("max_age", max_age, 0)
+        fresh = (ages >= 0) & (ages <= max_age)
+        parts = []
+        if bool(fresh.any()):
+            parts.append(self._harvested(reuse, chosen[fresh], ages[fresh]))
+        if not bool(fresh.all()):
+            rest = self._scanned(loader, chosen[~fresh], prepare, progress)
+            parts.append(replace(rest, ages=torch.zeros(len(rest), dtype=torch.int64)))
+        return _joined(parts, chosen)
+
+    def _scanned(
+        self,
+        loader: DataLoader[Any],
+        chosen: Tensor,
+        prepare: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        progress: bool,
+    ) -> LastLayerGradients:
+        """Probe some examples by forward passes."""
+        if len(chosen) < len(loader.dataset):  # type: ignore[arg-type]
+            loader = _of_few(loader, chosen)
         prepare = split_batch if prepare is None else prepare
-        residuals, losses, labels = [], [], []
+        measured: list[Measured] = []
+        labels = []
         device = self._device or model_device(self.model)
-        with self._untouched(device), self._execution_order() as executed:
-            for batch in loader:
+        with (
+            self._untouched(device),
+            self._execution_order() as executed,
+            _shown(loader, progress) as batches,
+        ):
+            for batch in batches:
                 x, y = prepare(batch)
-                residual, loss = self.measure(x.to(device), y.to(device))
-                residuals.append(residual.cpu())
-                losses.append(loss.cpu())
+                measured.append(self.measure(x.to(device), y.to(device)).cpu())
                 labels.append(y.cpu())
         if executed:
             self.layer_name = executed[-1]
-        if not residuals:
+        if not measured:
             raise ValueError("data must hold at least one example, got an empty dataset.")
-        residual = torch.cat(residuals)
+        inputs = [each.inputs for each in measured if each.inputs is not None]
+        layers = zip(*(each.earlier for each in measured), strict=True)
+        return LastLayerGradients(
+            residual=torch.cat([each.residual for each in measured]),
+            inputs=torch.cat(inputs) if inputs else None,
+            labels=torch.cat(labels),
+            indices=chosen,
+            losses=torch.cat([each.losses for each in measured]),
+            earlier=tuple(
+                (torch.cat([g for g, _ in layer]), torch.cat([x for _, x in layer]))
+                for layer in layers
+            ),
+        )
+
+    # Recycled probing.
+
+    @contextmanager
+    def attached(
+        self, num_examples: int | None = None, *, into: Harvest | None = None
+    ) -> Iterator[Harvest]:
+        """Record logits of ordinary training passes while the block runs.
+
+        Args:
+            num_examples: Examples in the dataset.
+            into: A harvest to go on with; one of the two.
+
+        Yields:
+            The :class:`Harvest`: announce each pass with ``expect``, then hand it to
+            ``scan(data, reuse=harvest, max_age=...)``.
+
+        Raises:
+            ValueError: If earlier layers are probed: their gradients need a backward pass.
+        """
+        if self._earlier:
+            raise ValueError(
+                "layer must be one layer to be recorded while training, got earlier layers too, "
+                "whose gradients need a backward pass of their own."
+            )
+        if (num_examples is None) == (into is None):
+            raise ValueError("exactly one of num_examples and into must be given.")
+        harvest = Harvest(check_int("num_examples", num_examples, 1)) if into is None else into
+
+        def finished(module: nn.Module, args: Any, output: Any) -> None:
+            if self.model.training:
+                # Values are compared by scans alone: here that would wait for the device.
+                logits = captured.logits(output, verify=False)
+                harvest.record([logits] if captured.inputs is None else [logits, captured.inputs])
+
+        with self._capture() as captured:
+            handle = self.model.register_forward_hook(finished)
+            try:
+                yield harvest
+            finally:
+                handle.remove()
+
+    def _reusable(self, harvest: Harvest, n: int) -> Tensor:
+        if not isinstance(harvest, Harvest):
+            raise TypeError(f"reuse must be a Harvest, got {type(harvest).__name__}.")
+        if len(harvest) != n:
+            raise ValueError(f"reuse must be of the dataset's {n} examples, got {len(harvest)}.")
+        return harvest.ages
+
+    @torch.no_grad()
+    def _harvested(self, harvest: Harvest, chosen: Tensor, ages: Tensor) -> LastLayerGradients:
+        """Return gradients of recorded rows, from their logits."""
+        values, labels = harvest.rows(chosen)
+        residual, losses = self._losses_and_residual(values[0], labels)
         return LastLayerGradients(
             residual=residual,
-            inputs=None,
-            labels=torch.cat(labels),
-            indices=torch.arange(len(residual)),
-            losses=torch.cat(losses),
+            inputs=values[1] if self._kind == "last_layer" else None,
+            labels=labels,
+            indices=chosen,
+            losses=losses,
+            ages=ages,
         )
+
+    # One batch.
 
     def check(self, x: Tensor, y: Tensor) -> None:
         """Run one batch and refuse what a scan would refuse; no trace is left in the model."""
@@ -171,21 +310,10 @@ class GradientProbe:
             self.measure(x.to(device), y.to(device))
 
     @torch.no_grad()
-    def measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (residual (B, C), losses (B,)) of one batch on the model's device, float32."""
-        with ExitStack() as hooks:
-            captured: list[Tensor] = []
-            if self._layer is not None:
-                handle = self._layer.register_forward_hook(lambda *call: captured.append(call[2]))
-                hooks.callback(handle.remove)
-            logits = self._forward(self.model, x)
-        if self._layer is not None:
-            if not captured:
-                raise ValueError(
-                    f"layer must run when the model does, got layer={self.layer_name!r}, "
-                    "which did not."
-                )
-            logits = captured[-1]
+    def measure(self, x: Tensor, y: Tensor) -> Measured:
+        """Return one batch's gradients; the model's modes are the caller's."""
+        with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
+            logits = captured.logits(self._forward(self.model, x))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
             raise TypeError(
@@ -194,13 +322,30 @@ class GradientProbe:
                 "GradientProbe, and that as probe= to the loader."
             )
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
+            values = logits.detach().float()
             if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
                 raise ValueError(
                     f"labels must be in 0..{logits.shape[1] - 1}, one of the model's "
                     f"{logits.shape[1]} outputs, got labels from {int(y.min())} to {int(y.max())}."
                 )
-            return self._losses_and_residual(logits, y)
+            residual, losses = self._losses_and_residual(values, y)
+            earlier = captured.earlier_gradients(logits, residual)
+        return Measured(residual, losses, captured.inputs, earlier)
+
+    @contextmanager
+    def _capture(self) -> Iterator[_Capture]:
+        """Hook the layers whose inputs or outputs are asked for."""
+        named = self._linear_layers()
+        with ExitStack() as hooks:
+            captured = _Capture(self._layer, self.layer_name, self._kind, named)
+            watched = list(named.values()) if self._layer is None else [self._layer]
+            if self._layer is not None or self._kind == "last_layer":
+                for module in watched:
+                    hooks.callback(module.register_forward_hook(captured.ran).remove)
+            for module in self._earlier:
+                captured.outputs[module] = []
+                hooks.callback(module.register_forward_hook(captured.ran_earlier).remove)
+            yield captured
 
     @contextmanager
     def _untouched(self, device: torch.device) -> Iterator[None]:
@@ -245,6 +390,170 @@ class GradientProbe:
                         )
                         hooks.callback(handle.remove)
             yield executed
+
+
+class _Capture:
+    """What hooks saw of one forward pass."""
+
+    def __init__(
+        self, layer: nn.Linear | None, name: str | None, kind: str, named: dict[str, nn.Linear]
+    ) -> None:
+        self.inputs: Tensor | None = None
+        self.outputs: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        self._layer, self._name, self._kind, self._named = layer, name, kind, named
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def ran(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Remember the last Linear layer that ran, or the one that was named."""
+        self._last = (args[0], output)
+
+    def ran_earlier(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Remember an earlier layer's input and output, and let gradients reach the output."""
+        if not output.requires_grad:
+            output.requires_grad_()
+        self.outputs[module].append((args[0].detach().clone(), output))
+        return output.clone()  # an activation in place would put its own result here
+
+    def logits(self, output: Any, *, verify: bool = True) -> Any:
+        """Return the logits of the pass that ended with this output, and settle the inputs."""
+        last, self._last = self._last, None
+        if self._layer is None and self._kind == "logits":
+            return output
+        if last is None:
+            asked = f"layer={self._name!r}" if self._layer is not None else 'layer="auto"'
+            raise ValueError(
+                f"layer must run when the model does, got {asked}, which did not. "
+                f"Candidates: {sorted(self._named)}."
+            )
+        inputs, logits = last
+        if self._kind == "last_layer":
+            if inputs.ndim != 2:
+                raise ValueError(
+                    "inputs of the last layer must be (B, d), got shape "
+                    f"{tuple(inputs.shape)}. Its gradient is then no single outer product."
+                )
+            if (
+                verify
+                and self._layer is None
+                and not (
+                    isinstance(output, Tensor)
+                    and output.shape == logits.shape
+                    and torch.equal(output, logits)
+                )
+            ):
+                raise ValueError(
+                    "the model's output must be that of its last Linear layer for "
+                    f'kind="last_layer", got another. Pass layer=, one of {sorted(self._named)}, '
+                    "whose output is the logits."
+                )
+            self.inputs = inputs.detach().float()
+        return logits
+
+    def earlier_gradients(
+        self, logits: Tensor, residual: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return (gradient at the output, input) of each earlier layer."""
+        if not self.outputs:
+            return ()
+        for runs in self.outputs.values():
+            if len(runs) != 1 or runs[0][0].ndim != 2 or len(runs[0][0]) != len(logits):
+                shapes = [tuple(x.shape) for x, _ in runs]
+                raise ValueError(
+                    "an earlier layer must run once, on (B, d) inputs, got inputs of shapes "
+                    f"{shapes} for {len(logits)} examples."
+                )
+        outputs = [runs[0][1] for runs in self.outputs.values()]
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                logits, outputs, residual.to(logits.dtype), allow_unused=True
+            )
+        if any(gradient is None for gradient in found):
+            raise ValueError("an earlier layer must come before the logits, got one that does not.")
+        inputs = [runs[0][0] for runs in self.outputs.values()]
+        return tuple(
+            (gradient.float(), x.detach().float())
+            for gradient, x in zip(found, inputs, strict=True)
+        )
+
+
+def _in_order(data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Return a DataLoader over everything in order, or refuse one that is not."""
+    if not isinstance(data, DataLoader):
+        return DataLoader(data, batch_size=batch_size, num_workers=num_workers)
+    # A batch_sampler of one's own hides behind a SequentialSampler and batch_size=None.
+    in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
+    if not in_order or data.drop_last or len(data.sampler) != len(data.dataset):  # type: ignore[arg-type]
+        raise ValueError(
+            "data must come in order and whole, got a DataLoader that shuffles, drops or "
+            "batches in its own way. Pass the dataset, or a DataLoader with "
+            "shuffle=False, drop_last=False."
+        )
+    return data
+
+
+def _of_few(loader: DataLoader[Any], chosen: Tensor) -> DataLoader[Any]:
+    """Return the same loader over some of its examples."""
+    return DataLoader(
+        Subset(loader.dataset, chosen.tolist()),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def _distinct(indices: Sequence[int] | Tensor, n: int) -> Tensor:
+    """Return dataset indices as int64, or refuse what is none."""
+    chosen = torch.as_tensor(np.asarray(indices))
+    if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise TypeError(
+            f"indices must be a list of ints, got shape {tuple(chosen.shape)}, {chosen.dtype}."
+        )
+    chosen = chosen.long()
+    if not len(chosen):
+        raise ValueError("indices must name at least one example, got none.")
+    if not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
+        raise ValueError(
+            f"indices must be in 0..{n - 1}, got {int(chosen.min())} to {int(chosen.max())}."
+        )
+    if len(torch.unique(chosen)) != len(chosen):
+        raise ValueError("indices must be distinct, got repeats.")
+    return chosen
+
+
+def _joined(parts: Sequence[LastLayerGradients], order: Tensor) -> LastLayerGradients:
+    """Return several parts as one, its rows in the order of dataset indices that is asked for."""
+    if len(parts) == 1:
+        return parts[0]
+    indices = torch.cat([part.indices for part in parts])
+    rows = torch.argsort(indices)[torch.argsort(torch.argsort(order))]
+
+    def field(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)[rows]
+
+    names = ("residual", "inputs", "labels", "indices", "losses", "ages")
+    return LastLayerGradients(**{name: field(name) for name in names})
+
+
+@contextmanager
+def _shown(loader: DataLoader[Any], progress: bool) -> Iterator[Any]:
+    """Show batches as they are probed, with an estimate of the time left, if asked."""
+    check_choice("progress", progress, (False, True))
+    if not progress:
+        yield loader
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError(
+            'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
+        ) from error
+    with tqdm(loader, desc="probing", unit="batch") as bar:
+        yield bar
 
 
 def model_device(model: nn.Module) -> torch.device:

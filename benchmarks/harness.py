@@ -305,7 +305,7 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 500) -> float:
 # --------------------------------------------------------------------------------------- record
 
 
-def environment(data: ImageData) -> dict[str, Any]:
+def environment(data: ImageData | None = None) -> dict[str, Any]:
     """Return what a result depends on beside the code's arguments."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -322,7 +322,7 @@ def environment(data: ImageData) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if cuda else _processor(),
         "threads": torch.get_num_threads(),
-        "data": {"name": data.name, "sha256": data.digest},
+        "data": None if data is None else {"name": data.name, "sha256": data.digest},
     }
 
 

@@ -11,8 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Figure", "PeakMemory", "regressions", "summary", "times"]
+__all__ = [
+    "RATIOS",
+    "Figure",
+    "PeakMemory",
+    "in_turn",
+    "regressions",
+    "resident_bytes",
+    "summary",
+    "times",
+]
 
+RATIOS = ("x", "share")
 _STATM = Path("/proc/self/statm")
 _SAMPLING_SECONDS = 0.005
 
@@ -24,7 +34,7 @@ class Figure:
     Args:
         name: What was measured, unique within its workload.
         value: The number.
-        unit: ``"x"`` for a ratio of two sides of one run: the gate compares only these.
+        unit: One of :data:`RATIOS` for two sides of one run: the gate compares only these.
         better: Which way is better.
         target: What it must reach; ``None`` where nothing was promised.
     """
@@ -59,7 +69,7 @@ class Figure:
 
 def _shown(value: float, unit: str) -> str:
     digits = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return digits + ("x" if unit == "x" else f" {unit}" if unit else "")
+    return digits + {"x": "x", "share": "", "": ""}.get(unit, f" {unit}")
 
 
 def times(call: Callable[[], Any], repeats: int, *, warm_up: bool = True) -> list[float]:
@@ -71,6 +81,15 @@ def times(call: Callable[[], Any], repeats: int, *, warm_up: bool = True) -> lis
         begin = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each of several calls made in turn, so that all see the same load."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            seconds[name] += times(call, 1, warm_up=False)
     return seconds
 
 
@@ -89,23 +108,30 @@ class PeakMemory:
     A thread samples it every 5 ms, so a shorter peak may escape. Memory that an earlier call left
     with the allocator is reused without being seen: measure in a fresh process.
 
+    Args:
+        before: Bytes to count from; ``None``: what is resident on entry.
+
     Attributes:
         extra_bytes: Peak minus the value on entry, once the block is left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: int | None = None) -> None:
         self.extra_bytes = 0
+        self._before = before
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> PeakMemory:
-        self._before = self._peak = resident_bytes()
+        self._peak = resident_bytes()
+        if self._before is None:
+            self._before = self._peak
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join()
+        assert self._before is not None
         self.extra_bytes = max(self._peak, resident_bytes()) - self._before
 
     def _sample(self) -> None:
@@ -135,13 +161,13 @@ def regressions(
         (workload, figure["name"]): figure["value"]
         for workload, entry in before.items()
         for figure in entry["figures"]
-        if figure["unit"] == "x"
+        if figure["unit"] in RATIOS
     }
     measured = {
         (workload, figure.name): figure
         for workload, figures in now.items()
         for figure in figures
-        if figure.unit == "x"
+        if figure.unit in RATIOS
     }
     if unmatched := recorded.keys() ^ measured.keys():
         raise KeyError(
@@ -153,5 +179,5 @@ def regressions(
         was = recorded[workload, name]
         higher = figure.better == "higher"
         if (figure.value < was / factor) if higher else (figure.value > was * factor):
-            worse.append(f"{workload}, {name}: {figure.value:.4g}x, on record {was:.4g}x")
+            worse.append(f"{workload}, {name}: {figure.value:.4g}, on record {was:.4g}")
     return worse

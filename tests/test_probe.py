@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -17,7 +18,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from augsubset import GradientProbe
+from augsubset import AugsubsetError, GradientProbe
+from augsubset.harvest import Harvest
 
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 4
@@ -278,7 +280,21 @@ def test_a_layer_that_does_not_run_is_refused(model):
             TypeError,
             "layer must be a torch.nn.Linear, got BatchNorm1d",
         ),
-        (lambda m: GradientProbe(m, kind="last_layer"), ValueError, "kind must be one of 'logits'"),
+        (
+            lambda m: GradientProbe(m, kind="features"),
+            ValueError,
+            "kind must be one of 'logits', 'last_layer'",
+        ),
+        (
+            lambda m: GradientProbe(m, ["body", "head"]),
+            ValueError,
+            'layer must be one layer for kind="logits"',
+        ),
+        (
+            lambda m: GradientProbe(m, ["head", "head"], kind="last_layer"),
+            ValueError,
+            "layer must name distinct layers",
+        ),
         (
             lambda m: GradientProbe(m, loss="hinge"),
             ValueError,
@@ -328,7 +344,11 @@ def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
         ),
         (lambda p: p.scan(TensorDataset(X[:0], Y[:0])), ValueError, "got an empty dataset"),
         (lambda p: p.scan(TensorDataset(X)), TypeError, "If labels are missing"),
-        (lambda p: p.scan(DATA, progress=True), ValueError, "progress must be one of False"),
+        (lambda p: p.scan(DATA, progress=1), ValueError, "progress must be one of False, True"),
+        (lambda p: p.scan(DATA, indices=[30]), ValueError, r"indices must be in 0\.\.29, got 30"),
+        (lambda p: p.scan(DATA, indices=[1, 1]), ValueError, "indices must be distinct"),
+        (lambda p: p.scan(DATA, indices=[]), (ValueError, TypeError), "indices must"),
+        (lambda p: p.scan(DATA, indices=[0.5]), TypeError, "indices must be a list of ints"),
         (
             lambda p: p.scan(TensorDataset(X * torch.nan, Y)),
             ValueError,
@@ -344,3 +364,210 @@ def test_bad_data_is_refused(model, scan, error, reason):
 def test_a_loss_that_reduces_is_refused(model):
     with pytest.raises(ValueError, match="loss must return one value an example"):
         GradientProbe(model, loss=F.cross_entropy).scan(DATA)
+
+
+# The gradient in the weights of the last layer, and of earlier ones.
+
+
+def weight_gradients(model, layers):
+    """Each example's gradient in the weights of some layers, one backward pass an example."""
+    model = deepcopy(model).eval()
+    rows = []
+    for x, y in zip(X, Y, strict=True):
+        model.zero_grad()
+        F.cross_entropy(model(x[None]), y[None]).backward()
+        weights = [dict(model.named_modules())[name].weight.grad for name in layers]
+        rows.append(torch.cat([weight.flatten() for weight in weights]).double())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("layer", ["auto", "head", ["head"], ["body", "head"]])
+def test_last_layer_distances_are_those_of_weight_gradients(model, layer):
+    before = snapshot(model)
+    gradients = GradientProbe(model, layer, kind="last_layer").scan(DATA, batch_size=7)
+    assert_untouched(model, before)
+    names = ["body", "head"] if len(layer) == 2 else ["head"]
+    rows = weight_gradients(model, names)
+    every = torch.arange(30)
+    expected = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    found = gradients.distances(every, every)
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.max())
+    assert gradients.inputs.shape == (30, 5)
+    assert len(gradients.earlier) == len(names) - 1
+
+
+def test_earlier_layers_work_frozen_and_before_an_activation_in_place():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 5), nn.ReLU(True), nn.Linear(5, 4)
+    )
+    names = ["0", "2", "4"]
+    rows = weight_gradients(model, names)
+    expected = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    every = torch.arange(30)
+    for frozen in (False, True):
+        model.requires_grad_(not frozen)
+        found = GradientProbe(model, names, kind="last_layer").scan(DATA).distances(every, every)
+        assert float((found - expected).abs().max()) < 1e-5 * float(expected.max())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return 2 * self.head(x)
+
+
+class PerToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x.reshape(len(x), 3, 2))).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: GradientProbe(Scaled(), kind="last_layer"), "must be that of its last Linear"),
+        (
+            lambda: GradientProbe(PerToken(), "head", kind="last_layer"),
+            r"inputs of the last layer must be \(B, d\), got shape \(30, 3, 2\)",
+        ),
+        (
+            lambda: GradientProbe(Registered(), ["unused", "head"], kind="last_layer"),
+            "an earlier layer must run once",
+        ),
+        (
+            lambda: GradientProbe(Registered(), ["head", "body"], kind="last_layer"),
+            "an earlier layer must come before the logits|labels must be in",
+        ),
+    ],
+)
+def test_layers_whose_gradient_is_no_outer_product_are_refused(make, reason):
+    with pytest.raises(ValueError, match=reason):
+        make().scan(DATA)
+
+
+def test_given_indices_are_probed_in_their_order(model):
+    probe = GradientProbe(model)
+    whole, some = probe.scan(DATA), probe.scan(DATA, indices=[7, 2, 29], batch_size=2)
+    assert some.indices.tolist() == [7, 2, 29]
+    torch.testing.assert_close(some.residual, whole.residual[[7, 2, 29]])
+    loader = DataLoader(DATA, batch_size=4)
+    assert probe.scan(loader, indices=range(1, 30, 3)).indices.tolist() == list(range(1, 30, 3))
+
+
+def test_progress_is_shown_only_when_asked(model, capsys):
+    GradientProbe(model).scan(DATA)
+    assert capsys.readouterr().err == ""
+    GradientProbe(model).scan(DATA, batch_size=10, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_an_averaged_copy_can_be_probed_in_place_of_the_model(model):
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    with torch.no_grad():
+        model.head.weight *= -1
+    averaged.update_parameters(model)
+    averaged.update_parameters(model)
+    before = snapshot(model)
+    found = GradientProbe(averaged).scan(DATA).residual
+    assert_untouched(model, before)
+    assert torch.equal(found, GradientProbe(averaged.module).scan(DATA).residual)
+    assert not torch.allclose(found, GradientProbe(model).scan(DATA).residual)
+
+
+# Recycled probing.
+
+
+@pytest.mark.parametrize("kind", ["logits", "last_layer"])
+def test_training_passes_are_recorded_with_their_age(model, kind):
+    probe = GradientProbe(model, kind=kind)
+    model.drop.p = 0.0
+    model.norm.eval()  # so that training passes say what a scan says
+    with probe.attached(30) as harvest:
+        for rows in ([0, 1, 2], [3, 4, -1], [0, 5, 6]):
+            harvest.expect(torch.tensor(rows), Y[rows])
+            model(X[rows])
+        model(X[:5])  # nobody announced it
+        model.eval()
+        harvest.expect(torch.tensor([9]), Y[[9]])
+        model(X[[9]])  # evaluation
+        model.train()
+        model.norm.eval()
+    assert not model._forward_hooks
+    assert harvest.passes == 3
+    assert harvest.ages[:8].tolist() == [0, 2, 2, 1, 1, 0, 0, -1]
+    assert int((harvest.ages >= 0).sum()) == 7
+
+    calls = []
+    handle = model.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
+    found = probe.scan(DATA, reuse=harvest, max_age=1)
+    handle.remove()
+    assert sum(calls) == 30 - 5  # rows of age 2 and -1 alone
+    whole = probe.scan(DATA)
+    assert torch.equal(found.indices, torch.arange(30))
+    assert torch.equal(found.labels, Y)
+    torch.testing.assert_close(found.residual, whole.residual)
+    torch.testing.assert_close(found.losses, whole.losses)
+    if kind == "last_layer":
+        torch.testing.assert_close(found.inputs, whole.inputs)
+    assert found.ages[:8].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    some = probe.scan(DATA, reuse=harvest, max_age=1, indices=[6, 9, 3])
+    assert torch.equal(some.residual, found.residual[[6, 9, 3]])
+    assert some.ages.tolist() == [0, 0, 1]
+
+
+def test_recorded_rows_are_older_weights(model):
+    probe = GradientProbe(model)
+    model.drop.p = 0.0
+    model.norm.eval()
+    with probe.attached(30) as harvest:
+        harvest.expect(torch.arange(30), Y)
+        model(X)
+    old = probe.scan(DATA).residual
+    with torch.no_grad():
+        model.head.weight *= -1
+    torch.testing.assert_close(probe.scan(DATA, reuse=harvest, max_age=0).residual, old)
+    assert not torch.allclose(probe.scan(DATA).residual, old)
+
+
+def test_a_pass_of_another_length_is_refused_and_the_hooks_are_gone(model):
+    with GradientProbe(model).attached(30) as harvest:
+        harvest.expect(torch.arange(4), Y[:4])
+        with pytest.raises(AugsubsetError, match="the 4 examples that were announced, got 3"):
+            model(X[:3])
+    assert not model._forward_hooks
+
+
+def test_of_an_example_that_comes_twice_the_last_row_counts(model):
+    model.drop.p = 0.0
+    model.norm.eval()
+    probe = GradientProbe(model)
+    with probe.attached(30) as harvest:
+        harvest.expect(torch.tensor([5, 5]), Y[[5, 5]])
+        model(X[[3, 5]])
+    found = probe.scan(DATA, reuse=harvest, max_age=0, indices=[5])
+    torch.testing.assert_close(found.residual, probe.scan(DATA, indices=[5]).residual)
+
+
+def test_recording_is_refused_where_it_cannot_be(model):
+    probe = GradientProbe(model, ["body", "head"], kind="last_layer")
+    with (
+        pytest.raises(ValueError, match="got earlier layers too"),
+        probe.attached(30),
+    ):
+        pass
+    with GradientProbe(model).attached(30) as harvest:
+        with pytest.raises(ValueError, match=r"indices must be in -1\.\.29"):
+            harvest.expect(torch.tensor([30]), torch.tensor([0]))
+        with pytest.raises(ValueError, match="labels must be one an index"):
+            harvest.expect(torch.tensor([3]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="reuse must be of the dataset's 30 examples, got 7"):
+        GradientProbe(model).scan(DATA, reuse=Harvest(7))

@@ -1,0 +1,107 @@
+"""Residuals for nothing: remember what the model said of examples while it trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augsubset.errors import AugsubsetError
+
+__all__ = ["Harvest"]
+
+
+class Harvest:
+    """Logits of ordinary training passes, with the pass in which each row was last seen.
+
+    Made by :meth:`GradientProbe.attached`. Before each training pass, :meth:`expect` says which
+    examples come; evaluation passes, and passes that nobody announced, are not recorded.
+
+    What is recorded comes from training mode (dropout, batch statistics, the base augmentation)
+    and from the weights of that moment: an estimate of what a scan would find now.
+
+    Args:
+        num_examples: Examples in the dataset, n.
+
+    Attributes:
+        passes: Training passes recorded so far.
+
+    Cost:
+        An indexed copy of a batch's logits a pass, on the model's device and without waiting for
+        it; n (C + d) floats there, d where inputs of the last layer are kept.
+    """
+
+    def __init__(self, num_examples: int) -> None:
+        self.passes = 0
+        self._seen = torch.full((num_examples,), -1, dtype=torch.int64)
+        self._labels = torch.zeros(num_examples, dtype=torch.int64)
+        self._values: list[Tensor] = []
+        self._expected: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of examples, n."""
+        return len(self._seen)
+
+    @property
+    def ages(self) -> Tensor:
+        """Passes since each row was recorded, -1 if it never was; ``(n,)`` int64."""
+        return torch.where(self._seen < 0, -1, self.passes - self._seen)
+
+    def expect(self, indices: Tensor, labels: Tensor) -> None:
+        """Say which examples the next training pass is of.
+
+        Args:
+            indices: Dataset index of each row, -1 for rows to leave out (augmented copies). (B,)
+            labels: Class of each row. (B,)
+
+        Raises:
+            ValueError: If lengths differ or an index is out of range.
+        """
+        indices, labels = indices.detach().cpu(), labels.detach().cpu()
+        if indices.shape != labels.shape or indices.ndim != 1:
+            raise ValueError(
+                f"labels must be one an index {tuple(indices.shape)}, got {tuple(labels.shape)}."
+            )
+        if len(indices) and not -1 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise ValueError(
+                f"indices must be in -1..{len(self) - 1}, got {int(indices.min())} to "
+                f"{int(indices.max())}."
+            )
+        self._expected = (indices, labels)
+
+    def record(self, values: Sequence[Tensor]) -> None:
+        """Store what a training pass gave: logits, and inputs of the last layer where kept.
+
+        Raises:
+            AugsubsetError: If the pass has another number of rows than was announced.
+        """
+        if self._expected is None:
+            return
+        indices, labels = self._expected
+        self._expected = None
+        if len(values[0]) != len(indices):
+            raise AugsubsetError(
+                f"the pass must be of the {len(indices)} examples that were announced, got "
+                f"{len(values[0])}. Call expect() right before the model."
+            )
+        # Of an example that comes twice the last row counts, on any device.
+        distinct, from_end = np.unique(indices.numpy()[::-1], return_index=True)
+        rows = torch.from_numpy(len(indices) - 1 - from_end[distinct >= 0])
+        if not self._values:
+            self._values = [
+                torch.zeros(len(self), value.shape[1], device=value.device) for value in values
+            ]
+        at = indices[rows]
+        for stored, value in zip(self._values, values, strict=True):
+            picked = value.detach()[rows.to(value.device)]
+            stored[at.to(stored.device)] = picked.to(stored.device, torch.float32)
+        self._labels[at] = labels[rows]
+        self.passes += 1
+        self._seen[at] = self.passes
+
+    def rows(self, positions: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return stored values and labels of some examples, on the CPU."""
+        values = [stored[positions.to(stored.device)].cpu() for stored in self._values]
+        return values, self._labels[positions]
