@@ -179,6 +179,7 @@ class _Layer:
         for factor, (values, columns) in enumerate(self.factors):
             here = values[rows]
             out = self._out(factor, len(here), last - first)
+            out.fill(0)
             _squares(here, columns, first, out)
             squares.append(out)
         if self.norms:
@@ -197,14 +198,13 @@ class _Layer:
 
 @numba.njit(cache=True, nogil=True)
 def _squares(rows: FloatArray, columns: FloatArray, first: int, out: FloatArray) -> None:
-    """Write squared distances of rows (m, d) to columns first.. of (d, n) into all of out.
+    """Add squared distances of rows (m, d) to columns first.. of (d, n) to all of out.
 
     Rows of the arrays are sliced inside: of a slice passed in, numba would not know that its
     elements are adjacent, and would compile scalar code.
     """
     m, d = rows.shape
     last = first + out.shape[1]
-    out[:, :] = 0
     for begin in range(first, last, _TILE):
         end = min(last, begin + _TILE)
         for t in range(0, d - d % 4, 4):

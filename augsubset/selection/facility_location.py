@@ -270,6 +270,11 @@ def gain_of(row: Int32Array, coverage: Int32Array) -> np.int64:
 
 
 @numba.njit(cache=True, nogil=True)
+def _gains(lost: Int32Array, coverage: Int32Array, gains: Int64Array) -> None:
+    for j in range(lost.shape[0]):
+        gains[j] = gain_of(lost[j], coverage)
+
+
 def marginal_gains(lost: Int32Array, coverage: Int32Array) -> Int64Array:
     r"""Gain in value from adding each candidate, in levels.
 
@@ -285,9 +290,8 @@ def marginal_gains(lost: Int32Array, coverage: Int32Array) -> Int64Array:
     Cost:
         O(m n) time on one core, no temporary.
     """
-    gains = np.empty(lost.shape[0], np.int64)
-    for j in range(lost.shape[0]):
-        gains[j] = gain_of(lost[j], coverage)
+    gains = np.empty(len(lost), np.int64)
+    _gains(lost, coverage, gains)
     return gains
 
 
@@ -316,16 +320,21 @@ def nearest_picks(lost: Int32Array, order: Int64Array, coverage: Int32Array) -> 
 
 
 @numba.njit(cache=True, nogil=True)
-def _to_others(lost: Int32Array, order: Int64Array, coverage: Int32Array) -> None:
-    """Set the coverage of each pick to its level from the nearest other example."""
+def _gains_beyond(
+    lost: Int32Array, order: Int64Array, coverage: Int32Array, gains: Int64Array
+) -> None:
+    """Set each pick's coverage to its level from the nearest other example; write all gains."""
     for t in range(order.shape[0]):
         pick = order[t]
         row = lost[pick]
-        least = np.iinfo(np.int32).max
+        least = np.int32(UNIT)
+        row[pick] = UNIT  # its own zero does not count
         for i in range(row.shape[0]):
-            if i != pick:
-                least = min(least, row[i])
-        coverage[pick] = least if row.shape[0] > 1 else 0
+            least = min(least, row[i])
+        row[pick] = 0
+        coverage[pick] = least
+    for j in range(lost.shape[0]):
+        gains[j] = gain_of(lost[j], coverage)
 
 
 def cost_lower_bound(lost: Int32Array, order: Int64Array, nearest: Int64Array) -> int:
@@ -347,9 +356,11 @@ def cost_lower_bound(lost: Int32Array, order: Int64Array, nearest: Int64Array) -
     Reference:
         The Lagrangian relaxation of k-median (Cornuejols, Fisher & Nemhauser, 1977).
     """
+    if len(nearest) == len(order):
+        return 0
     coverage = lost[nearest, np.arange(len(nearest))]
-    _to_others(lost, order, coverage)
-    gains = marginal_gains(lost, coverage)
+    gains = np.empty(len(nearest), np.int64)
+    _gains_beyond(lost, order, coverage, gains)
     k = len(order)
     largest = np.partition(gains, len(gains) - k)[len(gains) - k :]
     return int(coverage.sum(dtype=np.int64) - largest.sum())

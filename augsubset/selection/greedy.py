@@ -88,23 +88,28 @@ def _sift_down(heap: Int64Array, bounds: Int64Array, root: int, size: int) -> No
 
 @numba.njit(cache=True, nogil=True)
 def _lazy_greedy(
-    lost: Int32Array, bounds: Int64Array, start: int, budget: int, enough: int
-) -> tuple[Int64Array, Int64Array, Int64Array]:
-    n = lost.shape[0]
-    coverage = np.full(n, start, np.int32)
-    nearest = np.full(n, n, np.int32)
-    order = np.empty(budget, np.int64)
-    gains = np.empty(budget, np.int64)
+    lost: Int32Array,
+    bounds: Int64Array,
+    coverage: Int32Array,
+    nearest: Int32Array,
+    evaluated: Int64Array,
+    heap: Int64Array,
+    order: Int64Array,
+    gains: Int64Array,
+    cost: int,
+    enough: int,
+) -> int:
+    """Fill order and gains; return the number of picks.
+
+    Arrays come from outside: numba takes seconds to compile the making of one.
+    """
     # A gain computed earlier bounds today's from above. The root of the heap is re-evaluated until
     # it stays on top: then no bound beats it, and no equal bound has a lower position.
-    evaluated = np.zeros(n, np.int64)
-    heap = np.arange(n)
-    size = n
+    size = heap.shape[0]
     for root in range(size // 2 - 1, -1, -1):
         _sift_down(heap, bounds, root, size)
-    cost = np.int64(n) * start
     num_picks = 0
-    while num_picks < budget and cost > enough:
+    while num_picks < order.shape[0] and cost > enough:
         while evaluated[heap[0]] < num_picks:
             top = heap[0]
             bounds[top] = gain_of(lost[top], coverage)
@@ -115,17 +120,14 @@ def _lazy_greedy(
         num_picks += 1
         cost -= bounds[pick]
         row, mine = lost[pick], np.int32(pick)
-        for i in range(n):
+        for i in range(row.shape[0]):
             closer = row[i] < coverage[i] or (row[i] == coverage[i] and mine < nearest[i])
             coverage[i] = row[i] if closer else coverage[i]
             nearest[i] = mine if closer else nearest[i]
         size -= 1
         heap[0] = heap[size]
         _sift_down(heap, bounds, 0, size)
-    order, gains = order[:num_picks], gains[:num_picks]
-    representatives = nearest.astype(np.int64)
-    representatives[order] = order
-    return order, gains, representatives
+    return num_picks
 
 
 def lazy_greedy(levels: Levels, budget: int, enough: int = -1) -> Picks:
@@ -142,8 +144,25 @@ def lazy_greedy(levels: Levels, budget: int, enough: int = -1) -> Picks:
         O(n) an evaluation; on residuals of real networks 6 to 9 evaluations an example in all.
         O(n) memory beside the levels.
     """
-    bounds = np.int64(levels.start) * len(levels.lost) - levels.sums
-    return Picks(*_lazy_greedy(levels.lost, bounds, levels.start, budget, enough))
+    n = len(levels.lost)
+    nearest = np.full(n, n, np.int32)
+    order, gains = np.empty(budget, np.int64), np.empty(budget, np.int64)
+    num_picks = _lazy_greedy(
+        levels.lost,
+        n * levels.start - levels.sums,
+        np.full(n, levels.start, np.int32),
+        nearest,
+        np.zeros(n, np.int64),
+        np.arange(n),
+        order,
+        gains,
+        n * levels.start,
+        enough,
+    )
+    order, gains = order[:num_picks], gains[:num_picks]
+    representatives = nearest.astype(np.int64)
+    representatives[order] = order
+    return Picks(order, gains, representatives)
 
 
 def num_candidates(n: int, budget: int, epsilon: float) -> int:
