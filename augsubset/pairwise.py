@@ -78,7 +78,9 @@ class SquaredDistances:
         sides = [rows] if cols is None else [rows, cols]
         layers = [[side[layer] for side in sides] for layer in range(len(rows))]
         bounds = [_largest_distance(parts) for parts in layers]
-        exponent = int(np.frexp(np.linalg.norm(bounds))[1])
+        largest = max(bounds)
+        norm = largest * float(np.linalg.norm([bound / (largest or 1.0) for bound in bounds]))
+        exponent = int(np.frexp(norm)[1])
         self.unit = 2.0**exponent
         self.num_cols = len(sides[-1][0].left)
         self.layers = [_Layer(parts[0], parts[-1], exponent) for parts in layers]
@@ -292,10 +294,17 @@ def _largest_distance(parts: Sequence[Factors]) -> float:
         return left
     rights = [part.right for part in parts if part.right is not None]
     largest_left, largest_right = (
-        max(float(np.sqrt(_squared_norms(part).max(initial=0))) for part in side)
-        for side in ([part.left for part in parts], rights)
+        max(_largest_norm(part) for part in side) for side in ([p.left for p in parts], rights)
     )
     return left * largest_right + largest_left * _spread(rights)
+
+
+def _largest_norm(values: FloatArray) -> float:
+    own = float(np.abs(values).max(initial=0))
+    if own == 0:
+        return 0.0
+    exponent = int(np.frexp(own)[1])
+    return float(np.ldexp(np.sqrt(_squared_norms(_scaled(values, -exponent)).max()), exponent))
 
 
 def _spread(parts: Sequence[FloatArray]) -> float:

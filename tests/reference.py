@@ -28,9 +28,9 @@ def best_value(distances: torch.Tensor, budget: int) -> float:
     return max(value(distances, subset) for subset in combinations(range(len(distances)), budget))
 
 
-def greedy(levels, budget):
+def greedy(levels, start, budget):
     """Triple-loop greedy on integers: the largest gain, the lowest position among equals."""
-    n, unit = len(levels), 1 << 30
+    n = len(levels)
     chosen, gains = [], []
     for _ in range(budget):
         best, best_gain = None, -1
@@ -39,7 +39,7 @@ def greedy(levels, budget):
                 continue
             gain = 0
             for i in range(n):
-                now = min([unit, *(int(levels[j][i]) for j in chosen)])
+                now = min([start, *(int(levels[j][i]) for j in chosen)])
                 gain += max(0, now - int(levels[candidate][i]))
             if gain > best_gain:
                 best, best_gain = candidate, gain

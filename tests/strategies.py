@@ -32,12 +32,19 @@ def grid_features(draw, min_size=1, max_size=12):
     return torch.tensor(values, dtype=torch.float64).reshape(n, d)
 
 
+CLASSES = (-7, 0, 3, 1000)  # neither contiguous nor positive
+
+
 @st.composite
 def ground_sets(draw, max_size=12, max_classes=3):
+    """Ties, duplicates, constant features, classes of one example, any budget up to n."""
     features = draw(grid_features(1, max_size))
+    if draw(st.booleans()) and draw(st.booleans()):
+        features[:, draw(st.integers(0, features.shape[1] - 1))] = 2.0
     n = len(features)
-    labels = draw(st.lists(st.integers(0, max_classes - 1), min_size=n, max_size=n))
-    budget = draw(st.integers(len(set(labels)), n))
+    among = st.sampled_from(CLASSES[:max_classes])
+    labels = draw(st.lists(among, min_size=n, max_size=n))
+    budget = draw(st.one_of(st.just(len(set(labels))), st.integers(len(set(labels)), n)))
     return LabelledGroundSet(features, torch.tensor(labels), budget)
 
 

@@ -52,7 +52,11 @@ def test_it_is_frozen():
         ({"losses": torch.zeros(3)}, ValueError, r"losses must be of shape \(12,\)"),
         ({"losses": torch.full((12,), torch.inf)}, ValueError, "losses must be finite, got 12"),
         ({"indices": torch.zeros(12).long()}, ValueError, "indices must be distinct"),
-        ({"inputs": RESIDUAL}, ValueError, 'inputs must be None, got a tensor. Only kind="logits"'),
+        ({"inputs": RESIDUAL[:3]}, ValueError, "inputs must have 12 rows, as residual has, got 3"),
+        ({"inputs": RESIDUAL * torch.nan}, ValueError, "gradients must be finite, got 12"),
+        ({"earlier": ((RESIDUAL, RESIDUAL[0]),)}, ValueError, "earlier must be a floating"),
+        ({"earlier": ((RESIDUAL[:3], RESIDUAL),)}, ValueError, "earlier must have 12 rows"),
+        ({"ages": torch.zeros(3).long()}, ValueError, r"ages must be of shape \(12,\)"),
     ],
 )
 def test_inconsistent_fields_are_refused(change, error, reason):

@@ -472,9 +472,9 @@ def test_progress_is_shown_only_when_asked(model, capsys):
 
 def test_an_averaged_copy_can_be_probed_in_place_of_the_model(model):
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    averaged.update_parameters(model)
     with torch.no_grad():
         model.head.weight *= -1
-    averaged.update_parameters(model)
     averaged.update_parameters(model)
     before = snapshot(model)
     found = GradientProbe(averaged).scan(DATA).residual

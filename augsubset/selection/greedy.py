@@ -109,7 +109,7 @@ def _lazy_greedy(
     for root in range(size // 2 - 1, -1, -1):
         _sift_down(heap, bounds, root, size)
     num_picks = 0
-    while num_picks < order.shape[0] and cost > enough:
+    while num_picks < order.shape[0] and (num_picks == 0 or cost > enough):
         while evaluated[heap[0]] < num_picks:
             top = heap[0]
             bounds[top] = gain_of(lost[top], coverage)
@@ -138,7 +138,8 @@ def lazy_greedy(levels: Levels, budget: int, enough: int = -1) -> Picks:
     Args:
         levels: Of the class.
         budget: Picks at most.
-        enough: Stop once the cost is at most this, in levels; by default never.
+        enough: Stop once the cost is at most this, in levels, with one pick or more; by default
+            never.
 
     Cost:
         O(n) an evaluation; on residuals of real networks 6 to 9 evaluations an example in all.

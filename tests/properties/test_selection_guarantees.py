@@ -9,13 +9,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset import LastLayerGradients, select_coreset
+from augsubset.pairwise import Factors
 from augsubset.selection.budget import sainte_lague_seats
-from augsubset.selection.facility_location import UNIT, marginal_gains, quantise
-from augsubset.selection.greedy import lazy_greedy, naive_greedy
-from augsubset.selection.selection import certify
+from augsubset.selection.certificate import measure
+from augsubset.selection.facility_location import FacilityLocation, levels_on, marginal_gains
+from augsubset.selection.greedy import batched_greedy, lazy_greedy, naive_greedy
 from tests import reference
 from tests.contracts import assert_valid_selection
 from tests.strategies import LabelledGroundSet, grid_features, ground_sets, tie_free_ground_sets
+
+
+def levels_of(features: torch.Tensor, similarity="shifted"):
+    return FacilityLocation([Factors(features.numpy())], similarity).levels()
+
 
 # Contract 1: budgets.
 
@@ -60,12 +66,32 @@ def test_cluster_sizes_match_brute_force_nearest_counts(ground):
 @given(grid_features(1, 14), st.data())
 def test_lazy_and_naive_greedy_match_the_triple_loop_ties_included(features, data):
     budget = data.draw(st.integers(1, len(features)))
-    levels = quantise(reference.pairwise(features).numpy()).levels
-    chosen, gains = reference.greedy(levels, budget)
+    levels = levels_of(features)
+    chosen, gains = reference.greedy(levels.lost, levels.start, budget)
     for maximiser in (lazy_greedy, naive_greedy):
         picks = maximiser(levels, budget)
         assert picks.order.tolist() == chosen
         assert picks.gains.tolist() == gains
+
+
+@given(ground_sets(max_size=20), st.data())
+def test_classes_solved_together_get_the_picks_they_get_alone(ground, data):
+    """The form for a GPU, here on the CPU: levels and picks to the last bit and tie."""
+    groups = [ground.features[ground.labels == label] for label in torch.unique(ground.labels)]
+    similarity = data.draw(st.sampled_from(["shifted", "shifted_sq"]))
+    budgets = [data.draw(st.integers(1, len(features))) for features in groups]
+    objectives = [FacilityLocation([Factors(each.numpy())], similarity) for each in groups]
+    alone = [objective.levels() for objective in objectives]
+    lost, start = levels_on(torch.device("cpu"), objectives)
+    for c, levels in enumerate(alone):
+        n = len(levels.lost)
+        assert np.array_equal(lost[c, :n, :n].numpy(), levels.lost)
+        assert int(start[c]) == levels.start
+    together = batched_greedy(lost, start, budgets, [len(each) for each in groups])
+    for picks, levels, budget in zip(together, alone, budgets, strict=True):
+        expected = lazy_greedy(levels, budget)
+        for mine, theirs in zip(picks, expected, strict=True):
+            assert np.array_equal(mine, theirs)
 
 
 @given(tie_free_ground_sets(max_size=60))
@@ -162,16 +188,15 @@ def test_a_float32_gram_form_would_fail_the_near_duplicate_test():
 
 
 def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
-    """The counterexample of certify's docstring: 99 unit vectors represented by the origin."""
+    """The counterexample of measure's docstring: 99 unit vectors represented by the origin."""
     features = torch.zeros(100, 2, dtype=torch.float64)
     features[:99, 0] = 1.0
-    weights = torch.zeros(100, dtype=torch.float64)
-    weights[99] = 100
-    certificate = certify(features, torch.full((100,), 99), weights)
-    assert certificate.gradient_error == certificate.error == 99
+    rows = Factors(features.numpy())
+    measured = measure([rows], [rows.at(np.full(100, 99))])
+    assert measured.error == np.linalg.norm(measured.gap[0]) == 99
     frobenius = float((features - features[99]).norm())
     assert frobenius == pytest.approx(9.95, abs=0.01)
-    assert certificate.gradient_error > frobenius
+    assert np.linalg.norm(measured.gap[0]) > frobenius
 
 
 # Contract 7: a class depends on its own data and budget alone.
@@ -191,15 +216,15 @@ def test_other_classes_do_not_change_a_class(ground, shift):
 
 def steps_before_a_tie(features: torch.Tensor, budget: int) -> int:
     """Picks that greedy makes before two candidates gain the same: pairs tie by symmetry."""
-    levels = quantise(reference.pairwise(features).numpy()).levels
-    coverage = np.full(len(levels), UNIT, np.int32)
-    rest = list(range(len(levels)))
+    levels = levels_of(features)
+    coverage = np.full(len(features), levels.start, np.int32)
+    rest = list(range(len(features)))
     for step in range(budget):
-        gains = marginal_gains(levels[rest], coverage)
+        gains = marginal_gains(levels.lost[rest], coverage)
         if (gains == gains.max()).sum() > 1:
             return step
         pick = rest.pop(int(gains.argmax()))
-        coverage = np.minimum(coverage, levels[pick])
+        coverage = np.minimum(coverage, levels.lost[pick])
     return budget
 
 

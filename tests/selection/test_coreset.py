@@ -6,7 +6,6 @@ import torch
 
 from augsubset import LastLayerGradients, select_coreset
 from augsubset.selection import budget_from_fraction
-from augsubset.selection.coreset import _workers_within
 from tests.contracts import assert_valid_selection
 
 POINTS = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
@@ -66,27 +65,59 @@ def test_indices_of_the_dataset_are_returned_not_positions():
         ({"fraction": 1.5}, ValueError, r"fraction must be in \(0, 1\]"),
         ({"fraction": float("nan")}, ValueError, r"fraction must be in \(0, 1\]"),
         ({"fraction": "0.1"}, TypeError, "fraction must be a number"),
-        ({"fraction": 0.5, "budget": 2}, ValueError, "exactly one of fraction and budget"),
-        ({}, ValueError, "exactly one of fraction and budget"),
+        ({"fraction": 0.5, "budget": 2}, ValueError, "exactly one of fraction, budget and tol"),
+        ({"budget": 2, "tolerance": 1.0}, ValueError, "exactly one of fraction, budget and tol"),
+        ({}, ValueError, "exactly one of fraction, budget and tolerance"),
         ({"budget": 5}, ValueError, "budget must be at most the ground-set size 4"),
         ({"budget": 0}, ValueError, "budget must be at least the number of classes 1"),
         ({"budget": 2.0}, TypeError, "budget must be an int"),
-        ({"budget": {0: 1}}, ValueError, "budget must be an int: one a class is not implemented"),
-        ({"budget": 2, "tolerance": 1.0}, ValueError, "tolerance must be one of None"),
-        ({"budget": 2, "similarity": "exp"}, ValueError, "similarity must be one of 'shifted'"),
-        ({"budget": 2, "method": "stochastic"}, ValueError, "method must be one of 'auto', 'lazy'"),
-        ({"budget": 2, "device": "cuda"}, ValueError, "device must be one of 'cpu'"),
-        ({"budget": 2, "progress": True}, ValueError, "progress must be one of False"),
-        ({"budget": 2, "max_memory": 63}, ValueError, "max_memory must be at least 64 bytes"),
+        ({"budget": {1: 1}}, ValueError, r"name each of the 1 classes, got the unknown \[1\]"),
+        ({"budget": {}}, ValueError, r"name each of the 1 classes, got none for \[0\]"),
+        ({"budget": {0: 0}}, ValueError, r"budget\[0\] must be at least 1"),
+        ({"budget": {0: 5}}, ValueError, r"budget\[0\] must be at most the class size 4, got 5"),
+        ({"budget": {0: 1.5}}, TypeError, r"budget\[0\] must be an int"),
+        ({"tolerance": -0.1}, ValueError, "tolerance must be finite and at least 0, the error of"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance must be finite and at least 0"),
+        ({"tolerance": float("inf")}, ValueError, "tolerance must be finite and at least 0"),
+        ({"tolerance": "1"}, TypeError, "tolerance must be a number"),
+        ({"tolerance": 1.0, "similarity": "exp"}, ValueError, "for another similarity than"),
+        ({"tolerance": 1.0, "method": "stochastic"}, ValueError, 'for method="stochastic"'),
+        ({"tolerance": 1.0, "device": "meta"}, ValueError, "on another device than the CPU"),
+        (
+            {"budget": 2, "similarity": "cosine"},
+            ValueError,
+            "similarity must be one of 'shifted', ",
+        ),
+        ({"budget": 2, "similarity": lambda d: 1}, TypeError, "one value a distance as a tensor"),
+        ({"budget": 2, "similarity": lambda d: -d}, ValueError, "positive at distance 0"),
+        ({"budget": 2, "similarity": lambda d: 1 - d}, ValueError, "between 0 and its value at"),
+        ({"budget": 2, "similarity": lambda d: 1 + d}, ValueError, "between 0 and its value at"),
+        (
+            {"budget": 2, "similarity": lambda d: torch.where(d > 5, torch.nan, 1.0)},
+            ValueError,
+            "between 0 and its value at",
+        ),
+        ({"budget": 2, "method": "greedy"}, ValueError, "method must be one of 'auto', 'lazy', 'n"),
+        (
+            {"budget": 2, "method": "stochastic", "device": "meta"},
+            ValueError,
+            "must be the CPU for",
+        ),
+        ({"budget": 2, "epsilon": 0.0}, ValueError, "epsilon must be between 0 and 1"),
+        ({"budget": 2, "epsilon": 1.0}, ValueError, "epsilon must be between 0 and 1"),
+        ({"budget": 2, "part_size": 1}, ValueError, "part_size must be at least 2"),
+        ({"budget": 2, "progress": 1}, ValueError, "progress must be one of False, True"),
+        ({"budget": 2, "max_memory": 63}, ValueError, "max_memory must be at least [0-9]+ bytes"),
+        (
+            {"budget": 2, "max_memory": 63, "method": "partitioned"},
+            ValueError,
+            "max_memory must be at least [0-9]+ bytes",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, reason):
     with pytest.raises(error, match=reason):
         select_coreset(POINTS, **arguments)
-
-
-def test_the_least_memory_that_is_named_suffices():
-    assert len(select_coreset(POINTS, budget=2, max_memory=64)) == 2
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e37])
@@ -101,18 +132,10 @@ def test_extreme_scales_do_not_change_the_selection(scale):
         assert torch.equal(single.indices, expected.indices)
 
 
-def test_distances_beyond_the_largest_float_are_refused():
-    with pytest.raises(ValueError, match="distances must be finite"):
-        select_coreset(torch.tensor([[-3e38], [3e38]]), budget=1)
-
-
-def test_classes_run_side_by_side_only_as_far_as_memory_allows(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    members = [np.arange(size) for size in (10, 30, 20)]  # 400, 3600 and 1600 bytes in float32
-    for allowed, workers in ((None, 3), (5600, 3), (5599, 2), (5199, 1), (3600, 1)):
-        assert _workers_within(allowed, members, 4) == workers
-    with pytest.raises(ValueError, match="at least 10800 bytes"):
-        _workers_within(3600, members, 8)
+def test_values_whose_distance_exceeds_the_largest_float_work():
+    selection = select_coreset(torch.tensor([[-3e38], [2e38], [3e38]]), budget=2)
+    assert selection.indices.tolist() == [1, 0]
+    assert selection.certificate.error == pytest.approx(1e38)
 
 
 def test_a_budget_below_the_number_of_classes_is_refused():
@@ -123,6 +146,11 @@ def test_a_budget_below_the_number_of_classes_is_refused():
 def test_labels_of_the_wrong_length_are_refused():
     with pytest.raises(ValueError, match=r"labels must be of shape \(4,\)"):
         select_coreset(POINTS, torch.zeros(3).long(), budget=1)
+
+
+def test_labels_of_two_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"labels must be of shape \(4,\)"):
+        select_coreset(POINTS, torch.zeros(4, 1).long(), budget=1)
 
 
 def test_float_labels_are_refused():

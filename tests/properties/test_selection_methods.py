@@ -1,0 +1,406 @@
+"""Contracts 2, 4, 5, 7 and 8 beyond exact greedy: similarities, tolerances, parts, draws."""
+
+import gc
+import math
+import re
+import tracemalloc
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from augsubset import CoresetSelector, LastLayerGradients, select_coreset
+from augsubset.pairwise import Factors
+from augsubset.selection import partition
+from augsubset.selection.facility_location import FacilityLocation, marginal_gains
+from augsubset.selection.greedy import lazy_greedy
+from augsubset.selection.solver import method_for
+from tests import reference
+from tests.contracts import assert_valid_selection
+from tests.strategies import ground_sets, tie_free_ground_sets
+
+GENERATOR = torch.Generator().manual_seed(0)
+CLOUD = torch.randn(2000, 5, generator=GENERATOR, dtype=torch.float64)
+
+
+def least_cost(distances, subset):
+    return float(distances[:, list(subset)].amin(1).sum())
+
+
+def with_inputs(ground, seed=0):
+    rng = np.random.default_rng(seed)
+    n = len(ground.labels)
+    return LastLayerGradients(
+        residual=ground.features,
+        inputs=torch.from_numpy(rng.integers(-2, 3, (n, 2)).astype(np.float64)),
+        labels=ground.labels,
+        indices=torch.arange(n),
+        losses=torch.zeros(n),
+        earlier=((ground.features * 2, torch.ones(n, 1, dtype=torch.float64)),),
+    )
+
+
+def materialised(gradients):
+    layers = [(gradients.residual, gradients.inputs), *gradients.earlier]
+    return torch.cat([torch.einsum("ni,nj->nij", a, h).flatten(1) for a, h in layers], dim=1)
+
+
+# Input kinds.
+
+
+@given(ground_sets(), st.sampled_from([np.float16, np.float32, np.float64]), st.booleans())
+def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, dtype, as_numpy):
+    """Small integers are exact in all of them."""
+    features, labels = ground.features.numpy().astype(dtype), ground.labels.numpy()
+    if not as_numpy:
+        features, labels = torch.from_numpy(features), torch.from_numpy(labels)
+    found = select_coreset(features, labels, budget=ground.budget)
+    expected = select_coreset(ground.features, ground.labels, budget=ground.budget)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.clusters, expected.clusters)
+    assert_valid_selection(found, ground.labels, ground.budget)
+
+
+# Products: the last layer's weights, and earlier ones.
+
+
+@given(ground_sets())
+def test_a_selection_of_products_is_that_of_the_materialised_rows(ground):
+    gradients = with_inputs(ground)
+    rows = materialised(gradients)
+    found = select_coreset(gradients, budget=ground.budget)
+    assert_valid_selection(found, ground.labels, ground.budget)
+    own = torch.arange(len(rows))
+    error = float((rows - rows[found.clusters]).norm(dim=1).sum())
+    gap = rows.sum(0) - (found.weights[:, None] * rows[found.indices]).sum(0)
+    scale = float(rows.norm(dim=1).sum())
+    certificate = found.certificate
+    assert certificate.error == pytest.approx(error, rel=1e-9, abs=1e-9 * scale)
+    assert certificate.gradient_error == pytest.approx(float(gap.norm()), abs=1e-9 * scale)
+    assert certificate.gradient_norm == pytest.approx(float(rows.sum(0).norm()), abs=1e-9 * scale)
+    assert certificate.gradient_error <= certificate.error + 1e-9 * scale
+    expected = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    assert float((gradients.distances(own, own) - expected).abs().max()) <= 1e-7 * (scale + 1)
+
+
+# Contract 4 and the value, for every similarity.
+
+SIMILARITIES = {
+    "shifted_sq": lambda d, p: d.max() ** 2 - d**2,
+    "exp": lambda d, p: torch.exp(-d / p),
+    "callable": lambda d, p: 1 / (1 + d),
+}
+
+
+def similarity_value(similarities, subset):
+    return float(similarities[:, list(subset)].amax(1).sum()) if len(subset) else 0.0
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+@given(ground=tie_free_ground_sets(max_size=10, max_classes=1))
+def test_greedy_under_any_similarity_reaches_the_value_of_float64_greedy(name, ground):
+    similarities = SIMILARITIES[name](reference.pairwise(ground.features), ground.features.shape[1])
+    chosen: list = []
+    for _ in range(ground.budget):
+        rest = [j for j in range(len(similarities)) if j not in chosen]
+        chosen.append(max(rest, key=lambda j: similarity_value(similarities, [*chosen, j])))
+    given_name = (lambda d: 1 / (1 + d)) if name == "callable" else name
+    found = select_coreset(ground.features, budget=ground.budget, similarity=given_name)
+    value = similarity_value(similarities, found.indices.tolist())
+    assert value == pytest.approx(similarity_value(similarities, chosen), rel=1e-6)
+    assert float(found.gains.sum()) == pytest.approx(value, rel=1e-5)
+    best = max(
+        similarity_value(similarities, subset)
+        for subset in combinations(range(len(similarities)), ground.budget)
+    )
+    assert value >= (1 - 1 / math.e) * best - 1e-6
+    assert found.certificate.error_lower_bound is None
+
+
+# Contract 5: tolerance.
+
+
+@given(ground_sets(), st.floats(0, 1))
+def test_a_tolerance_is_met_and_not_without_the_last_pick_of_a_class(ground, share):
+    loosest = select_coreset(ground.gradients, budget=len(torch.unique(ground.labels)))
+    tolerance = share * loosest.certificate.error
+    found = select_coreset(ground.gradients, tolerance=tolerance)
+    n = len(ground.labels)
+    for label in torch.unique(ground.labels).tolist():
+        members = ground.members(label)
+        distances = reference.pairwise(ground.features[members])
+        order = [members.tolist().index(i) for i in found.indices.tolist() if i in members]
+        allowed = tolerance * len(members) / n
+        assert least_cost(distances, order) <= allowed * (1 + 1e-12) + 1e-12
+        if len(order) > 1:
+            assert least_cost(distances, order[:-1]) > allowed * (1 - 1e-12) - 1e-12
+    exact = select_coreset(ground.gradients, budget=len(found))
+    assert found.certificate.error <= tolerance + 1e-9 or len(found) == n
+    assert len(exact) == len(found)
+
+
+def test_tolerance_zero_takes_every_distinct_row():
+    points = torch.tensor([[0.0], [1], [1], [5], [5], [5]])
+    found = select_coreset(points, tolerance=0)
+    assert sorted(found.indices.tolist()) == [0, 1, 3]
+    assert found.certificate.error == 0
+
+
+def test_a_tolerance_in_parts_is_met_by_as_few_first_picks_as_possible():
+    whole = select_coreset(CLOUD, budget=200, method="partitioned", part_size=500)
+    tolerance = whole.certificate.error
+    options = {"method": "partitioned", "part_size": 500}
+    found = select_coreset(CLOUD, tolerance=tolerance, **options)
+    assert found.certificate.error <= tolerance
+    distances = torch.cdist(CLOUD, CLOUD[found.indices[:-1]])
+    assert float(distances.amin(1).sum()) > tolerance
+
+
+# Budgets by class.
+
+
+@given(ground_sets(), st.data())
+def test_a_mapping_gives_each_class_its_own(ground, data):
+    labels, sizes = torch.unique(ground.labels, return_counts=True)
+    budget = {
+        label: data.draw(st.integers(1, size))
+        for label, size in zip(labels.tolist(), sizes.tolist(), strict=True)
+    }
+    found = select_coreset(ground.gradients, budget=budget)
+    assert_valid_selection(found, ground.labels, sum(budget.values()))
+    for label, k in budget.items():
+        mine = ground.labels == label
+        assert int(mine[found.indices].sum()) == k
+        alone = select_coreset(ground.features[mine], budget=k)
+        chosen = found.indices[mine[found.indices]]
+        assert torch.equal(mine.nonzero().squeeze(1)[alone.indices], chosen)
+
+
+# The lower bound.
+
+
+@given(ground_sets(max_size=9), st.booleans(), st.booleans())
+def test_no_subset_costs_less_than_the_bound(ground, single, products):
+    gradients = with_inputs(ground) if products else ground.gradients
+    rows = materialised(gradients) if products else ground.features
+    if single:
+        rows = rows.float()
+        gradients = LastLayerGradients.from_residual(rows, ground.labels)
+    found = select_coreset(gradients, budget=ground.budget)
+    best = plain = 0.0
+    for label in torch.unique(ground.labels).tolist():
+        members = ground.members(label)
+        distances = reference.pairwise(rows[members])
+        mine = torch.isin(members, found.indices).nonzero().squeeze(1).tolist()
+        subsets = combinations(range(len(members)), len(mine))
+        best += min(least_cost(distances, subset) for subset in subsets)
+        coverage = distances[:, mine].amin(1)
+        gains = (coverage[None] - distances).clamp(min=0).sum(1)
+        plain += float(coverage.sum() - gains.sort().values[-len(mine) :].sum())
+    bound = found.certificate.error_lower_bound
+    assert bound <= best + 1e-12
+    scale = float(rows.double().norm(dim=1).sum()) + 1
+    assert bound >= plain - 1e-5 * scale  # the cost minus the k largest gains that are left
+    assert found.certificate.error_ratio >= 1
+
+
+def test_the_bound_says_something_at_any_budget():
+    for fraction in (0.02, 0.1, 0.3, 0.5, 0.9):
+        certificate = select_coreset(CLOUD, fraction=fraction).certificate
+        assert 1 <= certificate.error_ratio < 1.3
+    outlier = torch.cat([CLOUD, torch.full((1, 5), 1e4, dtype=torch.float64)])
+    assert select_coreset(outlier, fraction=0.1).certificate.error_ratio < 1.3
+
+
+@pytest.mark.parametrize("method", ["stochastic", "partitioned"])
+def test_methods_that_have_not_seen_all_distances_claim_no_bound(method):
+    certificate = select_coreset(CLOUD, budget=50, method=method, part_size=500).certificate
+    assert certificate.error_lower_bound is None
+    assert certificate.error_ratio is None
+
+
+# Stochastic greedy.
+
+
+@given(ground_sets(), st.integers(0, 2**31))
+def test_stochastic_greedy_keeps_budgets_clusters_and_its_own_class(ground, seed):
+    options = {"budget": ground.budget, "method": "stochastic", "seed": seed}
+    found = select_coreset(ground.gradients, **options)
+    assert torch.equal(found.weights, found.weights.round())
+    assert found.digest == select_coreset(ground.gradients, **options).digest
+    for label in torch.unique(ground.labels).tolist():
+        members = ground.members(label)
+        distances = reference.pairwise(ground.features[members])
+        chosen = torch.isin(members, found.indices).nonzero().squeeze(1)
+        expected = members[reference.nearest(distances, chosen)]
+        assert torch.equal(found.clusters[members], expected)
+    mine = ground.labels == ground.labels[0]
+    moved = ground.features.clone()
+    moved[~mine] = moved[~mine] * 2 + 1
+    after = select_coreset(moved, ground.labels, **options)
+    assert torch.equal(found.clusters[mine], after.clusters[mine])
+
+
+def test_stochastic_greedy_keeps_its_guarantee_in_the_mean_and_hears_its_seed():
+    points = CLOUD[:12]
+    distances = reference.pairwise(points)
+    best = reference.best_value(distances, 3)
+    values, picks = [], set()
+    for seed in range(40):
+        found = select_coreset(points, budget=3, method="stochastic", epsilon=0.2, seed=seed)
+        picks.add(tuple(found.indices.tolist()))
+        values.append(reference.value(distances, found.indices.tolist()))
+    assert np.mean(values) >= (1 - 1 / math.e - 0.2) * best
+    assert len(picks) > 1
+
+
+def test_stochastic_greedy_holds_no_matrix():
+    select_coreset(CLOUD, budget=100, method="stochastic")
+    tracemalloc.start()
+    select_coreset(CLOUD, budget=100, method="stochastic")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(CLOUD) ** 2 / 5
+
+
+# Parts.
+
+
+@given(ground_sets(max_size=40), st.integers(2, 7))
+def test_parts_keep_budgets_and_everybodys_nearest_pick(ground, part_size):
+    options = {"budget": ground.budget, "method": "partitioned", "part_size": part_size}
+    found = select_coreset(ground.gradients, **options)
+    assert_valid_selection(found, ground.labels, ground.budget)
+    for label in torch.unique(ground.labels).tolist():
+        members = ground.members(label)
+        distances = reference.pairwise(ground.features[members])
+        chosen = torch.isin(members, found.indices).nonzero().squeeze(1)
+        expected = members[reference.nearest(distances, chosen)]
+        assert torch.equal(found.clusters[members], expected)
+    order = torch.randperm(len(ground.labels), generator=torch.Generator().manual_seed(1))
+    shuffled = LastLayerGradients(
+        ground.features[order], None, ground.labels[order], order, torch.zeros(len(order))
+    )
+    assert torch.equal(select_coreset(shuffled, **options).indices, found.indices)
+
+
+@pytest.mark.parametrize("kind", ["duplicates", "constant", "no columns", "products"])
+@pytest.mark.parametrize("budget", [1, 3, 40, 300])
+def test_parts_of_degenerate_rows(kind, budget):
+    n = 300
+    residual = {
+        "duplicates": torch.arange(n)[:, None].div(120, rounding_mode="floor").double(),
+        "constant": torch.ones(n, 2),
+        "no columns": torch.zeros(n, 0),
+        "products": CLOUD[:n, :2],
+    }[kind]
+    gradients = LastLayerGradients(
+        residual,
+        CLOUD[:n, 2:] if kind == "products" else None,
+        torch.zeros(n).long(),
+        torch.arange(n),
+        torch.zeros(n),
+    )
+    found = select_coreset(gradients, budget=budget, method="partitioned", part_size=32)
+    assert_valid_selection(found, gradients.labels, budget)
+
+
+def test_parts_lose_little_against_exact_greedy():
+    exact = select_coreset(CLOUD, fraction=0.1).certificate.error
+    parts = select_coreset(CLOUD, fraction=0.1, method="partitioned", part_size=500)
+    assert parts.certificate.error <= 1.05 * exact
+    few = select_coreset(CLOUD, budget=6, method="partitioned", part_size=300).certificate.error
+    assert few <= 1.1 * select_coreset(CLOUD, budget=6).certificate.error
+
+
+def test_a_rows_part_does_not_depend_on_the_rows_beside_it():
+    rows = [Factors(CLOUD.numpy().astype(np.float32))]
+    tree = partition.LocalityTree(rows, len(CLOUD), 300)
+    parts = tree.parts_of(rows)
+    assert set(parts.tolist()) == set(range(tree.num_parts))
+    for few in (np.arange(3), np.array([1999, 5, 700]), np.arange(0, 2000, 7)):
+        assert np.array_equal(tree.parts_of([rows[0].at(few)]), parts[few])
+    sizes = np.bincount(parts)
+    assert sizes.max() <= 300
+    split = partition.split_by_rank(rows, 130)
+    assert max(len(part) for part in split) <= 130
+    assert np.array_equal(np.sort(np.concatenate(split)), np.arange(2000))
+
+
+def test_auto_looks_at_the_size_of_a_class_alone():
+    assert method_for("auto", 16_384) == "lazy"
+    assert method_for("auto", 16_385) == "partitioned"
+    assert method_for("naive", 10**9) == "naive"
+
+
+# Contract 8: memory.
+
+
+@given(
+    st.integers(60, 300),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.sampled_from(["lazy", "stochastic", "partitioned", "products"]),
+)
+def test_peak_memory_stays_under_the_least_that_is_accepted(n, width, num_classes, method):
+    rng = np.random.default_rng(0)
+    gradients = LastLayerGradients(
+        torch.from_numpy(rng.normal(size=(n, width))).float(),
+        torch.from_numpy(rng.normal(size=(n, 9))).float() if method == "products" else None,
+        torch.arange(n) % num_classes,
+        torch.arange(n),
+        torch.zeros(n),
+    )
+    options = {"method": "lazy" if method == "products" else method, "part_size": 50}
+    with pytest.raises(ValueError, match="max_memory must be at least") as refusal:
+        select_coreset(gradients, fraction=0.3, max_memory=1, **options)
+    least = int(re.search(r"at least (\d+)", str(refusal.value)).group(1))
+    options["max_memory"] = least
+    select_coreset(gradients, fraction=0.3, **options)  # compiles
+    gc.collect()
+    tracemalloc.start()
+    select_coreset(gradients, fraction=0.3, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= least
+    with pytest.raises(ValueError, match="max_memory must be at least"):
+        select_coreset(gradients, fraction=0.3, **{**options, "max_memory": least - 1})
+
+
+# What greedy is told by its gains.
+
+
+@given(tie_free_ground_sets(max_size=25, max_classes=1))
+def test_a_gain_is_what_the_value_grows_by(ground):
+    levels = FacilityLocation([Factors(ground.features.numpy())], "shifted").levels()
+    picks = lazy_greedy(levels, ground.budget)
+    coverage = np.full(len(levels.lost), levels.start, np.int32)
+    for pick, gain in zip(picks.order, picks.gains, strict=True):
+        assert marginal_gains(levels.lost[[pick]], coverage)[0] == gain
+        coverage = np.minimum(coverage, levels.lost[pick])
+
+
+def test_a_selectors_options_reach_the_solver():
+    gradients = LastLayerGradients.from_residual(CLOUD[:200])
+    for options in (
+        {"method": "stochastic", "epsilon": 0.5},
+        {"similarity": "exp"},
+        {"method": "partitioned", "part_size": 40},
+    ):
+        found = CoresetSelector(**options).select(gradients, budget=20, seed=3, epoch=0)
+        assert found.digest == select_coreset(gradients, budget=20, seed=3, **options).digest
+        assert found.digest != select_coreset(gradients, budget=20).digest
+    with pytest.raises(ValueError, match="epsilon must be between"):
+        CoresetSelector(epsilon=2)
+
+
+def test_progress_is_shown_only_when_asked(capsys):
+    select_coreset(CLOUD[:50], budget=5)
+    assert capsys.readouterr().err == ""
+    select_coreset(CLOUD[:50], torch.arange(50) % 3, budget=5, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    select_coreset(CLOUD, budget=50, method="partitioned", part_size=500, progress=True)
+    assert "100%" in capsys.readouterr().err
