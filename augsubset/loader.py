@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from augsubset.augment.keyed_random import RowKeys
 from augsubset.batches import known_labels, split_batch
 from augsubset.errors import AugsubsetError, check_choice, check_int
 from augsubset.gradients import LastLayerGradients
+from augsubset.harvest import Harvest
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
 from augsubset.rng import MAX_SEED, mix_seed
@@ -97,6 +99,9 @@ class SubsetAugmentLoader:
             the new one is in force from the epoch after, which waits for it. The first selection
             has no predecessor and is made at once. An error in the thread is raised here, when
             that epoch ends or the next begins.
+        recycle: Originals that the model saw in training at most this many epochs ago are not
+            probed anew: what it said of them then counts, under the base augmentation and in
+            training mode. Each batch must go through the model in one pass. ``None``: probe all.
 
     Yields:
         ``(x, y, w)`` on the device: x float (uint8 without ``normalize`` is divided by 255), y
@@ -143,6 +148,7 @@ class SubsetAugmentLoader:
         inputs: str | None = None,
         labels: str | None = None,
         background: bool = False,
+        recycle: int | None = None,
     ) -> None:
         check_choice("mode", mode, ("weight",))
         check_choice("weights", weights, ("paper", "uniform", "unscaled"))
@@ -180,6 +186,11 @@ class SubsetAugmentLoader:
             self._dataset, budget=budget, copies=copies, raw=raw, shuffle=shuffle, seed=self._seed
         )
         self._batches = self._data_loader(self._sampler, drop_last=loader.drop_last)
+        self._recycle = recycle if recycle is None else check_int("recycle", recycle, 1)
+        self._harvest = Harvest(n)
+        if recycle is not None:
+            with self._probe.attached(into=self._harvest):
+                pass  # refuses a probe that cannot be attached
         self._next_epoch = 0
         self._live = False
         self._selection: Selection | None = None
@@ -203,6 +214,7 @@ class SubsetAugmentLoader:
         clock = EpochClock(device)
         num_rows = num_copies = 0
         completed = False
+        observed = ExitStack()
         try:
             self._sampler.set_epoch(epoch)
             with clock.on_host("selection"):
@@ -210,6 +222,8 @@ class SubsetAugmentLoader:
                 if self._period(epoch) != self._selected_period or self._selection is None:
                     self._select(epoch, background=self._background and self._selection is not None)
             self._next_epoch = epoch + 1
+            if self._recycle is not None:
+                observed.enter_context(self._probe.attached(into=self._harvest))
             batches = iter(self._batches)
             while True:
                 with clock.on_host("loading"):
@@ -224,12 +238,15 @@ class SubsetAugmentLoader:
                 num_copies += int(_are_copies(rows).sum())
                 with clock.augmentation():
                     x = self._augmented(self._moved(x, device), rows)
+                if self._recycle is not None:
+                    self._harvest.expect(torch.where(rows.copy == 0, rows.index, -1), y)
                 yield x, self._moved(y, device), self._moved(w, device)
             solving = self._solving
             if solving and solving.selection.done() and solving.selection.exception():
                 self._result_of(solving)  # raises
         finally:
             self._live = False
+            observed.close()
             self._history.append(
                 {
                     "event": "epoch",
@@ -282,7 +299,12 @@ class SubsetAugmentLoader:
         selector = self._selector if epoch >= self._start_epoch else RandomSelector()
         begin = time.perf_counter()
         if selector.needs_gradients:
-            gradients = self._probe.scan(self._data_loader(), prepare=self._original)
+            gradients = self._probe.scan(
+                self._data_loader(),
+                prepare=self._original,
+                reuse=None if self._recycle is None else self._harvest,
+                max_age=0 if self._recycle is None else self._recycle * len(self),
+            )
         else:
             gradients = LastLayerGradients.unprobed(len(self._dataset))
         entry: dict[str, Any] = {
@@ -291,6 +313,7 @@ class SubsetAugmentLoader:
             "in_force_from": epoch + background,
             "selector": type(selector).__name__,
             "probe_seconds": time.perf_counter() - begin,
+            "num_recycled": 0 if gradients.ages is None else int((gradients.ages > 0).sum()),
         }
         budget = self._sampler.budget
 
@@ -422,8 +445,8 @@ class SubsetAugmentLoader:
         """One dict a selection and one an epoch, oldest first.
 
         ``event="selection"``: epoch (of the probe), in_force_from, selector, num_selected,
-        effective_sample_size, probe_seconds, solve_seconds, digest and the certificate's figures,
-        where there is one.
+        effective_sample_size, probe_seconds, num_recycled, solve_seconds, digest and the
+        certificate's figures, where there is one.
         ``event="epoch"``: epoch, num_rows, num_copies, whether it completed, and seconds of
         selection, loading, augmentation, step (what remains: the caller's code) and total.
         """

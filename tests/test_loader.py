@@ -405,6 +405,46 @@ def test_reselecting_replaces_what_is_solved_in_the_background():
     assert [e["epoch"] for e in events(loader, "selection")] == [0, 3]
 
 
+def test_recycled_originals_are_not_probed_again():
+    model = make_model()
+    loader = make(model=model, every=2, recycle=1, fraction=0.1)
+    sizes = []
+    handle = model.register_forward_hook(
+        lambda module, args, out: None if module.training else sizes.append(len(args[0]))
+    )
+    for _ in range(3):
+        sizes.clear()
+        for x, _, _ in loader:
+            model(x)
+    handle.remove()
+    first, second = events(loader, "selection")
+    assert first["num_recycled"] == 0
+    assert second["num_recycled"] >= N - 8  # rows of age 0 are of the last batch
+    assert sizes == []  # every original was seen in the epoch before
+    gradients = GradientProbe(model).scan(TensorDataset(X.float() / 255, Y))
+    expected = select_coreset(gradients, budget=6)  # the weights did not change
+    assert torch.equal(loader.selection.indices, expected.indices)
+    assert not model._forward_hooks
+
+
+def test_originals_that_were_not_trained_on_are_probed_again():
+    model = make_model()
+    loader = make(model=model, every=1, recycle=1, fraction=0.1, raw="none")
+    for _ in range(2):
+        for x, _, _ in loader:
+            model(x)
+    assert events(loader, "selection")[1]["num_recycled"] == 0
+
+
+def test_what_cannot_be_recycled_is_refused_at_construction():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.ReLU(), nn.Linear(5, 3))
+    probe = GradientProbe(model, ["1", "3"], kind="last_layer")
+    with pytest.raises(ValueError, match="got earlier layers too"):
+        make(model=model, probe=probe, recycle=1)
+    with pytest.raises(ValueError, match="recycle must be at least 1"):
+        make(recycle=0)
+
+
 def test_training_flags_are_the_users_after_every_batch():
     model = nn.Sequential(make_model(), nn.Dropout(0.5))
     model.train()
