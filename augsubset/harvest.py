@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.errors import AugsubsetError
+from augsubset.errors import AugsubsetError, check_int
 
 __all__ = ["Harvest"]
 
@@ -28,12 +28,17 @@ class Harvest:
     Attributes:
         passes: Training passes recorded so far.
 
+    Raises:
+        TypeError: If ``num_examples`` is no int.
+        ValueError: If it is below 1.
+
     Cost:
         An indexed copy of a batch's logits a pass, on the model's device and without waiting for
         it; n (C + d) floats there, d where inputs of the last layer are kept.
     """
 
     def __init__(self, num_examples: int) -> None:
+        check_int("num_examples", num_examples, 1)
         self.passes = 0
         self._seen = torch.full((num_examples,), -1, dtype=torch.int64)
         self._labels = torch.zeros(num_examples, dtype=torch.int64)
@@ -49,14 +54,31 @@ class Harvest:
         """Passes since each row was recorded, -1 if it never was; ``(n,)`` int64."""
         return torch.where(self._seen < 0, -1, self.passes - self._seen)
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether a pass was announced that has not come."""
+        return self._expected is not None
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether inputs of the last layer were recorded, beside the logits."""
+        return len(self._values) > 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are: the model's device in its first pass, the CPU before."""
+        return self._values[0].device if self._values else torch.device("cpu")
+
     def expect(self, indices: Tensor, labels: Tensor) -> None:
-        """Say which examples the next training pass is of.
+        """Say which examples the next training pass is of; it takes the place of what was said.
 
         Args:
-            indices: Dataset index of each row, -1 for rows to leave out (augmented copies). (B,)
-            labels: Class of each row. (B,)
+            indices: Dataset index of each row, -1 for rows to leave out (augmented copies,
+                padding). ``(B,)`` ints, on the CPU: on a device they are waited for.
+            labels: Class of each row, likewise.
 
         Raises:
+            TypeError: If one of them is not of ints.
             ValueError: If lengths differ or an index is out of range.
         """
         indices, labels = indices.detach().cpu(), labels.detach().cpu()
@@ -64,18 +86,29 @@ class Harvest:
             raise ValueError(
                 f"labels must be one an index {tuple(indices.shape)}, got {tuple(labels.shape)}."
             )
+        for name, value in (("indices", indices), ("labels", labels)):
+            if value.is_floating_point() or value.dtype == torch.bool:
+                raise TypeError(f"{name} must be ints, got dtype {value.dtype}.")
         if len(indices) and not -1 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise ValueError(
                 f"indices must be in -1..{len(self) - 1}, got {int(indices.min())} to "
                 f"{int(indices.max())}."
             )
-        self._expected = (indices, labels)
+        self._expected = (indices.long(), labels.long())
+
+    def cancel(self) -> None:
+        """Drop what was announced and did not come."""
+        self._expected = None
 
     def record(self, values: Sequence[Tensor]) -> None:
-        """Store what a training pass gave: logits, and inputs of the last layer where kept.
+        """Store what a training pass gave; nothing, where no pass was announced.
+
+        Args:
+            values: Logits ``(B, C)``, and where kept the inputs of the last layer ``(B, d)``.
 
         Raises:
             AugsubsetError: If the pass has another number of rows than was announced.
+            ValueError: If it is wider or holds more than passes before it.
         """
         if self._expected is None:
             return
@@ -93,15 +126,28 @@ class Harvest:
             self._values = [
                 torch.zeros(len(self), value.shape[1], device=value.device) for value in values
             ]
+        widths, stored_widths = ([each.shape[1] for each in of] for of in (values, self._values))
+        if widths != stored_widths:
+            raise ValueError(
+                f"a pass must give values as wide as before, {stored_widths}, got {widths}. "
+                "Begin a Harvest for each probe."
+            )
         at = indices[rows]
         for stored, value in zip(self._values, values, strict=True):
-            picked = value.detach()[rows.to(value.device)]
-            stored[at.to(stored.device)] = picked.to(stored.device, torch.float32)
+            picked = value.detach()[_sent(rows, value.device)]
+            stored[_sent(at, stored.device)] = picked.to(stored.device, torch.float32)
         self._labels[at] = labels[rows]
         self.passes += 1
         self._seen[at] = self.passes
 
     def rows(self, positions: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return stored values and labels of some examples, on the CPU."""
-        values = [stored[positions.to(stored.device)].cpu() for stored in self._values]
+        """Return recorded values of some examples, on their device, and labels, on the CPU."""
+        values = [stored[positions.to(stored.device)] for stored in self._values]
         return values, self._labels[positions]
+
+
+def _sent(positions: Tensor, device: torch.device) -> Tensor:
+    """Return positions on a device, without waiting for what it is doing."""
+    if device.type != "cuda":
+        return positions.to(device)
+    return positions.pin_memory().to(device, non_blocking=True)  # from pageable memory would wait

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,8 @@ __all__ = ["GradientProbe", "model_device"]
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_HARVEST_CHUNK = 1 << 14  # recorded rows turned into residuals at once
 
 
 class Measured(NamedTuple):
@@ -103,21 +106,20 @@ class GradientProbe:
         self.layer_name: str | None = None
         """Name of the last Linear layer: as given, or as the last scan found it by execution."""
         self._kind = kind
-        earlier: Sequence[str | nn.Module] = ()
+        self._layer: nn.Linear | None = None
+        self._earlier: list[tuple[str, nn.Linear]] = []
         if isinstance(layer, (list, tuple)):
             if kind != "last_layer" or not layer:
                 raise ValueError(
                     'layer must be one layer for kind="logits", and a list of at least one for '
                     f'kind="last_layer", got a list of {len(layer)} for kind={kind!r}.'
                 )
-            *earlier, layer = layer
-        self._earlier = [self._find(each)[1] for each in earlier]
-        self._layer: nn.Linear | None = None
-        if not (isinstance(layer, str) and layer == "auto"):
+            *self._earlier, (self.layer_name, self._layer) = (self._find(each) for each in layer)
+            if len({name for name, _ in self._earlier} | {self.layer_name}) < len(layer):
+                raise ValueError("layer must name distinct layers, got one of them twice.")
+        elif not (isinstance(layer, str) and layer == "auto"):
             self.layer_name, self._layer = self._find(layer)  # type: ignore[arg-type]
-        if len({id(each) for each in (*self._earlier, self._layer)}) <= len(self._earlier):
-            raise ValueError("layer must name distinct layers, got one of them twice.")
-        self._losses_and_residual = (
+        self._residual_and_losses = (
             _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
         )
         self._forward = forward if forward is not None else _call
@@ -182,21 +184,23 @@ class GradientProbe:
             4 n (C + d + 1) bytes, d with ``kind="last_layer"``. Earlier layers: a backward pass
             down to the first of them.
         """
+        check_choice("progress", progress, (False, True))
         loader = _in_order(data, batch_size, num_workers)
         n = len(loader.dataset)  # type: ignore[arg-type]
         chosen = torch.arange(n) if indices is None else _distinct(indices, n)
         if reuse is None:
             return self._scanned(loader, chosen, prepare, progress)
-        ages = self._reusable(reuse, n)[chosen]
         check_int("max_age", max_age, 0)
-        fresh = (ages >= 0) & (ages <= max_age)
-        parts = []
-        if bool(fresh.any()):
-            parts.append(self._harvested(reuse, chosen[fresh], ages[fresh]))
-        if not bool(fresh.all()):
-            rest = self._scanned(loader, chosen[~fresh], prepare, progress)
-            parts.append(replace(rest, ages=torch.zeros(len(rest), dtype=torch.int64)))
-        return _joined(parts, chosen)
+        ages = self._reusable(reuse, n)[chosen]
+        is_fresh = (ages >= 0) & (ages <= max_age)
+        if not bool(is_fresh.any()):
+            return self._scanned(loader, chosen, prepare, progress, torch.zeros_like(ages))
+        reused = self._harvested(reuse, chosen[is_fresh], ages[is_fresh])
+        if bool(is_fresh.all()):
+            return reused
+        rest = chosen[~is_fresh]
+        probed = self._scanned(loader, rest, prepare, progress, torch.zeros_like(rest))
+        return _merged(reused, probed, is_fresh)
 
     def _scanned(
         self,
@@ -204,6 +208,7 @@ class GradientProbe:
         chosen: Tensor,
         prepare: Callable[[Any], tuple[Tensor, Tensor]] | None,
         progress: bool,
+        ages: Tensor | None = None,
     ) -> LastLayerGradients:
         """Probe some examples by forward passes."""
         if len(chosen) < len(loader.dataset):  # type: ignore[arg-type]
@@ -213,7 +218,7 @@ class GradientProbe:
         labels = []
         device = self._device or model_device(self.model)
         with (
-            self._untouched(device),
+            self._untouched(device, loader.generator),
             self._execution_order() as executed,
             _shown(loader, progress) as batches,
         ):
@@ -225,19 +230,7 @@ class GradientProbe:
             self.layer_name = executed[-1]
         if not measured:
             raise ValueError("data must hold at least one example, got an empty dataset.")
-        inputs = [each.inputs for each in measured if each.inputs is not None]
-        layers = zip(*(each.earlier for each in measured), strict=True)
-        return LastLayerGradients(
-            residual=torch.cat([each.residual for each in measured]),
-            inputs=torch.cat(inputs) if inputs else None,
-            labels=torch.cat(labels),
-            indices=chosen,
-            losses=torch.cat([each.losses for each in measured]),
-            earlier=tuple(
-                (torch.cat([g for g, _ in layer]), torch.cat([x for _, x in layer]))
-                for layer in layers
-            ),
-        )
+        return _gathered(measured, torch.cat(labels), chosen, ages)
 
     # Recycled probing.
 
@@ -246,6 +239,14 @@ class GradientProbe:
         self, num_examples: int | None = None, *, into: Harvest | None = None
     ) -> Iterator[Harvest]:
         """Record logits of ordinary training passes while the block runs.
+
+        They are the model's output, or that of the layer that was named; ``forward`` is not
+        called. A module compiled by ``torch.compile`` that has run may leave out hooks that come
+        later: rows then stay unrecorded, and are scanned.
+
+        The first pass is compared with the last layer's output, as in a scan, and waits for the
+        device; no later one does. A pass of another length than announced raises
+        ``AugsubsetError``, one without logits ``TypeError``.
 
         Args:
             num_examples: Examples in the dataset.
@@ -265,41 +266,51 @@ class GradientProbe:
             )
         if (num_examples is None) == (into is None):
             raise ValueError("exactly one of num_examples and into must be given.")
-        harvest = Harvest(check_int("num_examples", num_examples, 1)) if into is None else into
+        harvest = Harvest(num_examples) if num_examples is not None else into
+        assert harvest is not None
 
         def finished(module: nn.Module, args: Any, output: Any) -> None:
-            if self.model.training:
-                # Values are compared by scans alone: here that would wait for the device.
-                logits = captured.logits(output, verify=False)
+            if self.model.training and harvest.is_expecting:
+                logits = captured.logits(output, verify=harvest.passes == 0)
+                _check_logits(logits, None, "Name the Linear layer whose output is: layer=.")
                 harvest.record([logits] if captured.inputs is None else [logits, captured.inputs])
 
-        with self._capture() as captured:
-            handle = self.model.register_forward_hook(finished)
-            try:
-                yield harvest
-            finally:
-                handle.remove()
+        with self._capture() as captured, ExitStack() as hooks:
+            hooks.callback(harvest.cancel)
+            hooks.callback(self.model.register_forward_pre_hook(captured.begin).remove)
+            hooks.callback(self.model.register_forward_hook(finished).remove)
+            yield harvest
 
     def _reusable(self, harvest: Harvest, n: int) -> Tensor:
+        """Return the ages of what was recorded, or refuse it."""
         if not isinstance(harvest, Harvest):
             raise TypeError(f"reuse must be a Harvest, got {type(harvest).__name__}.")
         if len(harvest) != n:
             raise ValueError(f"reuse must be of the dataset's {n} examples, got {len(harvest)}.")
+        if self._earlier:
+            raise ValueError(
+                "reuse must be None where earlier layers are probed, got a Harvest, which holds "
+                "nothing of them."
+            )
+        if self._kind == "last_layer" and harvest.passes and not harvest.has_inputs:
+            raise ValueError(
+                'reuse must hold inputs of the last layer for kind="last_layer", got a Harvest '
+                'of kind="logits".'
+            )
         return harvest.ages
 
-    @torch.no_grad()
     def _harvested(self, harvest: Harvest, chosen: Tensor, ages: Tensor) -> LastLayerGradients:
         """Return gradients of recorded rows, from their logits."""
-        values, labels = harvest.rows(chosen)
-        residual, losses = self._losses_and_residual(values[0], labels)
-        return LastLayerGradients(
-            residual=residual,
-            inputs=values[1] if self._kind == "last_layer" else None,
-            labels=labels,
-            indices=chosen,
-            losses=losses,
-            ages=ages,
-        )
+        measured: list[Measured] = []
+        labels = []
+        with self._untouched(harvest.device):
+            for part in torch.split(chosen, _HARVEST_CHUNK):
+                (logits, *inputs), y = harvest.rows(part)
+                residual, losses = self._at_logits(logits, y.to(logits.device))
+                kept = inputs[0] if self._kind == "last_layer" else None
+                measured.append(Measured(residual, losses, kept).cpu())
+                labels.append(y)
+        return _gathered(measured, torch.cat(labels), chosen, ages)
 
     # One batch.
 
@@ -314,23 +325,26 @@ class GradientProbe:
         """Return one batch's gradients; the model's modes are the caller's."""
         with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
             logits = captured.logits(self._forward(self.model, x))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
-            raise TypeError(
-                f"the model's output must be a (B, C) tensor of logits for {len(x)} inputs, got "
-                f"{type(logits).__name__}{shape}. Pass forward=lambda model, x: ... to a "
-                "GradientProbe, and that as probe= to the loader."
+        _check_logits(
+            logits,
+            len(x),
+            "Pass forward=lambda model, x: ... to a GradientProbe, and that as probe= to the "
+            "loader.",
+        )
+        residual, losses = self._at_logits(logits.detach().float(), y)
+        return Measured(
+            residual, losses, captured.inputs, captured.earlier_gradients(logits, residual)
+        )
+
+    def _at_logits(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return residual and losses, in float32 whatever the caller's autocast says."""
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+            raise ValueError(
+                f"labels must be in 0..{logits.shape[1] - 1}, one of the model's "
+                f"{logits.shape[1]} outputs, got labels from {int(y.min())} to {int(y.max())}."
             )
         with torch.autocast(logits.device.type, enabled=False):
-            values = logits.detach().float()
-            if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-                raise ValueError(
-                    f"labels must be in 0..{logits.shape[1] - 1}, one of the model's "
-                    f"{logits.shape[1]} outputs, got labels from {int(y.min())} to {int(y.max())}."
-                )
-            residual, losses = self._losses_and_residual(values, y)
-            earlier = captured.earlier_gradients(logits, residual)
-        return Measured(residual, losses, captured.inputs, earlier)
+            return self._residual_and_losses(logits, y)
 
     @contextmanager
     def _capture(self) -> Iterator[_Capture]:
@@ -341,15 +355,26 @@ class GradientProbe:
             watched = list(named.values()) if self._layer is None else [self._layer]
             if self._layer is not None or self._kind == "last_layer":
                 for module in watched:
-                    hooks.callback(module.register_forward_hook(captured.ran).remove)
-            for module in self._earlier:
-                captured.outputs[module] = []
-                hooks.callback(module.register_forward_hook(captured.ran_earlier).remove)
+                    hook = module.register_forward_hook(captured.ran, with_kwargs=True)
+                    hooks.callback(hook.remove)
+            for name, module in self._earlier:
+                captured.outputs[name] = []
+                hook = module.register_forward_hook(
+                    partial(captured.ran_earlier, name), with_kwargs=True
+                )
+                hooks.callback(hook.remove)
             yield captured
 
     @contextmanager
-    def _untouched(self, device: torch.device) -> Iterator[None]:
-        """Evaluation mode and seeded generators inside; everything as it was outside."""
+    def _untouched(
+        self, device: torch.device, generator: torch.Generator | None = None
+    ) -> Iterator[None]:
+        """Evaluation mode and seeded generators inside; everything as it was outside.
+
+        Args:
+            device: Whose generator the model may draw from.
+            generator: A DataLoader's own, which each iteration draws from.
+        """
         for name, parameter in chain(self.model.named_parameters(), self.model.named_buffers()):
             if is_lazy(parameter):
                 raise ValueError(
@@ -362,13 +387,17 @@ class GradientProbe:
             for module in training
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        drawn = None if generator is None else generator.get_state()
         try:
-            with forked_rng(0, [device]):
+            # Not inference mode, the caller's perhaps: it knows no way back to a requires_grad.
+            with forked_rng(0, [device]), torch.inference_mode(False), torch.no_grad():
                 # Not model.eval(): some models do work there, such as merging adapter weights.
                 for module in training:
                     module.training = False
                 yield
         finally:
+            if generator is not None and drawn is not None:
+                generator.set_state(drawn)
             for module, flag in training.items():
                 module.training = flag
             with torch.no_grad():
@@ -399,38 +428,69 @@ class _Capture:
         self, layer: nn.Linear | None, name: str | None, kind: str, named: dict[str, nn.Linear]
     ) -> None:
         self.inputs: Tensor | None = None
-        self.outputs: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._layer, self._name, self._kind, self._named = layer, name, kind, named
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[nn.Module, Tensor, Tensor] | None = None
+        self._runs: Counter[nn.Module] = Counter()
 
-    def ran(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    # Whatever is remembered is a copy: an operation in place, such as an activation, would put its
+    # own result there.
+
+    def begin(self, *_: Any) -> None:
+        """Forget the pass before, and what a recomputation in its backward pass added."""
+        self.inputs = self._last = None
+        self._runs.clear()
+
+    def ran(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> None:
         """Remember the last Linear layer that ran, or the one that was named."""
-        self._last = (args[0], output)
+        inputs = _input(args, kwargs).detach()
+        if self._kind == "last_layer":
+            inputs = inputs.clone()
+        self._last = (module, inputs, output.clone() if self.outputs else output.detach().clone())
+        self._runs[module] += 1
 
-    def ran_earlier(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def ran_earlier(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: Tensor,
+    ) -> Tensor:
         """Remember an earlier layer's input and output, and let gradients reach the output."""
         if not output.requires_grad:
             output.requires_grad_()
-        self.outputs[module].append((args[0].detach().clone(), output))
-        return output.clone()  # an activation in place would put its own result here
+        self.outputs[name].append((_input(args, kwargs).detach().clone(), output))
+        return output.clone()
 
     def logits(self, output: Any, *, verify: bool = True) -> Any:
-        """Return the logits of the pass that ended with this output, and settle the inputs."""
-        last, self._last = self._last, None
+        """Return the logits of the pass that ended with this output, and settle the inputs.
+
+        Args:
+            output: What the model returned.
+            verify: Compare it with the last Linear layer's output, which waits for the device.
+        """
         if self._layer is None and self._kind == "logits":
             return output
-        if last is None:
+        if self._last is None:
             asked = f"layer={self._name!r}" if self._layer is not None else 'layer="auto"'
             raise ValueError(
                 f"layer must run when the model does, got {asked}, which did not. "
                 f"Candidates: {sorted(self._named)}."
             )
-        inputs, logits = last
+        module, inputs, logits = self._last
         if self._kind == "last_layer":
             if inputs.ndim != 2:
                 raise ValueError(
                     "inputs of the last layer must be (B, d), got shape "
                     f"{tuple(inputs.shape)}. Its gradient is then no single outer product."
+                )
+            if self._runs[module] != 1:
+                raise ValueError(
+                    f"the last layer must run once a pass, got {self._runs[module]} runs. Its "
+                    "gradient is then no single outer product."
                 )
             if (
                 verify
@@ -438,7 +498,7 @@ class _Capture:
                 and not (
                     isinstance(output, Tensor)
                     and output.shape == logits.shape
-                    and torch.equal(output, logits)
+                    and torch.allclose(output.float(), logits.float(), 0, 0, equal_nan=True)
                 )
             ):
                 raise ValueError(
@@ -446,7 +506,7 @@ class _Capture:
                     f'kind="last_layer", got another. Pass layer=, one of {sorted(self._named)}, '
                     "whose output is the logits."
                 )
-            self.inputs = inputs.detach().float()
+            self.inputs = inputs.float()
         return logits
 
     def earlier_gradients(
@@ -455,25 +515,52 @@ class _Capture:
         """Return (gradient at the output, input) of each earlier layer."""
         if not self.outputs:
             return ()
-        for runs in self.outputs.values():
+        for name, runs in self.outputs.items():
             if len(runs) != 1 or runs[0][0].ndim != 2 or len(runs[0][0]) != len(logits):
                 shapes = [tuple(x.shape) for x, _ in runs]
                 raise ValueError(
-                    "an earlier layer must run once, on (B, d) inputs, got inputs of shapes "
+                    f"earlier layers must run once a pass, on (B, d) inputs, got {name!r} run on "
                     f"{shapes} for {len(logits)} examples."
                 )
-        outputs = [runs[0][1] for runs in self.outputs.values()]
-        with torch.enable_grad():
-            found = torch.autograd.grad(
-                logits, outputs, residual.to(logits.dtype), allow_unused=True
-            )
-        if any(gradient is None for gradient in found):
-            raise ValueError("an earlier layer must come before the logits, got one that does not.")
+        found: tuple[Tensor | None, ...] = (None,) * len(self.outputs)
+        if logits.requires_grad:
+            with torch.autocast(logits.device.type, enabled=False):
+                found = torch.autograd.grad(
+                    logits,
+                    [runs[0][1] for runs in self.outputs.values()],
+                    residual.to(logits.dtype),
+                    allow_unused=True,
+                )
+        for name, gradient in zip(self.outputs, found, strict=True):
+            if gradient is None:
+                raise ValueError(
+                    "earlier layers must come before the logits, with no torch.no_grad() or "
+                    f"detach() between, got {name!r}, which no gradient reaches."
+                )
         inputs = [runs[0][0] for runs in self.outputs.values()]
         return tuple(
-            (gradient.float(), x.detach().float())
+            (gradient.float(), x.float())
             for gradient, x in zip(found, inputs, strict=True)
+            if gradient is not None
         )
+
+
+def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """Return what a Linear layer was called with, by position or by name."""
+    return args[0] if args else kwargs["input"]
+
+
+def _check_logits(logits: Any, num_inputs: int | None, hint: str) -> None:
+    """Refuse what is no (B, C) tensor; B is ``num_inputs`` where that is known."""
+    is_matrix = isinstance(logits, Tensor) and logits.ndim == 2
+    if is_matrix and num_inputs in (None, len(logits)):
+        return
+    shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+    rows = "" if num_inputs is None else f" for {num_inputs} inputs"
+    raise TypeError(
+        f"the model's output must be a (B, C) tensor of logits{rows}, got "
+        f"{type(logits).__name__}{shape}. {hint}"
+    )
 
 
 def _in_order(data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:
@@ -497,6 +584,7 @@ def _of_few(loader: DataLoader[Any], chosen: Tensor) -> DataLoader[Any]:
         Subset(loader.dataset, chosen.tolist()),
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -507,14 +595,14 @@ def _of_few(loader: DataLoader[Any], chosen: Tensor) -> DataLoader[Any]:
 
 def _distinct(indices: Sequence[int] | Tensor, n: int) -> Tensor:
     """Return dataset indices as int64, or refuse what is none."""
-    chosen = torch.as_tensor(np.asarray(indices))
+    chosen = indices.cpu() if isinstance(indices, Tensor) else torch.as_tensor(np.asarray(indices))
+    if not chosen.numel():
+        raise ValueError("indices must name at least one example, got none.")
     if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise TypeError(
             f"indices must be a list of ints, got shape {tuple(chosen.shape)}, {chosen.dtype}."
         )
     chosen = chosen.long()
-    if not len(chosen):
-        raise ValueError("indices must name at least one example, got none.")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
         raise ValueError(
             f"indices must be in 0..{n - 1}, got {int(chosen.min())} to {int(chosen.max())}."
@@ -524,25 +612,46 @@ def _distinct(indices: Sequence[int] | Tensor, n: int) -> Tensor:
     return chosen
 
 
-def _joined(parts: Sequence[LastLayerGradients], order: Tensor) -> LastLayerGradients:
-    """Return several parts as one, its rows in the order of dataset indices that is asked for."""
-    if len(parts) == 1:
-        return parts[0]
-    indices = torch.cat([part.indices for part in parts])
-    rows = torch.argsort(indices)[torch.argsort(torch.argsort(order))]
+def _gathered(
+    measured: Sequence[Measured], labels: Tensor, indices: Tensor, ages: Tensor | None = None
+) -> LastLayerGradients:
+    """Return batches of measurements as one value."""
+    inputs = [each.inputs for each in measured if each.inputs is not None]
+    layers = zip(*(each.earlier for each in measured), strict=True)
+    return LastLayerGradients(
+        residual=torch.cat([each.residual for each in measured]),
+        inputs=torch.cat(inputs) if inputs else None,
+        labels=labels,
+        indices=indices,
+        losses=torch.cat([each.losses for each in measured]),
+        earlier=tuple(
+            (torch.cat([gradient for gradient, _ in layer]), torch.cat([x for _, x in layer]))
+            for layer in layers
+        ),
+        ages=ages,
+    )
 
-    def field(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)[rows]
+
+def _merged(
+    reused: LastLayerGradients, probed: LastLayerGradients, is_reused: Tensor
+) -> LastLayerGradients:
+    """Return two parts as one; the mask says which rows are whose."""
+
+    def rows(name: str) -> Tensor | None:
+        value = getattr(probed, name)
+        if value is None:
+            return None
+        merged: Tensor = value.new_empty(len(is_reused), *value.shape[1:])
+        merged[is_reused], merged[~is_reused] = getattr(reused, name), value
+        return merged
 
     names = ("residual", "inputs", "labels", "indices", "losses", "ages")
-    return LastLayerGradients(**{name: field(name) for name in names})
+    return LastLayerGradients(**{name: rows(name) for name in names})  # type: ignore[arg-type]
 
 
 @contextmanager
 def _shown(loader: DataLoader[Any], progress: bool) -> Iterator[Any]:
     """Show batches as they are probed, with an estimate of the time left, if asked."""
-    check_choice("progress", progress, (False, True))
     if not progress:
         yield loader
         return
@@ -569,7 +678,7 @@ def _call(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _closed_form(loss: str) -> Measure:
-    """Return losses and residual for the two losses whose residual is a formula."""
+    """Return residual and losses for the two losses whose residual is a formula."""
 
     def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)

@@ -1,6 +1,7 @@
 """GradientProbe: what it measures, which layer it finds, and that it leaves no trace (17)."""
 
 import random
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -18,8 +19,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from augsubset import AugsubsetError, GradientProbe
-from augsubset.harvest import Harvest
+from augsubset import GradientProbe
 
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 4
@@ -296,6 +296,16 @@ def test_a_layer_that_does_not_run_is_refused(model):
             "layer must name distinct layers",
         ),
         (
+            lambda m: GradientProbe(m, [], kind="last_layer"),
+            ValueError,
+            "a list of at least one",
+        ),
+        (
+            lambda m: GradientProbe(m, ["body", "auto"], kind="last_layer"),
+            ValueError,
+            "layer must be a Linear layer of the model, got layer='auto'",
+        ),
+        (
             lambda m: GradientProbe(m, loss="hinge"),
             ValueError,
             "loss must be one of 'cross_entropy', 'mse'",
@@ -347,7 +357,9 @@ def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
         (lambda p: p.scan(DATA, progress=1), ValueError, "progress must be one of False, True"),
         (lambda p: p.scan(DATA, indices=[30]), ValueError, r"indices must be in 0\.\.29, got 30"),
         (lambda p: p.scan(DATA, indices=[1, 1]), ValueError, "indices must be distinct"),
-        (lambda p: p.scan(DATA, indices=[]), (ValueError, TypeError), "indices must"),
+        (lambda p: p.scan(DATA, indices=[-1]), ValueError, r"indices must be in 0\.\.29, got -1"),
+        (lambda p: p.scan(DATA, indices=[]), ValueError, "indices must name at least one"),
+        (lambda p: p.scan(DATA, indices=[True]), TypeError, "indices must be a list of ints"),
         (lambda p: p.scan(DATA, indices=[0.5]), TypeError, "indices must be a list of ints"),
         (
             lambda p: p.scan(TensorDataset(X * torch.nan, Y)),
@@ -431,6 +443,130 @@ class PerToken(nn.Module):
         return self.head(self.body(x.reshape(len(x), 3, 2))).mean(1)
 
 
+class TwoLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.head(input=self.body(input=x).relu())
+
+
+class ScaledInPlace(TwoLayers):
+    def forward(self, x):
+        return super().forward(x).mul_(2)
+
+
+class Auxiliary(TwoLayers):
+    """Its last Linear layer to run is not the one whose output it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(5, 4)
+
+    def forward(self, x):
+        features = self.body(x)
+        logits = self.head(features)
+        self.auxiliary(features)
+        return logits
+
+
+class Detached(TwoLayers):
+    def forward(self, x):
+        return self.head(self.body(x).detach())
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.head(self.head(x))
+
+
+class Pooled(PerToken):
+    def forward(self, x):
+        return self.head(self.body(x.reshape(len(x), 3, 2)).mean(1))
+
+
+class HeadInputScaled(TwoLayers):
+    """Works in place on what went into the head, after the head."""
+
+    def forward(self, x):
+        features = self.body(x)
+        logits = self.head(features)
+        with torch.no_grad():
+            features.mul_(3)
+        return logits
+
+
+def test_what_happens_in_place_after_a_layer_is_not_measured():
+    torch.manual_seed(0)
+    model, after_output, after_input = TwoLayers(), ScaledInPlace(), HeadInputScaled()
+    after_output.load_state_dict(model.state_dict())
+    expected = GradientProbe(model, "head", kind="last_layer").scan(DATA)
+    found = GradientProbe(after_output, "head", kind="last_layer").scan(DATA)
+    assert torch.equal(found.residual, expected.residual)
+    assert torch.equal(found.inputs, expected.inputs)
+    features = after_input.body(X).detach()
+    for layer in ("auto", "head"):
+        found = GradientProbe(after_input, layer, kind="last_layer").scan(DATA)
+        torch.testing.assert_close(found.inputs, features)
+
+
+@pytest.mark.parametrize("layers", [["0", "1", "2"], ["1", "0", "2"], ["0", "2"]])
+def test_gradients_reach_every_earlier_layer_of_a_stack_in_the_order_given(layers):
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(3, 4))
+    model[1].requires_grad_(False)
+    gradients = GradientProbe(model, layers, kind="last_layer").scan(DATA, batch_size=8)
+    widths = [(left.shape[1], right.shape[1]) for left, right in gradients.earlier]
+    assert widths == [(model[int(n)].out_features, model[int(n)].in_features) for n in layers[:-1]]
+    rows = weight_gradients(model.requires_grad_(True), layers)
+    expected = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    every = torch.arange(30)
+    found = gradients.distances(every, every)
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.max())
+
+
+def test_layers_called_by_keyword_are_seen():
+    model = TwoLayers()
+    gradients = GradientProbe(model, ["body", "head"], kind="last_layer").scan(DATA)
+    assert torch.equal(gradients.earlier[0][1], X)
+    torch.testing.assert_close(gradients.inputs, model.body(X).relu().detach())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", lambda z, y: F.cross_entropy(z, y, reduction="none")]
+)
+def test_the_callers_grad_mode_does_not_matter(mode, loss):
+    probe = GradientProbe(TwoLayers(), ["body", "head"], kind="last_layer", loss=loss)
+    expected = probe.scan(DATA)
+    with mode():
+        found = probe.scan(DATA)
+    assert torch.equal(found.residual, expected.residual)
+    assert torch.equal(found.earlier[0][0], expected.earlier[0][0])
+
+
+def test_logits_cast_up_after_the_head_are_still_its_output():
+    class Upcast(TwoLayers):
+        def forward(self, x):
+            return super().forward(x).float()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = GradientProbe(Upcast(), kind="last_layer").scan(DATA)
+    assert found.inputs.dtype == torch.float32
+
+
+def test_logits_that_are_not_finite_are_refused_as_such():
+    data = TensorDataset(X * torch.nan, Y)
+    with pytest.raises(ValueError, match="gradients must be finite"):
+        GradientProbe(TwoLayers(), kind="last_layer").scan(data)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -441,11 +577,35 @@ class PerToken(nn.Module):
         ),
         (
             lambda: GradientProbe(Registered(), ["unused", "head"], kind="last_layer"),
-            "an earlier layer must run once",
+            r"earlier layers must run once a pass, .* got 'unused' run on \[\]",
+        ),
+        (
+            lambda: GradientProbe(PerToken(), ["body", "head"], kind="last_layer"),
+            r"inputs of the last layer must be \(B, d\)",
+        ),
+        (
+            lambda: GradientProbe(Pooled(), ["body", "head"], kind="last_layer"),
+            r"earlier layers must run once a pass, .* got 'body' run on \[\(30, 3, 2\)\]",
         ),
         (
             lambda: GradientProbe(Registered(), ["head", "body"], kind="last_layer"),
-            "an earlier layer must come before the logits|labels must be in",
+            "earlier layers must come before the logits, .* got 'head'",
+        ),
+        (
+            lambda: GradientProbe(Detached(), ["body", "head"], kind="last_layer"),
+            "earlier layers must come before the logits, .* got 'body'",
+        ),
+        (
+            lambda: GradientProbe(Twice(), "head", kind="last_layer"),
+            "the last layer must run once a pass, got 2 runs",
+        ),
+        (
+            lambda: GradientProbe(Auxiliary(), kind="last_layer"),
+            r"must be that of its last Linear .* one of \['auxiliary', 'body', 'head'\]",
+        ),
+        (
+            lambda: GradientProbe(ScaledInPlace(), kind="last_layer"),
+            "must be that of its last Linear",
         ),
     ],
 )
@@ -460,7 +620,21 @@ def test_given_indices_are_probed_in_their_order(model):
     assert some.indices.tolist() == [7, 2, 29]
     torch.testing.assert_close(some.residual, whole.residual[[7, 2, 29]])
     loader = DataLoader(DATA, batch_size=4)
-    assert probe.scan(loader, indices=range(1, 30, 3)).indices.tolist() == list(range(1, 30, 3))
+    for chosen in (range(1, 30, 3), np.arange(1, 30, 3), torch.arange(1, 30, 3)):
+        found = probe.scan(loader, indices=chosen)
+        assert found.indices.tolist() == list(chosen)
+        assert torch.equal(found.labels, Y[1::3])
+        torch.testing.assert_close(found.residual, whole.residual[1::3])
+
+
+def test_a_loaders_own_generator_is_left_as_it_was(model):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    loader = DataLoader(DATA, batch_size=10, generator=generator)
+    GradientProbe(model).scan(loader)
+    assert torch.equal(generator.get_state(), before)
+    next(iter(loader))  # the control: iterating does draw from it
+    assert not torch.equal(generator.get_state(), before)
 
 
 def test_progress_is_shown_only_when_asked(model, capsys):
@@ -470,104 +644,27 @@ def test_progress_is_shown_only_when_asked(model, capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+def test_progress_without_tqdm_names_the_extra(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r'pip install "augsubset\[progress\]"'):
+        GradientProbe(model).scan(DATA, progress=True)
+
+
 def test_an_averaged_copy_can_be_probed_in_place_of_the_model(model):
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.25))
     averaged.update_parameters(model)
+    first = model.head.weight.detach().clone()
     with torch.no_grad():
         model.head.weight *= -1
     averaged.update_parameters(model)
-    before = snapshot(model)
+    by_hand = deepcopy(model)
+    with torch.no_grad():
+        by_hand.head.weight.copy_(0.25 * first + 0.75 * model.head.weight)
+    before, before_averaged = snapshot(model), snapshot(averaged)
     found = GradientProbe(averaged).scan(DATA).residual
     assert_untouched(model, before)
-    assert torch.equal(found, GradientProbe(averaged.module).scan(DATA).residual)
+    assert_untouched(averaged, before_averaged)
+    torch.testing.assert_close(found, GradientProbe(by_hand).scan(DATA).residual)
     assert not torch.allclose(found, GradientProbe(model).scan(DATA).residual)
-
-
-# Recycled probing.
-
-
-@pytest.mark.parametrize("kind", ["logits", "last_layer"])
-def test_training_passes_are_recorded_with_their_age(model, kind):
-    probe = GradientProbe(model, kind=kind)
-    model.drop.p = 0.0
-    model.norm.eval()  # so that training passes say what a scan says
-    with probe.attached(30) as harvest:
-        for rows in ([0, 1, 2], [3, 4, -1], [0, 5, 6]):
-            harvest.expect(torch.tensor(rows), Y[rows])
-            model(X[rows])
-        model(X[:5])  # nobody announced it
-        model.eval()
-        harvest.expect(torch.tensor([9]), Y[[9]])
-        model(X[[9]])  # evaluation
-        model.train()
-        model.norm.eval()
-    assert not model._forward_hooks
-    assert harvest.passes == 3
-    assert harvest.ages[:8].tolist() == [0, 2, 2, 1, 1, 0, 0, -1]
-    assert int((harvest.ages >= 0).sum()) == 7
-
-    calls = []
-    handle = model.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
-    found = probe.scan(DATA, reuse=harvest, max_age=1)
-    handle.remove()
-    assert sum(calls) == 30 - 5  # rows of age 2 and -1 alone
-    whole = probe.scan(DATA)
-    assert torch.equal(found.indices, torch.arange(30))
-    assert torch.equal(found.labels, Y)
-    torch.testing.assert_close(found.residual, whole.residual)
-    torch.testing.assert_close(found.losses, whole.losses)
-    if kind == "last_layer":
-        torch.testing.assert_close(found.inputs, whole.inputs)
-    assert found.ages[:8].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
-    some = probe.scan(DATA, reuse=harvest, max_age=1, indices=[6, 9, 3])
-    assert torch.equal(some.residual, found.residual[[6, 9, 3]])
-    assert some.ages.tolist() == [0, 0, 1]
-
-
-def test_recorded_rows_are_older_weights(model):
-    probe = GradientProbe(model)
-    model.drop.p = 0.0
-    model.norm.eval()
-    with probe.attached(30) as harvest:
-        harvest.expect(torch.arange(30), Y)
-        model(X)
-    old = probe.scan(DATA).residual
-    with torch.no_grad():
-        model.head.weight *= -1
-    torch.testing.assert_close(probe.scan(DATA, reuse=harvest, max_age=0).residual, old)
-    assert not torch.allclose(probe.scan(DATA).residual, old)
-
-
-def test_a_pass_of_another_length_is_refused_and_the_hooks_are_gone(model):
-    with GradientProbe(model).attached(30) as harvest:
-        harvest.expect(torch.arange(4), Y[:4])
-        with pytest.raises(AugsubsetError, match="the 4 examples that were announced, got 3"):
-            model(X[:3])
-    assert not model._forward_hooks
-
-
-def test_of_an_example_that_comes_twice_the_last_row_counts(model):
-    model.drop.p = 0.0
-    model.norm.eval()
-    probe = GradientProbe(model)
-    with probe.attached(30) as harvest:
-        harvest.expect(torch.tensor([5, 5]), Y[[5, 5]])
-        model(X[[3, 5]])
-    found = probe.scan(DATA, reuse=harvest, max_age=0, indices=[5])
-    torch.testing.assert_close(found.residual, probe.scan(DATA, indices=[5]).residual)
-
-
-def test_recording_is_refused_where_it_cannot_be(model):
-    probe = GradientProbe(model, ["body", "head"], kind="last_layer")
-    with (
-        pytest.raises(ValueError, match="got earlier layers too"),
-        probe.attached(30),
-    ):
-        pass
-    with GradientProbe(model).attached(30) as harvest:
-        with pytest.raises(ValueError, match=r"indices must be in -1\.\.29"):
-            harvest.expect(torch.tensor([30]), torch.tensor([0]))
-        with pytest.raises(ValueError, match="labels must be one an index"):
-            harvest.expect(torch.tensor([3]), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="reuse must be of the dataset's 30 examples, got 7"):
-        GradientProbe(model).scan(DATA, reuse=Harvest(7))
+    named = GradientProbe(averaged, "module.head", kind="last_layer").scan(DATA)
+    assert torch.equal(named.residual, found)
