@@ -298,13 +298,16 @@ class SubsetAugmentLoader:
             self._result_of(self._solving)  # something newer is asked for
         selector = self._selector if epoch >= self._start_epoch else RandomSelector()
         begin = time.perf_counter()
-        if selector.needs_gradients:
+        num_recycled = 0
+        if selector.needs_gradients and self._recycle is not None:
+            max_age = self._recycle * len(self)
+            ages = self._harvest.ages
+            num_recycled = int(((ages >= 0) & (ages <= max_age)).sum())
             gradients = self._probe.scan(
-                self._data_loader(),
-                prepare=self._original,
-                reuse=None if self._recycle is None else self._harvest,
-                max_age=0 if self._recycle is None else self._recycle * len(self),
+                self._data_loader(), prepare=self._original, reuse=self._harvest, max_age=max_age
             )
+        elif selector.needs_gradients:
+            gradients = self._probe.scan(self._data_loader(), prepare=self._original)
         else:
             gradients = LastLayerGradients.unprobed(len(self._dataset))
         entry: dict[str, Any] = {
@@ -313,7 +316,7 @@ class SubsetAugmentLoader:
             "in_force_from": epoch + background,
             "selector": type(selector).__name__,
             "probe_seconds": time.perf_counter() - begin,
-            "num_recycled": 0 if gradients.ages is None else int((gradients.ages > 0).sum()),
+            "num_recycled": num_recycled,
         }
         budget = self._sampler.budget
 

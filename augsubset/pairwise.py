@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["Factors", "SquaredDistances", "relative_error", "squares_on"]
+__all__ = ["Factors", "SquaredDistances", "absolute_error", "relative_error", "squares_on"]
 
 FloatArray = npt.NDArray[np.floating]
 Float64Array = npt.NDArray[np.float64]
@@ -51,12 +51,22 @@ class Factors(NamedTuple):
 
 
 def relative_error(factors: Sequence[Factors]) -> float:
-    """Return what rounding does to a distance at most, relative to it."""
+    """Return what rounding does to a distance between vectors at most, relative to it."""
     return max(  # type: ignore[no-any-return]
         (part.left.shape[1] + (0 if part.right is None else part.right.shape[1]) + 8)
         * float(np.finfo(part.left.dtype).eps)
         for part in factors
     )
+
+
+def absolute_error(factors: Sequence[Factors]) -> float:
+    """Return what rounding does to a distance at most beside that.
+
+    Squares of products are sums of terms that may cancel: their error is relative to the largest
+    norm, and the root of it is what a distance near zero may be off by.
+    """
+    largest = [_largest_product(part) for part in factors if part.right is not None]
+    return 1e-7 * max(largest, default=0.0)
 
 
 class SquaredDistances:
@@ -158,13 +168,13 @@ class _Layer:
             )
             return
         scale = -exponent
-        for here, there in ((rows.left, cols.left), (rows.right, cols.right)):
+        for here, there in zip(_balanced(rows), _balanced(cols), strict=True):
             largest = max(np.abs(here).max(initial=0), np.abs(there).max(initial=0))
             own = int(np.frexp(largest)[1])
             scale += own
-            here, there = _scaled(here, -own), _scaled(there, -own)
-            self.factors.append((here, there.T.copy()))
-            self.norms.append((_squared_norms(here), _squared_norms(there)))
+            factor = _scaled(here, -own), _scaled(there, -own)
+            self.factors.append((factor[0], factor[1].T.copy()))
+            self.norms.append((_squared_norms(factor[0]), _squared_norms(factor[1])))
         self.scale = 0.25 * 4.0**scale
 
     def _out(self, factor: int, num_rows: int, num_cols: int) -> FloatArray:
@@ -257,7 +267,9 @@ def _combine(
         + \|\Sigma a\|^2 \|\Delta h\|^2
         + 2 (\|a\|^2 - \|a'\|^2)(\|h\|^2 - \|h'\|^2),
 
-    where every term is small when the rows are close; the Gram form subtracts large ones.
+    where every term is small when the factors are close; the Gram form subtracts large ones. The
+    last term may cancel the others where a row's factors grow and shrink against one another: the
+    error is relative to the largest square, and this is done in float64.
     """
     for i in range(left.shape[0]):
         for j in range(left.shape[1]):
@@ -267,6 +279,18 @@ def _combine(
             )
             four += 2 * (left_rows[i] - left_cols[j]) * (right_rows[i] - right_cols[j])
             left[i, j] = max(four * scale, 0.0)
+
+
+def _balanced(rows: Factors) -> tuple[Float64Array, Float64Array]:
+    """Return both factors in float64, each row's of about one norm: their product is the same.
+
+    The terms of a product's square may cancel, those of a vector's cannot.
+    """
+    assert rows.right is not None
+    left, right = rows.left.astype(np.float64), rows.right.astype(np.float64)
+    exponents = [np.frexp(np.abs(side).max(1, initial=0))[1] for side in (left, right)]
+    shift = (exponents[1] - exponents[0]) // 2
+    return np.ldexp(left, shift[:, None]), np.ldexp(right, -shift[:, None])
 
 
 def _scaled(values: FloatArray, exponent: int) -> FloatArray:
@@ -296,7 +320,8 @@ def _largest_distance(parts: Sequence[Factors]) -> float:
     largest_left, largest_right = (
         max(_largest_norm(part) for part in side) for side in ([p.left for p in parts], rights)
     )
-    return left * largest_right + largest_left * _spread(rights)
+    by_factor = left * largest_right + largest_left * _spread(rights)
+    return min(by_factor, 2.000001 * max(_largest_product(part) for part in parts))
 
 
 def _largest_norm(values: FloatArray) -> float:
@@ -305,6 +330,19 @@ def _largest_norm(values: FloatArray) -> float:
         return 0.0
     exponent = int(np.frexp(own)[1])
     return float(np.ldexp(np.sqrt(_squared_norms(_scaled(values, -exponent)).max()), exponent))
+
+
+def _largest_product(rows: Factors) -> float:
+    """Return the largest norm of a row, |left| |right|."""
+    assert rows.right is not None
+    norms = np.zeros(len(rows.left))
+    scale = 0
+    for side in (rows.left, rows.right):
+        exponent = int(np.frexp(np.abs(side).max(initial=0))[1])
+        part = 0.5 * np.log2(np.maximum(_squared_norms(_scaled(side, -exponent)), 5e-324))
+        norms += part
+        scale += exponent
+    return float(np.exp2(norms.max(initial=-np.inf) + scale))
 
 
 def _spread(parts: Sequence[FloatArray]) -> float:

@@ -241,8 +241,9 @@ class GradientProbe:
         """Record logits of ordinary training passes while the block runs.
 
         They are the model's output, or that of the layer that was named; ``forward`` is not
-        called. A module compiled by ``torch.compile`` that has run may leave out hooks that come
-        later: rows then stay unrecorded, and are scanned.
+        called. What ``torch.compile`` has compiled may leave out hooks that come later, on its
+        layers and on the module inside: attach to the compiled model, with ``kind="logits"`` and
+        ``layer="auto"``.
 
         The first pass is compared with the last layer's output, as in a scan, and waits for the
         device; no later one does. A pass of another length than announced raises

@@ -16,6 +16,26 @@ def pairwise(features: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def materialised(gradients) -> torch.Tensor:
+    """Return the outer products that are never formed elsewhere, in float64, side by side."""
+    rows = []
+    for residual, inputs in ((gradients.residual, gradients.inputs), *gradients.earlier):
+        part = residual.double()
+        if inputs is not None:
+            part = torch.einsum("ni,nj->nij", part, inputs.double()).flatten(1)
+        rows.append(part)
+    return torch.cat(rows, dim=1)
+
+
+def cost(distances: torch.Tensor, subset) -> float:
+    """The error xi: distances of everybody to the nearest of the subset, added up."""
+    return float(distances[:, list(subset)].amin(1).sum())
+
+
+def least_cost(distances: torch.Tensor, budget: int) -> float:
+    return min(cost(distances, subset) for subset in combinations(range(len(distances)), budget))
+
+
 def value(distances: torch.Tensor, subset) -> float:
     """Facility location with similarity C - d, zero for the empty set."""
     if len(subset) == 0:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from augsubset.rng import forked_rng, mix_seed
+from augsubset.rng import forked_rng, hash_integers, mix_seed
 
 
 def draws():
@@ -69,3 +69,26 @@ def test_seeds_do_not_collide_as_sums_do():
     pairs = {mix_seed(a, b) for a in range(50) for b in range(50)}
     assert len(pairs) == 2500
     assert all(0 <= seed < 2**63 for seed in pairs)
+
+
+def test_a_hash_depends_on_its_integer_and_the_seed_alone():
+    values = np.array([-(2**63), -5, 0, 1, 2, 2**40, 2**63 - 1])
+    hashes = hash_integers(values)
+    assert hashes.dtype == np.uint64
+    assert len(set(hashes.tolist())) == len(values)
+    for at in range(len(values)):
+        assert hash_integers(values[[at]])[0] == hashes[at]
+    assert np.array_equal(hash_integers(values[::-1]), hashes[::-1])
+    assert not (hash_integers(values, 1) == hashes).any()
+    assert values.tolist() == [-(2**63), -5, 0, 1, 2, 2**40, 2**63 - 1]  # hashed in a copy
+
+
+@pytest.mark.parametrize("stride", [1, 2, 1000, 2**32])
+def test_hashes_of_regular_integers_are_uniform_and_independent_between_seeds(stride):
+    n = 20_000
+    first, second = (hash_integers(np.arange(n) * stride, seed) / 2**64 for seed in (0, 1))
+    for shares in (first, second, (first + second) % 1):
+        counts = np.histogram(shares, bins=20, range=(0, 1))[0]
+        assert (np.abs(counts - n / 20) < 5 * np.sqrt(n / 20)).all()
+    assert len(np.unique(first)) == n
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(n)

@@ -80,6 +80,26 @@ def _pairs(
         squares[i] = sum_of_squares
 
 
+@numba.njit(cache=True, nogil=True)
+def _product_pairs(
+    left: FloatArray,
+    right: FloatArray,
+    other_left: FloatArray,
+    other_right: FloatArray,
+    squares: Float64Array,
+) -> None:
+    """Write squared distances of outer products, entry by entry: no form of it may cancel."""
+    for i in range(left.shape[0]):
+        own, other = right[i], other_right[i]
+        sum_of_squares = 0.0
+        for c in range(left.shape[1]):
+            a, b = np.float64(left[i, c]), np.float64(other_left[i, c])
+            for t in range(right.shape[1]):
+                difference = a * own[t] - b * other[t]
+                sum_of_squares += difference * difference
+        squares[i] = sum_of_squares
+
+
 def measure(rows: Sequence[Factors], representatives: Sequence[Factors]) -> ClassMeasure:
     r"""Measure one class against its representatives.
 
@@ -106,27 +126,13 @@ def measure(rows: Sequence[Factors], representatives: Sequence[Factors]) -> Clas
         part, gap, total = np.empty(n), np.zeros(own.left.shape[1]), np.zeros(own.left.shape[1])
         _pairs(own.left, other.left, part, gap, total)
         if own.right is not None and other.right is not None:
-            inputs, unused = np.empty(n), np.zeros(own.right.shape[1])
-            _pairs(own.right, other.right, inputs, unused, unused)
-            part = _of_products(own, other, part, inputs)
+            _product_pairs(own.left, own.right, other.left, other.right, part)
             total = _sum_of_products(own)
             gap = total - _sum_of_products(other)
         squares += part
         gaps.append(gap)
         totals.append(total)
     return ClassMeasure(float(np.sqrt(squares).sum()), gaps, totals)
-
-
-def _of_products(own: Factors, other: Factors, a: Float64Array, h: Float64Array) -> Float64Array:
-    """Return squared distances of outer products from those of their factors, as in pairwise."""
-    (a_own, h_own), (a_other, h_other) = (
-        [np.square(part, dtype=np.float64).sum(1) for part in side if part is not None]
-        for side in (own, other)
-    )
-    four = a * (2 * (h_own + h_other) - h) + h * (2 * (a_own + a_other) - a)
-    four += 2 * (a_own - a_other) * (h_own - h_other)
-    squares: Float64Array = np.maximum(0.25 * four, 0)
-    return squares
 
 
 def _sum_of_products(rows: Factors) -> Float64Array:

@@ -140,7 +140,7 @@ def quotas(
     n = int(sizes.sum())
     if tolerance is not None:
         check_tolerance(tolerance, options.method, options.similarity, options.device)
-        return [(None, tolerance * size / n) for size in sizes.tolist()]
+        return [(None, tolerance * (size / n)) for size in sizes.tolist()]
     if isinstance(budget, Mapping):
         return [(k, None) for k in budgets_from_mapping(budget, classes, sizes)]
     if budget is None:

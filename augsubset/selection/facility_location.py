@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from augsubset.errors import check_choice
-from augsubset.pairwise import Factors, SquaredDistances, relative_error, squares_on
+from augsubset.pairwise import Factors, SquaredDistances, absolute_error, relative_error, squares_on
 
 __all__ = [
     "UNIT",
@@ -107,6 +107,7 @@ class FacilityLocation:
         self.num_examples = len(rows[0].left)
         self.squares = SquaredDistances(rows)
         self.precision = relative_error(rows)
+        self.allowance = absolute_error(rows)
         self._similarity = similarity
         self.takes_root = similarity == "shifted"
         widths = [
@@ -121,7 +122,8 @@ class FacilityLocation:
         elif similarity == "exp":
             self.step = 1 / UNIT
         else:
-            self.step = float(similarity(torch.zeros(1, 1))) / UNIT
+            zero = torch.from_numpy(self.squares.block(np.zeros(1, np.int64), 0, 1) * 0)
+            self.step = float(similarity(zero)) / UNIT
 
     @property
     def is_shifted(self) -> bool:

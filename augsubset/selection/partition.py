@@ -185,8 +185,8 @@ class PickIndex:
         if len(picks) == 1 and picks[0].right is None:
             starts = (ends - sizes)[self._filled]
             self._boxes = (
-                np.minimum.reduceat(picks[0].left, starts),
-                np.maximum.reduceat(picks[0].left, starts),
+                np.minimum.reduceat(picks[0].left, starts).astype(np.float64),
+                np.maximum.reduceat(picks[0].left, starts).astype(np.float64),
             )
 
     def nearest(self, rows: Sequence[Factors], home: int) -> Int64Array:
@@ -211,7 +211,8 @@ class PickIndex:
                 squares.block(slice(begin, begin + _CHUNK), 0).min(1)
                 for begin in range(0, n, _CHUNK)
             ]
-            reach = np.sqrt(np.concatenate(least)) * squares.unit * (1 + 1e-3)
+            least_squares = np.concatenate(least).astype(np.float64)
+            reach = np.sqrt(least_squares) * squares.unit * (1 + 1e-3)
         near, outside = self._near(rows, reach)
         members = np.concatenate([np.arange(*self._groups[group]) for group in near])
         squares = SquaredDistances(rows, [part.at(members) for part in self._picks])

@@ -180,6 +180,8 @@ def memory_needed(problem: ClassProblem, options: Options) -> tuple[int, int]:
     The figures are above what is allocated, so that staying under them stays under the limit.
     """
     n, itemsize = len(problem), int(problem.factors[0].left.itemsize)
+    if any(part.right is not None for part in problem.factors):
+        itemsize = 8
     widths = [int(part.left.shape[1]) for part in problem.factors]
     widths += [part.right.shape[1] for part in problem.factors if part.right is not None]
     is_product = any(part.right is not None for part in problem.factors)
@@ -454,7 +456,8 @@ def _within_tolerance(rows: Sequence[Factors], levels: Levels, tolerance: float)
         nearest = nearest_picks(levels.lost, order, coverage)
         return measure(rows, [part.at(nearest) for part in rows]).error
 
-    picks = lazy_greedy(levels, n, enough=min(int(tolerance / levels.step), UNIT * n))
+    enough = min(tolerance / levels.step, float(UNIT * n)) if levels.step else 0.0
+    picks = lazy_greedy(levels, n, enough=int(enough))
     order = picks.order
     while error_of(order) > tolerance:
         order = lazy_greedy(levels, len(order) + 1).order
@@ -468,6 +471,7 @@ def _within_tolerance(rows: Sequence[Factors], levels: Levels, tolerance: float)
 def _as_distance(bound: int, objective: FacilityLocation) -> float:
     """Return a bound in levels as a distance, less what rounding may have added to it."""
     rounded = (bound - objective.num_examples / 2) * objective.step
+    rounded -= objective.num_examples * objective.allowance
     return max(0.0, rounded * (1 - objective.precision))
 
 

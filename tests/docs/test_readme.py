@@ -87,10 +87,58 @@ def test_the_table_in_the_readme_is_the_one_on_record():
         assert f"| {' | '.join(cells)} |" in text
 
 
+def shown(value: float, unit: str) -> str:
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return {"x": f"{text}x", "share": f"{100 * value:.1f}%"}.get(unit, f"{text} {unit}".strip())
+
+
+def performance_row(workload: str, figure: dict) -> str:
+    """One line of docs/performance.md."""
+    bound = {"higher": "≥", "lower": "≤"}[figure["better"]]
+    target = (
+        "" if figure["target"] is None else f"{bound} {shown(figure['target'], figure['unit'])}"
+    )
+    met = {None: "", True: "met", False: "**missed**"}[figure["met"]]
+    value = shown(figure["value"], figure["unit"])
+    return f"| {workload} | {figure['name']} | {value} | {target} | {met} |"
+
+
+def test_every_figure_of_the_selection_record_is_in_the_docs_met_or_missed():
+    record = json.loads((ROOT / "benchmarks" / "results" / "selection.json").read_text())
+    text = (ROOT / "docs" / "performance.md").read_text()
+    for workload, entry in record["workloads"].items():
+        for figure in entry["figures"]:
+            assert performance_row(workload, figure) in text
+    assert text.count("| met |") + text.count("| **missed** |") >= 15
+
+
 def test_the_selection_figures_in_the_readme_are_those_on_record():
-    path = ROOT / "benchmarks" / "results" / "selection-quick.json"
-    quick = json.loads(path.read_text())["quick"]
+    record = json.loads((ROOT / "benchmarks" / "results" / "selection.json").read_text())
+    errors = record["workloads"]["errors"]["measured"]
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert f"takes {quick['solve_seconds_median']:.3f} s (median of {quick['repeats']} s" in text
-    assert f"error is {quick['coreset_over_random']:.2f} of that of random" in text
-    assert f"and {quick['coreset_over_max_loss']:.2f} of that of the class-wise" in text
+    seconds = errors["seconds"]
+    assert f"takes {seconds['median']:.3f} s (median of {len(seconds['raw'])} s" in text
+    assert f"error is {errors['coreset_over_random']:.2f} of that of random" in text
+    assert f"and {errors['coreset_over_max_loss']:.2f} of that of the class-wise" in text
+    figures = {figure["name"]: figure for figure in record["workloads"]["real"]["figures"]}
+    for name, peer in (("submodlib", "submodlib"), ("apricot", "apricot")):
+        value = figures[f"30%: faster than {name}"]["value"]
+        assert f"{value:.0f} times faster than {peer}" in text
+
+
+def test_the_cost_model_in_the_docs_is_the_one_on_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    text = (ROOT / "docs" / "scale.md").read_text()
+    for each in [*record["fitted"], *record["checked"]]:
+        job, measured, model = each["job"], each["measured"], each["predicted"]
+        cells = [f"{job['examples']:,}", f"{job['classes']:,}", str(job["ranks"])]
+        cells += [f"{of['seconds']:.2f} s" for of in (measured, model)]
+        cells += [f"{of['received_bytes'] / 2**20:.1f} MiB" for of in (measured, model)]
+        cells += [f"{of['memory_bytes'] / 2**20:.0f} MiB" for of in (measured, model)]
+        assert f"| {' | '.join(cells)} |" in text
+    for each in record["asked"]:
+        job, model = each["job"], each["predicted"]
+        cells = [f"{job['examples']:,}", f"{job['classes']:,}", str(job["ranks"])]
+        cells += [f"{model['seconds']:,.0f} s", f"{model['memory_bytes'] / 2**30:.1f} GiB"]
+        cells += [f"{model['received_bytes'] / 2**30:.1f} GiB"]
+        assert f"| {' | '.join(cells)} |" in text

@@ -16,7 +16,13 @@ from augsubset.selection.facility_location import FacilityLocation, levels_on, m
 from augsubset.selection.greedy import batched_greedy, lazy_greedy, naive_greedy
 from tests import reference
 from tests.contracts import assert_valid_selection
-from tests.strategies import LabelledGroundSet, grid_features, ground_sets, tie_free_ground_sets
+from tests.strategies import (
+    LabelledGroundSet,
+    grid_features,
+    ground_sets,
+    product_gradients,
+    tie_free_ground_sets,
+)
 
 
 def levels_of(features: torch.Tensor, similarity="shifted"):
@@ -92,6 +98,32 @@ def test_classes_solved_together_get_the_picks_they_get_alone(ground, data):
         expected = lazy_greedy(levels, budget)
         for mine, theirs in zip(picks, expected, strict=True):
             assert np.array_equal(mine, theirs)
+
+
+@given(st.data(), st.sampled_from([np.float32, np.float64]))
+def test_products_solved_together_get_the_picks_they_get_alone(data, dtype):
+    groups = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        left = data.draw(grid_features(1, 12)).numpy().astype(dtype)[:, :1]
+        values = st.lists(st.integers(-2, 2), min_size=2 * len(left), max_size=2 * len(left))
+        right = np.array(data.draw(values), dtype).reshape(-1, 2)
+        groups.append([Factors(left, right), Factors(left * 3, right[:, :1])])
+    similarity = data.draw(st.sampled_from(["shifted", "shifted_sq"]))
+    objectives = [FacilityLocation(each, similarity) for each in groups]
+    budgets = [data.draw(st.integers(1, one.num_examples)) for one in objectives]
+    lost, start = levels_on(torch.device("cpu"), objectives)
+    together = batched_greedy(lost, start, budgets, [one.num_examples for one in objectives])
+    for c, (one, budget) in enumerate(zip(objectives, budgets, strict=True)):
+        levels, n = one.levels(), one.num_examples
+        assert np.array_equal(lost[c, :n, :n].numpy(), levels.lost)
+        assert np.array_equal(one.rows(np.arange(n)), levels.lost)
+        assert np.array_equal(levels.lost, levels.lost.T)
+        chosen, gains = reference.greedy(levels.lost, levels.start, budget)
+        assert together[c].order.tolist() == chosen
+        assert together[c].gains.tolist() == gains
+        for maximiser in (lazy_greedy, naive_greedy):
+            for mine, theirs in zip(maximiser(levels, budget), together[c], strict=True):
+                assert np.array_equal(mine, theirs)
 
 
 @given(tie_free_ground_sets(max_size=60))
@@ -197,6 +229,31 @@ def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
     frobenius = float((features - features[99]).norm())
     assert frobenius == pytest.approx(9.95, abs=0.01)
     assert np.linalg.norm(measured.gap[0]) > frobenius
+
+
+@given(product_gradients(), st.data())
+@example(  # the error came out as 0, the gradient error as 10
+    LastLayerGradients(
+        torch.tensor([[0.0], [0], [1], [1], [1], [1]]).double(),
+        torch.tensor([[1e9], [-1e9], [1], [2], [3], [4]]).double(),
+        torch.zeros(6).long(),
+        torch.arange(6),
+        torch.zeros(6),
+    ),
+    None,
+)
+def test_error_bounds_the_gradient_error_of_products(gradients, data):
+    """Also of those that are far apart as factors and next to equal as products."""
+    n = len(gradients)
+    budget = 2 if data is None else data.draw(st.integers(1, n))
+    selection = select_coreset(gradients, budget=budget)
+    assert_valid_selection(selection, gradients.labels, budget)
+    rows = reference.materialised(gradients)
+    scale = float(rows.norm(dim=1).sum())
+    error = float((rows - rows[selection.clusters]).norm(dim=1).sum())
+    estimate = (selection.weights[:, None] * rows[selection.indices]).sum(0)
+    assert selection.certificate.error == pytest.approx(error, rel=1e-6, abs=1e-9 * scale)
+    assert float((rows.sum(0) - estimate).norm()) <= selection.certificate.error + 1e-9 * scale
 
 
 # Contract 7: a class depends on its own data and budget alone.

@@ -20,14 +20,10 @@ from augsubset.selection.greedy import lazy_greedy
 from augsubset.selection.solver import method_for
 from tests import reference
 from tests.contracts import assert_valid_selection
-from tests.strategies import ground_sets, tie_free_ground_sets
+from tests.strategies import ground_sets, inputs, product_gradients, tie_free_ground_sets
 
 GENERATOR = torch.Generator().manual_seed(0)
 CLOUD = torch.randn(2000, 5, generator=GENERATOR, dtype=torch.float64)
-
-
-def least_cost(distances, subset):
-    return float(distances[:, list(subset)].amin(1).sum())
 
 
 def with_inputs(ground, seed=0):
@@ -43,25 +39,21 @@ def with_inputs(ground, seed=0):
     )
 
 
-def materialised(gradients):
-    layers = [(gradients.residual, gradients.inputs), *gradients.earlier]
-    return torch.cat([torch.einsum("ni,nj->nij", a, h).flatten(1) for a, h in layers], dim=1)
-
-
 # Input kinds.
 
 
-@given(ground_sets(), st.sampled_from([np.float16, np.float32, np.float64]), st.booleans())
-def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, dtype, as_numpy):
+@given(ground_sets(), st.data(), st.sampled_from(["lazy", "naive", "stochastic", "partitioned"]))
+def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, data, method):
     """Small integers are exact in all of them."""
-    features, labels = ground.features.numpy().astype(dtype), ground.labels.numpy()
-    if not as_numpy:
-        features, labels = torch.from_numpy(features), torch.from_numpy(labels)
-    found = select_coreset(features, labels, budget=ground.budget)
-    expected = select_coreset(ground.features, ground.labels, budget=ground.budget)
+    options = {"budget": ground.budget, "method": method, "part_size": 4}
+    features, labels = data.draw(inputs(ground))
+    before = torch.as_tensor(features).detach().clone()
+    found = select_coreset(features, labels, **options)
+    expected = select_coreset(ground.features, ground.labels, **options)
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.clusters, expected.clusters)
-    assert_valid_selection(found, ground.labels, ground.budget)
+    assert found.certificate.error == expected.certificate.error
+    assert torch.equal(torch.as_tensor(features).detach(), before)
 
 
 # Products: the last layer's weights, and earlier ones.
@@ -70,7 +62,7 @@ def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, dt
 @given(ground_sets())
 def test_a_selection_of_products_is_that_of_the_materialised_rows(ground):
     gradients = with_inputs(ground)
-    rows = materialised(gradients)
+    rows = reference.materialised(gradients)
     found = select_coreset(gradients, budget=ground.budget)
     assert_valid_selection(found, ground.labels, ground.budget)
     own = torch.arange(len(rows))
@@ -84,6 +76,19 @@ def test_a_selection_of_products_is_that_of_the_materialised_rows(ground):
     assert certificate.gradient_error <= certificate.error + 1e-9 * scale
     expected = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     assert float((gradients.distances(own, own) - expected).abs().max()) <= 1e-7 * (scale + 1)
+
+
+@given(product_gradients(kinds=("alike",)), st.data())
+def test_the_value_of_products_is_at_least_1_minus_1_over_e_of_the_best(gradients, data):
+    budget = data.draw(st.integers(1, len(gradients)))
+    distances = reference.pairwise(reference.materialised(gradients))
+    for method in ("lazy", "partitioned"):  # in one part: the same
+        found = select_coreset(gradients, budget=budget, method=method)
+        value = reference.value(distances, found.indices.tolist())
+        assert value >= (1 - 1 / math.e - 1e-6) * reference.best_value(distances, budget)
+        assert float(found.gains.sum()) == pytest.approx(value, rel=1e-5)
+        chosen = found.indices.sort().values.tolist()
+        assert found.clusters.tolist() == reference.nearest(distances, chosen)
 
 
 # Contract 4 and the value, for every similarity.
@@ -134,9 +139,9 @@ def test_a_tolerance_is_met_and_not_without_the_last_pick_of_a_class(ground, sha
         distances = reference.pairwise(ground.features[members])
         order = [members.tolist().index(i) for i in found.indices.tolist() if i in members]
         allowed = tolerance * len(members) / n
-        assert least_cost(distances, order) <= allowed * (1 + 1e-12) + 1e-12
+        assert reference.cost(distances, order) <= allowed * (1 + 1e-12) + 1e-12
         if len(order) > 1:
-            assert least_cost(distances, order[:-1]) > allowed * (1 - 1e-12) - 1e-12
+            assert reference.cost(distances, order[:-1]) > allowed * (1 - 1e-12) - 1e-12
     exact = select_coreset(ground.gradients, budget=len(found))
     assert found.certificate.error <= tolerance + 1e-9 or len(found) == n
     assert len(exact) == len(found)
@@ -157,6 +162,39 @@ def test_a_tolerance_in_parts_is_met_by_as_few_first_picks_as_possible():
     assert found.certificate.error <= tolerance
     distances = torch.cdist(CLOUD, CLOUD[found.indices[:-1]])
     assert float(distances.amin(1).sum()) > tolerance
+
+
+@given(ground_sets(max_size=30), st.floats(0, 1), st.integers(2, 7))
+def test_a_tolerance_in_parts_is_met_by_every_class(ground, share, part_size):
+    options = {"method": "partitioned", "part_size": part_size}
+    loosest = select_coreset(ground.gradients, budget=len(torch.unique(ground.labels)), **options)
+    tolerance = share * loosest.certificate.error
+    found = select_coreset(ground.gradients, tolerance=tolerance, **options)
+    for label in torch.unique(ground.labels).tolist():
+        members = ground.members(label)
+        distances = reference.pairwise(ground.features[members])
+        order = [members.tolist().index(i) for i in found.indices.tolist() if i in members]
+        allowed = tolerance * len(members) / len(ground.labels)
+        assert reference.cost(distances, order) <= allowed * (1 + 1e-12) + 1e-12
+        if len(order) > 1:
+            assert reference.cost(distances, order[:-1]) > allowed * (1 - 1e-12) - 1e-12
+
+
+@given(tie_free_ground_sets(max_size=30, max_classes=1))
+def test_the_error_of_a_budget_as_a_tolerance_takes_no_more_than_that(ground):
+    """Levels are rounded; the last picks are settled by the exact error."""
+    of_budget = select_coreset(ground.features, budget=ground.budget)
+    tolerance = of_budget.certificate.error * (1 + 1e-15)  # a class's share is rounded too
+    found = select_coreset(ground.features, tolerance=tolerance)
+    assert len(found) <= ground.budget
+    assert found.certificate.error <= tolerance
+
+
+def test_any_finite_tolerance_is_met():
+    """Bug: one beyond 2**1024 levels overflows."""
+    for scale in (1.0, 1e-30):
+        found = select_coreset(CLOUD[:20] * scale, tolerance=1e308)
+        assert len(found) == 1
 
 
 # Budgets by class.
@@ -185,7 +223,7 @@ def test_a_mapping_gives_each_class_its_own(ground, data):
 @given(ground_sets(max_size=9), st.booleans(), st.booleans())
 def test_no_subset_costs_less_than_the_bound(ground, single, products):
     gradients = with_inputs(ground) if products else ground.gradients
-    rows = materialised(gradients) if products else ground.features
+    rows = reference.materialised(gradients) if products else ground.features
     if single:
         rows = rows.float()
         gradients = LastLayerGradients.from_residual(rows, ground.labels)
@@ -195,8 +233,7 @@ def test_no_subset_costs_less_than_the_bound(ground, single, products):
         members = ground.members(label)
         distances = reference.pairwise(rows[members])
         mine = torch.isin(members, found.indices).nonzero().squeeze(1).tolist()
-        subsets = combinations(range(len(members)), len(mine))
-        best += min(least_cost(distances, subset) for subset in subsets)
+        best += reference.least_cost(distances, len(mine))
         coverage = distances[:, mine].amin(1)
         gains = (coverage[None] - distances).clamp(min=0).sum(1)
         plain += float(coverage.sum() - gains.sort().values[-len(mine) :].sum())
@@ -205,6 +242,17 @@ def test_no_subset_costs_less_than_the_bound(ground, single, products):
     scale = float(rows.double().norm(dim=1).sum()) + 1
     assert bound >= plain - 1e-5 * scale  # the cost minus the k largest gains that are left
     assert found.certificate.error_ratio >= 1
+
+
+@given(product_gradients(), st.data())
+def test_no_subset_of_products_costs_less_than_the_bound(gradients, data):
+    budget = data.draw(st.integers(1, len(gradients)))
+    distances = reference.pairwise(reference.materialised(gradients))
+    certificate = select_coreset(gradients, budget=budget).certificate
+    best = reference.least_cost(distances, budget)
+    scale = float(reference.materialised(gradients).norm(dim=1).sum())
+    assert certificate.error_lower_bound <= best + 1e-13 * scale
+    assert certificate.error_ratio >= 1 - 1e-12
 
 
 def test_the_bound_says_something_at_any_budget():
@@ -244,6 +292,40 @@ def test_stochastic_greedy_keeps_budgets_clusters_and_its_own_class(ground, seed
     assert torch.equal(found.clusters[mine], after.clusters[mine])
 
 
+@given(ground_sets(max_size=20), st.integers(0, 100), st.randoms(use_true_random=False))
+def test_stochastic_greedy_hears_neither_the_order_of_rows_nor_other_budgets(ground, seed, random):
+    order = list(range(len(ground.labels)))
+    random.shuffle(order)
+    shuffled = LastLayerGradients(
+        ground.features[order],
+        None,
+        ground.labels[order],
+        torch.tensor(order),
+        torch.zeros(len(order)),
+    )
+    options = {"method": "stochastic", "seed": seed, "epsilon": 0.5}
+    budget = dict.fromkeys(ground.labels.tolist(), 1)
+    before = select_coreset(ground.gradients, budget=budget, **options)
+    after = select_coreset(shuffled, budget=budget, **options)
+    assert torch.equal(before.indices, after.indices)
+    mine = ground.labels == ground.labels[0]
+    others = {label: int((ground.labels == label).sum()) for label in budget}
+    more = {**others, int(ground.labels[0]): 1}
+    after = select_coreset(ground.gradients, budget=more, **options)
+    assert torch.equal(before.clusters[mine], after.clusters[mine])
+
+
+def test_equal_classes_of_different_labels_draw_differently():
+    both = select_coreset(
+        torch.cat([CLOUD[:200], CLOUD[:200]]),
+        torch.tensor([-7, 1000]).repeat_interleave(200),
+        budget=40,
+        method="stochastic",
+    )
+    first, second = (set((both.indices[both.indices // 200 == c] % 200).tolist()) for c in (0, 1))
+    assert first != second
+
+
 def test_stochastic_greedy_keeps_its_guarantee_in_the_mean_and_hears_its_seed():
     points = CLOUD[:12]
     distances = reference.pairwise(points)
@@ -267,6 +349,22 @@ def test_stochastic_greedy_holds_no_matrix():
 
 
 # Parts.
+
+
+@given(tie_free_ground_sets(max_size=40), st.integers(2, 9))
+def test_a_class_in_parts_depends_on_its_own_rows_alone(ground, part_size):
+    options = {"method": "partitioned", "part_size": part_size}
+    labels = torch.unique(ground.labels).tolist()
+    budget = {label: max(1, int((ground.labels == label).sum()) // 3) for label in labels}
+    found = select_coreset(ground.gradients, budget=budget, **options)
+    for label in labels:
+        mine = ground.members(label)
+        zeros = torch.zeros(len(mine))
+        alone = LastLayerGradients(ground.features[mine], None, ground.labels[mine], mine, zeros)
+        expected = select_coreset(alone, budget=budget[label], **options)
+        chosen = found.indices[ground.labels[found.indices] == label]
+        assert torch.equal(chosen, expected.indices)
+        assert torch.equal(found.clusters[mine], expected.clusters)
 
 
 @given(ground_sets(max_size=40), st.integers(2, 7))
@@ -336,6 +434,19 @@ def test_auto_looks_at_the_size_of_a_class_alone():
     assert method_for("naive", 10**9) == "naive"
 
 
+def test_a_large_class_is_solved_in_parts_unless_asked_otherwise():
+    n = 16_385
+    points = torch.arange(n)[:, None].float()
+    labels = torch.cat([torch.zeros(n), torch.ones(5)]).long()
+    both = torch.cat([points, points[:5]])
+    found = select_coreset(both, labels, budget={0: 20, 1: 2}, part_size=500)
+    expected = select_coreset(
+        both, labels, budget={0: 20, 1: 2}, part_size=500, method="partitioned"
+    )
+    assert found.digest == expected.digest
+    assert found.certificate.error_lower_bound is None
+
+
 # Contract 8: memory.
 
 
@@ -393,8 +504,22 @@ def test_a_selectors_options_reach_the_solver():
         found = CoresetSelector(**options).select(gradients, budget=20, seed=3, epoch=0)
         assert found.digest == select_coreset(gradients, budget=20, seed=3, **options).digest
         assert found.digest != select_coreset(gradients, budget=20).digest
-    with pytest.raises(ValueError, match="epsilon must be between"):
-        CoresetSelector(epsilon=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"epsilon": 2}, "epsilon must be between 0 and 1"),
+        ({"part_size": 1}, "part_size must be at least 2"),
+        ({"max_memory": 0}, "max_memory must be at least 1"),
+        ({"similarity": "cosine"}, "similarity must be one of"),
+        ({"similarity": lambda d: -d}, "similarity must be positive at distance 0"),
+        ({"method": "stochastic", "device": "meta"}, "device must be the CPU"),
+    ],
+)
+def test_a_selector_refuses_at_construction_what_no_solver_could_run(option, reason):
+    with pytest.raises(ValueError, match=reason):
+        CoresetSelector(**option)
 
 
 def test_progress_is_shown_only_when_asked(capsys):

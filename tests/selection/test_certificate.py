@@ -1,0 +1,75 @@
+"""Certificate: what it measures, against the materialised rows; what its ratio means."""
+
+import numpy as np
+import pytest
+import torch
+
+from augsubset import LastLayerGradients, select_coreset
+from augsubset.selection.certificate import Certificate, combine, measure
+from tests import reference
+
+
+def gradients(dtype, *, with_inputs, with_earlier, n=60):
+    rng = np.random.default_rng(0)
+
+    def rows(width):
+        return torch.from_numpy(rng.normal(size=(n, width))).to(dtype)
+
+    return LastLayerGradients(
+        residual=rows(4),
+        inputs=rows(5) if with_inputs else None,
+        labels=torch.arange(n) % 3,
+        indices=torch.arange(n),
+        losses=torch.zeros(n),
+        earlier=((rows(2), rows(3)), (rows(3), rows(1))) if with_earlier else (),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_inputs", [False, True])
+@pytest.mark.parametrize("with_earlier", [False, True])
+def test_its_figures_are_those_of_the_materialised_rows(dtype, with_inputs, with_earlier):
+    given = gradients(dtype, with_inputs=with_inputs, with_earlier=with_earlier)
+    rows = reference.materialised(given)
+    selection = select_coreset(given, budget=12)
+    certificate = selection.certificate
+    gap = rows.sum(0) - (selection.weights[:, None] * rows[selection.indices]).sum(0)
+    error = float((rows - rows[selection.clusters]).norm(dim=1).sum())
+    assert certificate.error == pytest.approx(error, rel=1e-10)
+    assert certificate.gradient_error == pytest.approx(float(gap.norm()), rel=1e-10)
+    assert certificate.gradient_norm == pytest.approx(float(rows.sum(0).norm()), rel=1e-10)
+    assert certificate.gradient_error <= certificate.error
+    weights = selection.weights
+    expected = float(weights.sum() ** 2 / weights.square().sum())
+    assert certificate.effective_sample_size == pytest.approx(expected)
+
+
+def test_gradient_errors_of_classes_may_cancel_but_their_errors_add_up():
+    rows = torch.tensor([[0.0], [2.0], [0.0], [-2.0]], dtype=torch.float64)
+    whole = select_coreset(rows, torch.tensor([0, 0, 1, 1]), budget=2).certificate
+    assert (whole.error, whole.gradient_error) == (4.0, 0.0)
+
+
+def test_classes_without_a_bound_leave_none_to_the_whole():
+    part = gradients(torch.float64, with_inputs=False, with_earlier=False).factors
+    measured = [measure(part, [one.at(np.zeros(60, np.int64)) for one in part])] * 2
+    assert combine(measured, [1.0, 2.0], np.ones(2)).error_lower_bound == 3.0
+    assert combine(measured, [1.0, None], np.ones(2)).error_lower_bound is None
+
+
+@pytest.mark.parametrize(
+    ("error", "bound", "ratio"),
+    [(3.0, 2.0, 1.5), (3.0, None, None), (3.0, 0.0, float("inf")), (0.0, 0.0, 1.0)],
+)
+def test_the_ratio_says_how_far_from_the_best_possible_at_most(error, bound, ratio):
+    assert Certificate(error, bound, 1.0, 1.0, 1.0).error_ratio == ratio
+
+
+def test_a_distant_outlier_does_not_make_the_ratio_look_better():
+    """As the value's share of the best does, whose C the outlier decides."""
+    points = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = select_coreset(points, budget=30).certificate
+    outlier = torch.full((1, 3), 1e5, dtype=torch.float64)
+    beside = select_coreset(torch.cat([points, outlier]), budget=31).certificate
+    assert beside.error_ratio == pytest.approx(alone.error_ratio, rel=0.02)
+    assert alone.error_ratio > 1.01
