@@ -335,14 +335,13 @@ def _largest_norm(values: FloatArray) -> float:
 def _largest_product(rows: Factors) -> float:
     """Return the largest norm of a row, |left| |right|."""
     assert rows.right is not None
-    norms = np.zeros(len(rows.left))
+    norms = np.ones(len(rows.left))
     scale = 0
     for side in (rows.left, rows.right):
         exponent = int(np.frexp(np.abs(side).max(initial=0))[1])
-        part = 0.5 * np.log2(np.maximum(_squared_norms(_scaled(side, -exponent)), 5e-324))
-        norms += part
+        norms *= np.sqrt(_squared_norms(_scaled(side.astype(np.float64), -exponent)))
         scale += exponent
-    return float(np.exp2(norms.max(initial=-np.inf) + scale))
+    return float(np.ldexp(norms.max(initial=0), scale))
 
 
 def _spread(parts: Sequence[FloatArray]) -> float:
