@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["AugsubsetError", "check_choice", "check_int"]
+__all__ = ["AugsubsetError", "check_choice", "check_int", "check_number"]
 
 
 class AugsubsetError(RuntimeError):
@@ -48,3 +49,13 @@ def check_int(name: str, value: Any, least: int, most: int | None = None) -> int
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         raise ValueError(f"{name} must be {bounds}, got {name}={number}.")
     return number
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no real number, of Python or numpy; a bool is none.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")

@@ -20,6 +20,7 @@ from augsubset.batches import split_batch
 from augsubset.errors import check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
+from augsubset.progress import progress_bar
 from augsubset.rng import forked_rng
 
 __all__ = ["GradientProbe", "model_device"]
@@ -220,12 +221,14 @@ class GradientProbe:
         with (
             self._untouched(device, loader.generator),
             self._execution_order() as executed,
-            _shown(loader, progress) as batches,
+            progress_bar(progress, len(loader), "probing", "batch") as bar,
         ):
-            for batch in batches:
+            for batch in loader:
                 x, y = prepare(batch)
                 measured.append(self.measure(x.to(device), y.to(device)).cpu())
                 labels.append(y.cpu())
+                if bar is not None:
+                    bar.update()
         if executed:
             self.layer_name = executed[-1]
         if not measured:
@@ -648,22 +651,6 @@ def _merged(
 
     names = ("residual", "inputs", "labels", "indices", "losses", "ages")
     return LastLayerGradients(**{name: rows(name) for name in names})  # type: ignore[arg-type]
-
-
-@contextmanager
-def _shown(loader: DataLoader[Any], progress: bool) -> Iterator[Any]:
-    """Show batches as they are probed, with an estimate of the time left, if asked."""
-    if not progress:
-        yield loader
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(
-            'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
-        ) from error
-    with tqdm(loader, desc="probing", unit="batch") as bar:
-        yield bar
 
 
 def model_device(model: nn.Module) -> torch.device:

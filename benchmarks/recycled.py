@@ -81,10 +81,13 @@ def compare(data: ImageData, epochs: int = 6, fraction: float = 0.1) -> dict[str
     def prepare(batch: Any) -> Any:
         return pixels.to_model(batch[0]), batch[1]
 
+    harvest = loader._harvest
+    assert harvest is not None
+    recorded = harvest.ages
     begin = time.perf_counter()
     true = probe.scan(dataset, prepare=prepare)
     scanned = time.perf_counter()
-    old = probe.scan(dataset, prepare=prepare, reuse=loader._harvest, max_age=len(loader))
+    old = probe.scan(dataset, prepare=prepare, reuse=harvest, max_age=len(loader))
     recycled = time.perf_counter()
     assert old.ages is not None
     selections = {
@@ -107,7 +110,7 @@ def compare(data: ImageData, epochs: int = 6, fraction: float = 0.1) -> dict[str
         "scan_seconds": scanned - begin,
         "recycled_seconds": recycled - scanned,
         "mean_age_in_epochs": float(old.ages.double().mean()) / len(loader),
-        "rows_recycled": int((old.ages > 0).sum()),
+        "rows_recycled": int(((recorded >= 0) & (recorded <= len(loader))).sum()),
         "mean_residual_norm": float(true.residual.norm(dim=1).mean()),
         "mean_residual_moved": float(moved.mean()),
         "correlation": float(

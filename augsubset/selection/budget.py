@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from augsubset.errors import check_int
+from augsubset.errors import check_int, check_number
 
 __all__ = [
     "budget_from_fraction",
@@ -25,8 +25,7 @@ Int64Array = npt.NDArray[np.int64]
 
 def check_fraction(fraction: float) -> None:
     """Refuse a fraction outside (0, 1]."""
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise TypeError(f"fraction must be a number, got {type(fraction).__name__}.")
+    check_number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(
             f"fraction must be in (0, 1], got fraction={fraction}. Pass 0.1 for ten percent."
@@ -75,8 +74,7 @@ def budgets_from_mapping(
 
 def check_tolerance(tolerance: Any, method: str, similarity: Any, device: torch.device) -> None:
     """Refuse a tolerance that cannot be met, or where nothing stops at one."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}.")
+    check_number("tolerance", tolerance)
     if not 0 <= tolerance < float("inf"):
         raise ValueError(
             "tolerance must be finite and at least 0, the error of taking everything, got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -208,7 +209,14 @@ def _as_gradients(
             )
         return gradients
     if labels is not None:
-        labels = torch.as_tensor(labels)
-        if labels.dtype in (torch.uint8, torch.int16, torch.int32):
+        labels = _as_tensor(labels)
+        if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
             labels = labels.long()
-    return LastLayerGradients.from_residual(torch.as_tensor(gradients), labels)
+    return LastLayerGradients.from_residual(_as_tensor(gradients), labels)
+
+
+def _as_tensor(values: Tensor | npt.ArrayLike) -> Tensor:
+    """Return a tensor on the same memory where there is one; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(values)

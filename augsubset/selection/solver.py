@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -13,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from augsubset.errors import check_choice, check_int
+from augsubset.errors import check_choice, check_int, check_number
 from augsubset.pairwise import Factors
+from augsubset.progress import progress_bar
 from augsubset.rng import mix_seed
 from augsubset.selection import partition
 from augsubset.selection.certificate import ClassMeasure, measure
@@ -81,6 +81,8 @@ class Options:
         check_int("part_size", self.part_size, 2)
         if self.max_memory is not None:
             check_int("max_memory", self.max_memory, 1)
+        check_number("epsilon", self.epsilon)
+        check_int("seed", self.seed, -(2**63), 2**64 - 1)
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon must be between 0 and 1, got epsilon={self.epsilon}.")
         if self.device.type != "cpu" and self.method == "stochastic":
@@ -161,7 +163,7 @@ def solve(problems: Sequence[ClassProblem], options: Options) -> list[ClassSolut
     in_parts = [p for p in problems if method_for(options.method, len(p)) == "partitioned"]
     whole = [p for p in problems if method_for(options.method, len(p)) != "partitioned"]
     whole.sort(key=len, reverse=True)
-    with _progress_bar(len(whole), options.progress) as bar:
+    with progress_bar(options.progress, len(whole), "solving", "class") as bar:
         solver = Solver(options, num_workers, bar)
         if options.device.type == "cpu":
             solutions = solver.map(solver.solve_whole, whole)
@@ -228,22 +230,6 @@ def workers_within(problems: Sequence[ClassProblem], options: Options) -> int:
     while num_workers > 1 and base + sum(largest[:num_workers]) > options.max_memory:
         num_workers -= 1
     return num_workers
-
-
-@contextmanager
-def _progress_bar(total: int, show: bool) -> Iterator[Any]:
-    """Show classes and parts as they are solved, with an estimate of the time left, if asked."""
-    if not show:
-        yield None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(
-            'progress=True needs tqdm, which is not installed: pip install "augsubset[progress]".'
-        ) from error
-    with tqdm(total=total, desc="solving", unit="class") as bar:
-        yield bar
 
 
 class Solver:

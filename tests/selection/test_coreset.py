@@ -19,6 +19,26 @@ def test_arrays_and_tensors_give_the_same_selection():
     assert from_array.digest == from_tensor.digest
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64])
+def test_labels_of_any_integer_type_mean_the_same(dtype):
+    labels = np.array([0, 0, 1, 1])
+    expected = select_coreset(POINTS, labels, budget=2)
+    assert select_coreset(POINTS, labels.astype(dtype), budget=2).digest == expected.digest
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numpy_numbers_are_numbers(kind):
+    assert len(select_coreset(POINTS, fraction=kind(0.5))) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_arrays_are_taken_without_a_warning():
+    points = np.random.default_rng(0).normal(size=(6, 2))
+    labels = np.arange(6) % 2
+    points.flags.writeable = labels.flags.writeable = False
+    assert len(select_coreset(points, labels, budget=2)) == 2
+
+
 def test_labels_none_is_one_group():
     assert_valid_selection(select_coreset(POINTS, budget=2), torch.zeros(4).long(), 2)
 
@@ -105,6 +125,8 @@ def test_indices_of_the_dataset_are_returned_not_positions():
         ),
         ({"budget": 2, "epsilon": 0.0}, ValueError, "epsilon must be between 0 and 1"),
         ({"budget": 2, "epsilon": 1.0}, ValueError, "epsilon must be between 0 and 1"),
+        ({"budget": 2, "epsilon": "a"}, TypeError, "epsilon must be a number, got str 'a'"),
+        ({"budget": 2, "seed": 1.5}, TypeError, "seed must be an int, got float"),
         ({"budget": 2, "part_size": 1}, ValueError, "part_size must be at least 2"),
         ({"budget": 2, "progress": 1}, ValueError, "progress must be one of False, True"),
         ({"budget": 2, "max_memory": 63}, ValueError, "max_memory must be at least [0-9]+ bytes"),
@@ -167,6 +189,15 @@ def test_non_finite_gradients_are_refused_with_their_index():
     bad = POINTS.clone()
     bad[2] = float("nan")
     with pytest.raises(ValueError, match="got 1 non-finite rows, first at index 2"):
+        select_coreset(bad, budget=1)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_non_finite_value_of_any_kind_and_type_is_refused(value, dtype):
+    bad = torch.zeros(4, 3, dtype=dtype)
+    bad[1, 2] = value
+    with pytest.raises(ValueError, match="got 1 non-finite rows, first at index 1"):
         select_coreset(bad, budget=1)
 
 
