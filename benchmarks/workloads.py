@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -195,11 +195,10 @@ def certificate_share(
         return call
 
     shares = []
-    with (
-        _one_thread(),
-        patch.object(solver, "cost_lower_bound", timed(solver.cost_lower_bound)),
-        patch.object(solver, "measure", timed(solver.measure)),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(_one_thread())
+        for part in ("_lower_bound", "_solution"):
+            stack.enter_context(patch.object(solver, part, timed(getattr(solver, part))))
         select_coreset(gradients, fraction=fraction)
         for _ in range(repeats):
             spent[0] = 0.0

@@ -33,10 +33,9 @@ __all__ = [
     "FacilityLocation",
     "Levels",
     "Similarity",
-    "batched_lower_bounds",
+    "apart_on",
     "check_similarity",
     "cost_lower_bound",
-    "gain_of",
     "levels_on",
     "marginal_gains",
     "nearest_picks",
@@ -80,12 +79,14 @@ class Levels:
     Args:
         lost: ``(n, n)`` int32 from 0, zero on the diagonal, symmetric; row = candidate.
         sums: Sums of its rows. ``(n,)``
+        apart: Level of each example from the nearest other one. ``(n,)``
         start: Level of an example that nobody represents.
         step: Similarity that one level stands for.
     """
 
     lost: Int32Array
     sums: Int64Array
+    apart: Int32Array
     start: int
     step: float
 
@@ -136,16 +137,18 @@ class FacilityLocation:
         if memory is None:
             memory = np.empty(n * n, np.int32)
         lost = memory[: n * n].reshape(n, n)
-        sums = np.zeros(n, np.int64)
+        sums, apart = np.zeros(n, np.int64), np.full(n, UNIT, np.int32)
         largest = 0
         mirrored = self._width >= _MIRRORED
         for begin in range(0, n, _BLOCK):
             part = self._lost(
                 self.squares.block(slice(begin, begin + _BLOCK), begin if mirrored else 0)
             )
-            top = _fill(part, self.takes_root, *_constants(part), begin, mirrored, lost, sums)
+            top = _fill(
+                part, self.takes_root, *_constants(part), begin, mirrored, lost, sums, apart
+            )
             largest = max(largest, int(top))
-        return Levels(lost, sums, largest if self.is_shifted else UNIT, self.step)
+        return Levels(lost, sums, apart, largest if self.is_shifted else UNIT, self.step)
 
     def rows(self, positions: Int64Array) -> Int32Array:
         """Return the levels of some candidates: ``(len(positions), n)``."""
@@ -234,6 +237,7 @@ def _fill(
     mirrored: bool,
     lost: Int32Array,
     sums: Int64Array,
+    apart: Int32Array,
 ) -> np.int32:
     """Write a block of rows, whole or from the diagonal on and mirrored; return the largest."""
     m, width = part.shape
@@ -248,22 +252,31 @@ def _fill(
             total += row[j]
         for j in range(width):
             largest = max(largest, row[j])
+        own = begin + i - first
+        least = apart[begin + i]
+        for j in range(own):
+            least = min(least, row[j])
+        for j in range(own + 1, width):
+            least = min(least, row[j])
         sums[begin + i] += total
+        apart[begin + i] = least
     if not mirrored:
         return largest
     for j in range(end, lost.shape[1]):
         mirror = lost[j, begin:end]
-        total = np.int64(0)
+        total, least = np.int64(0), apart[j]
         for i in range(m):
             value = lost[begin + i, j]
             mirror[i] = value
             total += value
+            least = min(least, value)
         sums[j] += total
+        apart[j] = least
     return largest
 
 
 @numba.njit(cache=True, nogil=True)
-def gain_of(row: Int32Array, coverage: Int32Array) -> np.int64:
+def _gain_of(row: Int32Array, coverage: Int32Array) -> np.int64:
     """Sum how much closer each example gets if the row's candidate joins; exact."""
     total = np.int64(0)
     for i in range(row.shape[0]):
@@ -274,7 +287,7 @@ def gain_of(row: Int32Array, coverage: Int32Array) -> np.int64:
 @numba.njit(cache=True, nogil=True)
 def _gains(lost: Int32Array, coverage: Int32Array, gains: Int64Array) -> None:
     for j in range(lost.shape[0]):
-        gains[j] = gain_of(lost[j], coverage)
+        gains[j] = _gain_of(lost[j], coverage)
 
 
 def marginal_gains(lost: Int32Array, coverage: Int32Array) -> Int64Array:
@@ -321,25 +334,13 @@ def nearest_picks(lost: Int32Array, order: Int64Array, coverage: Int32Array) -> 
     return nearest
 
 
-@numba.njit(cache=True, nogil=True)
-def _gains_beyond(
-    lost: Int32Array, order: Int64Array, coverage: Int32Array, gains: Int64Array
-) -> None:
-    """Set each pick's coverage to its level from the nearest other example; write all gains."""
-    for t in range(order.shape[0]):
-        pick = order[t]
-        row = lost[pick]
-        least = np.int32(UNIT)
-        row[pick] = UNIT  # its own zero does not count
-        for i in range(row.shape[0]):
-            least = min(least, row[i])
-        row[pick] = 0
-        coverage[pick] = least
-    for j in range(lost.shape[0]):
-        gains[j] = gain_of(lost[j], coverage)
+def apart_on(lost: Tensor, order: Tensor) -> Tensor:
+    """Return each pick's level from the nearest other example of its class, on a device."""
+    rows = lost[order]
+    return rows.scatter_(1, order[:, None], UNIT).amin(1).long()
 
 
-def cost_lower_bound(lost: Int32Array, order: Int64Array, nearest: Int64Array) -> int:
+def cost_lower_bound(cost: int, left: Int64Array, apart: npt.NDArray[Any]) -> int:
     r"""Return what no subset of as many examples can cost less than, in levels.
 
     For any v >= 0 and any S of size k,
@@ -350,49 +351,21 @@ def cost_lower_bound(lost: Int32Array, order: Int64Array, nearest: Int64Array) -
     and the last sum is at most that of the k largest. With v each example's distance to the picks
     this is the cost minus the k largest gains that are left. Here v is that for the others, and for
     a pick the distance to its nearest neighbour, which is never worse, and which does not fall to
-    nothing as k grows: the picks' own gains count only where they are among the largest.
+    nothing as k grows. It changes the gain of that pick alone, from nothing to the distance itself:
+    nobody else is near enough.
+
+    Args:
+        cost: Of the picks.
+        left: What each candidate would still gain, nothing for a pick. ``(n,)``
+        apart: Each pick's level from the nearest other example. ``(k,)``
 
     Cost:
-        O(n^2) time on one core.
+        O(n) time.
 
     Reference:
         The Lagrangian relaxation of k-median (Cornuejols, Fisher & Nemhauser, 1977).
     """
-    if len(nearest) == len(order):
-        return 0
-    coverage = lost[nearest, np.arange(len(nearest))]
-    gains = np.empty(len(nearest), np.int64)
-    _gains_beyond(lost, order, coverage, gains)
-    k = len(order)
+    k = len(apart)
+    gains = np.concatenate([left, apart])  # of the picks' two entries the zero is never among the k
     largest = np.partition(gains, len(gains) - k)[len(gains) - k :]
-    return int(coverage.sum(dtype=np.int64) - largest.sum())
-
-
-def batched_lower_bounds(
-    lost: Tensor, picked: Sequence[tuple[Int64Array, Int64Array, Int64Array]]
-) -> list[int]:
-    """Return :func:`cost_lower_bound` of each class, from levels on a device.
-
-    Args:
-        lost: Padded levels. ``(classes, n, n)`` int32
-        picked: Order, gains and nearest of each class.
-    """
-    bounds = []
-    for c, (order, _, nearest) in enumerate(picked):
-        n, k = len(nearest), len(order)
-        mine = lost[c, :n, :n]
-        at = torch.from_numpy(order).to(lost.device)
-        coverage = mine[
-            torch.from_numpy(nearest).to(lost.device), torch.arange(n, device=lost.device)
-        ]
-        rows = mine[at]
-        rows[torch.arange(k, device=lost.device), at] = torch.iinfo(torch.int32).max
-        coverage[at] = rows.amin(1) if n > 1 else 0
-        gains = torch.cat(
-            [
-                (coverage - part).clamp_(min=0).sum(1, dtype=torch.int64)
-                for part in torch.split(mine, 1024)
-            ]
-        )
-        bounds.append(int(coverage.sum(dtype=torch.int64) - gains.topk(k).values.sum()))
-    return bounds
+    return int(cost + apart.sum(dtype=np.int64) - largest.sum())

@@ -24,7 +24,7 @@ from augsubset.selection.facility_location import (
     Int32Array,
     Levels,
     Similarity,
-    batched_lower_bounds,
+    apart_on,
     check_similarity,
     cost_lower_bound,
     levels_on,
@@ -293,9 +293,7 @@ class Solver:
             picks = _within_tolerance(rows, levels, problem.tolerance)
         bound = None
         if options.similarity == "shifted":
-            bound = _as_distance(
-                cost_lower_bound(levels.lost, picks.order, picks.nearest), objective
-            )
+            bound = _lower_bound(levels.start, picks, levels.apart[picks.order], objective)
         return _solution(rows, picks, objective.step, bound)
 
     def solve_on_device(self, problems: Sequence[ClassProblem]) -> Iterator[ClassSolution]:
@@ -310,9 +308,15 @@ class Solver:
                 budgets.append(problem.budget)
             sizes = [len(problem) for problem in batch]
             found = batched_greedy(lost, start, budgets, sizes)
-            bounds = batched_lower_bounds(lost, found)
-            for each, objective, picks, levels in zip(rows, objectives, found, bounds, strict=True):
-                bound = _as_distance(levels, objective) if objective.takes_root else None
+            for at, (each, objective, picks) in enumerate(
+                zip(rows, objectives, found, strict=True)
+            ):
+                bound = None
+                if objective.takes_root:
+                    n = objective.num_examples
+                    order = torch.from_numpy(picks.order).to(lost.device)
+                    apart = apart_on(lost[at, :n, :n], order).cpu().numpy()
+                    bound = _lower_bound(int(start[at]), picks, apart, objective)
                 if self._bar is not None:
                     self._bar.update()
                 yield _solution(each, picks, objective.step, bound)
@@ -454,10 +458,16 @@ def _within_tolerance(rows: Sequence[Factors], levels: Levels, tolerance: float)
     return lazy_greedy(levels, len(order))
 
 
-def _as_distance(bound: int, objective: FacilityLocation) -> float:
-    """Return a bound in levels as a distance, less what rounding may have added to it."""
-    rounded = (bound - objective.num_examples / 2) * objective.step
-    rounded -= objective.num_examples * objective.allowance
+def _lower_bound(
+    start: int, picks: Picks, apart: npt.NDArray[Any], objective: FacilityLocation
+) -> float:
+    """Return the bound as a distance, less what rounding may have added to it."""
+    n = objective.num_examples
+    if len(picks.order) == n:
+        return 0.0
+    assert picks.left is not None
+    bound = cost_lower_bound(n * start - int(picks.gains.sum()), picks.left, apart)
+    rounded = (bound - n / 2) * objective.step - n * objective.allowance
     return max(0.0, rounded * (1 - objective.precision))
 
 
