@@ -7,13 +7,14 @@ distance below some 3e-4 of the rows' norms is noise.
 
 Note: what float32 costs. A sum of d squares has a relative error below (d + 2) 2**-24, a distance
 half of that: 4e-7 with 10 features, 3e-5 with 1,000, however close two rows are. What was lost when
-the rows themselves were rounded to float32, no distance brings back: pass float64 there.
+the rows themselves were rounded to float32, no distance brings back: pass float64 there. Products
+of float32 factors are off by up to 6e-7 of the rows' norms besides, what balancing rounds them by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -62,18 +63,20 @@ def relative_error(factors: Sequence[Factors]) -> float:
 def absolute_error(factors: Sequence[Factors]) -> float:
     """Return what rounding does to a distance at most beside that.
 
-    Squares of products are sums of terms that may cancel: their error is relative to the largest
-    norm, and the root of it is what a distance near zero may be off by.
+    Balancing rounds the factors of a product, and terms of its square may cancel where they are in
+    float64: either error is relative to the norms, not to the distance.
     """
     largest = [_largest_product(part) for part in factors if part.right is not None]
-    return 1e-7 * max(largest, default=0.0)
+    eps = float(np.finfo(factors[0].left.dtype).eps)
+    return (4 * eps + 1e-7) * max(largest, default=0.0)
 
 
 class SquaredDistances:
     """Squared distances between two lists of rows in units of :attr:`unit` squared.
 
     The unit is a power of two, at least the largest distance: no square overflows, and scaling
-    costs no bit. Rows of several layers have the sum of the layers' squares.
+    costs no bit. Rows of several layers have the sum of the layers' squares. Squares are of the
+    rows' type, or float64 where terms of a product's may cancel.
 
     Args:
         rows: One entry a layer, all of n rows.
@@ -93,7 +96,9 @@ class SquaredDistances:
         exponent = int(np.frexp(norm)[1])
         self.unit = 2.0**exponent
         self.num_cols = len(sides[-1][0].left)
-        self.layers = [_Layer(parts[0], parts[-1], exponent) for parts in layers]
+        is_safe = all(_cannot_cancel(parts) for parts in layers)
+        self.dtype = rows[0].left.dtype if is_safe else np.dtype(np.float64)
+        self.layers = [_Layer(parts[0], parts[-1], exponent, self.dtype) for parts in layers]
 
     def block(self, rows: Rows, first: int = 0, last: int | None = None) -> FloatArray:
         """Return squares of some rows against the columns from ``first`` to before ``last``.
@@ -114,7 +119,7 @@ def squares_on(device: torch.device, many: Sequence[SquaredDistances]) -> Tensor
 
     Args:
         device: Where they are computed.
-        many: Distances within lists of rows, of one kind; each in its own unit.
+        many: Distances within lists of rows, of one dtype; each in its own unit.
 
     Returns:
         ``(len(many), n, n)``; what lies outside a list's own square is of no meaning.
@@ -158,21 +163,20 @@ def squares_on(device: torch.device, many: Sequence[SquaredDistances]) -> Tensor
 class _Layer:
     """One layer's factors, scaled to the common unit."""
 
-    def __init__(self, rows: Factors, cols: Factors, exponent: int) -> None:
+    def __init__(self, rows: Factors, cols: Factors, exponent: int, dtype: np.dtype[Any]) -> None:
         self.factors: list[tuple[FloatArray, FloatArray]] = []  # rows (n, d), columns (d, m)
         self._memory: list[FloatArray] = []
         self.norms: list[tuple[Float64Array, Float64Array]] = []
         if rows.right is None or cols.right is None:
-            self.factors.append(
-                (_scaled(rows.left, -exponent), _scaled(cols.left, -exponent).T.copy())
-            )
+            here, there = (_scaled(part.left.astype(dtype), -exponent) for part in (rows, cols))
+            self.factors.append((here, there.T.copy()))
             return
         scale = -exponent
         for here, there in zip(_balanced(rows), _balanced(cols), strict=True):
             largest = max(np.abs(here).max(initial=0), np.abs(there).max(initial=0))
             own = int(np.frexp(largest)[1])
             scale += own
-            factor = _scaled(here, -own), _scaled(there, -own)
+            factor = _scaled(here, -own).astype(dtype), _scaled(there, -own).astype(dtype)
             self.factors.append((factor[0], factor[1].T.copy()))
             self.norms.append((_squared_norms(factor[0]), _squared_norms(factor[1])))
         self.scale = 0.25 * 4.0**scale
@@ -267,9 +271,11 @@ def _combine(
         + \|\Sigma a\|^2 \|\Delta h\|^2
         + 2 (\|a\|^2 - \|a'\|^2)(\|h\|^2 - \|h'\|^2),
 
-    where every term is small when the factors are close; the Gram form subtracts large ones. The
-    last term may cancel the others where a row's factors grow and shrink against one another: the
-    error is relative to the largest square, and this is done in float64.
+    where every term is small when the factors are close; the Gram form subtracts large ones. With
+    both factors of one norm the last term is a square, so no term is negative. What may still
+    cancel is a sum, :math:`\|\Sigma h\|^2 = 2 \|h\|^2 + 2 \|h'\|^2 - \|\Delta h\|^2`, between rows
+    with nearly opposite factors. Where each feature of one factor has one sign, as residuals of a
+    class and inputs from a ReLU do, no two rows are opposite; elsewhere this is done in float64.
     """
     for i in range(left.shape[0]):
         for j in range(left.shape[1]):
@@ -281,16 +287,39 @@ def _combine(
             left[i, j] = max(four * scale, 0.0)
 
 
-def _balanced(rows: Factors) -> tuple[Float64Array, Float64Array]:
-    """Return both factors in float64, each row's of about one norm: their product is the same.
+def _cannot_cancel(parts: Sequence[Factors]) -> bool:
+    """Return whether no two rows of a layer have opposite factors: see :func:`_combine`.
 
-    The terms of a product's square may cancel, those of a vector's cannot.
+    It is so for vectors, and where no feature of one factor has both signs.
     """
+
+    def one_signed(sides: Sequence[FloatArray]) -> bool:
+        low = np.min([side.min(0, initial=0) for side in sides], axis=0)
+        high = np.max([side.max(0, initial=0) for side in sides], axis=0)
+        return not bool(((low < 0) & (high > 0)).any())
+
+    rights = [part.right for part in parts if part.right is not None]
+    return not rights or one_signed(rights) or one_signed([part.left for part in parts])
+
+
+def _balanced(rows: Factors) -> tuple[Float64Array, Float64Array]:
+    """Return both factors in float64, each row's of one norm: their product is the same."""
     assert rows.right is not None
-    left, right = rows.left.astype(np.float64), rows.right.astype(np.float64)
-    exponents = [np.frexp(np.abs(side).max(1, initial=0))[1] for side in (left, right)]
-    shift = (exponents[1] - exponents[0]) // 2
-    return np.ldexp(left, shift[:, None]), np.ldexp(right, -shift[:, None])
+    sides = [side.astype(np.float64) for side in (rows.left, rows.right)]
+    exponents = [np.frexp(np.abs(side).max(1, initial=0))[1] for side in sides]
+    norms = [
+        np.sqrt(_squared_norms(np.ldexp(side, -exponent[:, None])))
+        for side, exponent in zip(sides, exponents, strict=True)
+    ]
+    is_zero = (norms[0] == 0) | (norms[1] == 0)
+    ratio = np.sqrt(np.divide(norms[1], norms[0], out=np.zeros(len(norms[0])), where=~is_zero))
+    # Exponents apart: a power of two of the whole range would overflow on the way.
+    difference = exponents[1] - exponents[0]
+    shift = difference // 2
+    ratio *= np.where(difference % 2, np.sqrt(2.0), 1.0)
+    inverse = np.divide(1.0, ratio, out=np.zeros(len(ratio)), where=~is_zero)
+    left = np.ldexp(sides[0], shift[:, None]) * ratio[:, None]
+    return left, np.ldexp(sides[1], -shift[:, None]) * inverse[:, None]
 
 
 def _scaled(values: FloatArray, exponent: int) -> FloatArray:

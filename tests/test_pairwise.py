@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from augsubset.pairwise import Factors, SquaredDistances, relative_error, squares_on
+from augsubset.pairwise import (
+    Factors,
+    SquaredDistances,
+    absolute_error,
+    relative_error,
+    squares_on,
+)
 
 
 def rows(n=40, c=5, d=7, dtype=np.float32, seed=0):
@@ -58,22 +64,39 @@ def test_any_block_and_the_form_for_a_device_have_the_same_bits(layers):
     assert np.array_equal(together[1, :11, :11], alone.block(slice(None)))
 
 
-def test_products_of_near_duplicates_keep_their_distances():
+@pytest.mark.parametrize(("dtype", "of_norms"), [(np.float32, 5e-7), (np.float64, 1e-12)])
+def test_products_of_near_duplicates_keep_their_distances(dtype, of_norms):
+    """Balancing rounds the factors, so that the error is relative to the norms, near 9 here."""
     rng = np.random.default_rng(0)
     layer = Factors(
-        1 + 1e-6 * rng.normal(size=(30, 4)).astype(np.float32),
-        2 + 1e-6 * rng.normal(size=(30, 5)).astype(np.float32),
+        (1 + 1e-5 * rng.normal(size=(30, 4))).astype(dtype),
+        (2 + 1e-5 * rng.normal(size=(30, 5))).astype(dtype),
     )
     squares = SquaredDistances([layer])
+    assert squares.dtype == dtype
     found = np.sqrt(squares.block(slice(None))) * squares.unit
     expected = np.sqrt(exact(layer))
-    assert np.abs(found - expected).max() < 1e-3 * expected.max()
+    assert np.abs(found - expected).max() <= absolute_error([layer])
+    assert absolute_error([layer]) <= 9 * 6e-7
+    assert np.abs(found - expected).max() < 9 * of_norms
     # The Gram form of the same two factors, which loses all of it.
-    (left, right), scale = layer, np.float32(1)
-    gram = (left @ left.T) * (right @ right.T) * scale
+    left, right = (side.astype(np.float32) for side in layer)
+    gram = (left @ left.T) * (right @ right.T)
     norms = gram.diagonal()
     lost = np.sqrt(np.maximum(norms[:, None] + norms - 2 * gram, 0))
     assert np.abs(lost - expected).max() > 0.5 * expected.max()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_products_of_opposite_factors_are_near(sign):
+    """(-a) x (-h) is a x h: what float32 would lose is done in float64."""
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 20, 6)).astype(np.float32)
+    layer = Factors(np.concatenate([left, sign * left]), np.concatenate([right, sign * right]))
+    squares = SquaredDistances([layer])
+    assert squares.dtype == np.float64
+    found = np.sqrt(squares.block(slice(None))) * squares.unit
+    assert np.abs(found - np.sqrt(exact(layer))).max() <= absolute_error([layer])
 
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-6])

@@ -301,25 +301,40 @@ class Solver:
         for batch in self._batches(problems):
             rows = [problem.rows() for problem in batch]
             objectives = [FacilityLocation(each, self._options.similarity) for each in rows]
-            lost, start = levels_on(self._options.device, objectives)
-            budgets = []
-            for problem in batch:
-                assert problem.budget is not None
-                budgets.append(problem.budget)
-            sizes = [len(problem) for problem in batch]
-            found = batched_greedy(lost, start, budgets, sizes)
-            for at, (each, objective, picks) in enumerate(
-                zip(rows, objectives, found, strict=True)
-            ):
-                bound = None
-                if objective.takes_root:
-                    n = objective.num_examples
-                    order = torch.from_numpy(picks.order).to(lost.device)
-                    apart = apart_on(lost[at, :n, :n], order).cpu().numpy()
-                    bound = _lower_bound(int(start[at]), picks, apart, objective)
+            found: dict[int, ClassSolution] = {}
+            for dtype in {one.squares.dtype for one in objectives}:
+                at = [i for i, one in enumerate(objectives) if one.squares.dtype == dtype]
+                solved = self._solve_together(
+                    [batch[i] for i in at], [rows[i] for i in at], [objectives[i] for i in at]
+                )
+                found.update(zip(at, solved, strict=True))
+            for i in range(len(batch)):
                 if self._bar is not None:
                     self._bar.update()
-                yield _solution(each, picks, objective.step, bound)
+                yield found[i]
+
+    def _solve_together(
+        self,
+        batch: Sequence[ClassProblem],
+        rows: Sequence[Sequence[Factors]],
+        objectives: Sequence[FacilityLocation],
+    ) -> Iterator[ClassSolution]:
+        """Solve classes whose distances are of one dtype."""
+        lost, start = levels_on(self._options.device, objectives)
+        budgets = []
+        for problem in batch:
+            assert problem.budget is not None
+            budgets.append(problem.budget)
+        sizes = [len(problem) for problem in batch]
+        found = batched_greedy(lost, start, budgets, sizes)
+        for at, (each, objective, picks) in enumerate(zip(rows, objectives, found, strict=True)):
+            bound = None
+            if objective.takes_root:
+                n = objective.num_examples
+                order = torch.from_numpy(picks.order).to(lost.device)
+                apart = apart_on(lost[at, :n, :n], order).cpu().numpy()
+                bound = _lower_bound(int(start[at]), picks, apart, objective)
+            yield _solution(each, picks, objective.step, bound)
 
     def _batches(self, problems: Sequence[ClassProblem]) -> Iterator[Sequence[ClassProblem]]:
         """Group classes, largest first, so that padded levels and temporaries fit."""
