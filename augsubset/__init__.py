@@ -4,7 +4,14 @@ Every R epochs and per class, a small weighted subset is chosen whose last-layer
 for the whole set; only that subset is augmented, in batches on the model's device.
 """
 
-from augsubset.augment import CropFlip, KorniaModule, Op, RandomOps, RowKeys
+from augsubset.augment import (
+    CropFlip,
+    KorniaModule,
+    Op,
+    RandomOps,
+    RowKeys,
+    SubPolicies,
+)
 from augsubset.errors import AugsubsetError
 from augsubset.gradients import LastLayerGradients
 from augsubset.loader import SubsetAugmentLoader
@@ -40,6 +47,7 @@ __all__ = [
     "RowKeys",
     "Selection",
     "Selector",
+    "SubPolicies",
     "SubsetAugmentDataset",
     "SubsetAugmentLoader",
     "WeightedCoresetSampler",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from augsubset.errors import AugsubsetError, check_int
+from augsubset.transfer import sent
 
 __all__ = ["Harvest"]
 
@@ -134,8 +135,8 @@ class Harvest:
             )
         at = indices[rows]
         for stored, value in zip(self._values, values, strict=True):
-            picked = value.detach()[_sent(rows, value.device)]
-            stored[_sent(at, stored.device)] = picked.to(stored.device, torch.float32)
+            picked = value.detach()[sent(rows, value.device)]
+            stored[sent(at, stored.device)] = picked.to(stored.device, torch.float32)
         self._labels[at] = labels[rows]
         self.passes += 1
         self._seen[at] = self.passes
@@ -144,10 +145,3 @@ class Harvest:
         """Return recorded values of some examples, on their device, and labels, on the CPU."""
         values = [stored[positions.to(stored.device)] for stored in self._values]
         return values, self._labels[positions]
-
-
-def _sent(positions: Tensor, device: torch.device) -> Tensor:
-    """Return positions on a device, without waiting for what it is doing."""
-    if device.type != "cuda":
-        return positions.to(device)
-    return positions.pin_memory().to(device, non_blocking=True)  # from pageable memory would wait

@@ -39,6 +39,7 @@ from augsubset.selection import (
     budget_from_fraction,
 )
 from augsubset.timing import EpochClock
+from augsubset.transfer import sent
 
 __all__ = ["SubsetAugmentLoader"]
 
@@ -93,6 +94,7 @@ class SubsetAugmentLoader:
             does not return ``(B, C)`` logits.
         device: Where batches go; ``None`` asks the model at the start of each epoch.
         seed: Distinguishes runs.
+        channels_last: Yield images in that memory format.
         inputs: Key of the inputs in dict batches, where it has no usual name.
         labels: Key of the labels in dict batches, likewise.
         background: Solve in a thread while the epoch that probed trains on with the old selection;
@@ -145,6 +147,7 @@ class SubsetAugmentLoader:
         probe: GradientProbe | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        channels_last: bool = False,
         inputs: str | None = None,
         labels: str | None = None,
         background: bool = False,
@@ -153,6 +156,7 @@ class SubsetAugmentLoader:
         check_choice("mode", mode, ("weight",))
         check_choice("weights", weights, ("paper", "uniform", "unscaled"))
         check_choice("background", background, (False, True))
+        check_choice("channels_last", channels_last, (False, True))
         shuffle = loader_shuffles(loader)
         _check_types(model, augment, base, probe, selector)
         if max_weight is not None and not max_weight > 0:
@@ -165,7 +169,7 @@ class SubsetAugmentLoader:
         self._weights = weights
         self._max_weight = max_weight
         self._base = base
-        self._pixels = PixelRange(normalize, denormalize)
+        self._pixels = PixelRange(normalize, denormalize, channels_last)
         self._probe = GradientProbe(model, device=device) if probe is None else probe
         self._device = None if device is None else torch.device(device)
         self._seed = check_int("seed", seed, 0, MAX_SEED)
@@ -260,15 +264,19 @@ class SubsetAugmentLoader:
 
     def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
         """Return model inputs: the strong policy on copies, the base on all, normalised last."""
-        x = self._pixels.to_unit(x)
-        copies = _are_copies(rows).nonzero().squeeze(1)
-        if len(copies):
-            at = copies.to(x.device)
-            x = x.index_copy(0, at, _applied("augment", self._augment, x[at], rows[copies]))
+        x = self._strongly_augmented(self._pixels.to_unit(x), rows)
         if self._base is not None:
             rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
             x = _applied("base", self._base, x, rows)
         return self._pixels.to_model(x)
+
+    def _strongly_augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
+        copies = _are_copies(rows).nonzero().squeeze(1)
+        if len(copies) == 0:
+            return x
+        at = sent(copies, x.device)
+        augmented = _applied("augment", self._augment, x.index_select(0, at), rows[copies])
+        return x.index_copy(0, at, augmented)
 
     def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
         w = self._sampler.weights_for(keys)
@@ -428,6 +436,22 @@ class SubsetAugmentLoader:
             _log.info("the dataset has no .targets or .labels: fetching every example for them")
             known = torch.cat([self._checked(*batch)[1] for batch in self._data_loader()])
         return len(torch.unique(known))
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Return images as the model sees originals that nobody augmented, on its device.
+
+        For validation, so that it gets the very normalisation of training.
+
+        Args:
+            x: As the dataset's batches are: uint8, float in [0, 1], or normalised where the loader
+                was told so. ``(B, C, H, W)``
+
+        Raises:
+            ValueError: If values are outside the range.
+        """
+        self._pixels.check(x)
+        x = self._moved(x, self._device or model_device(self._model))
+        return self._pixels.to_model(self._pixels.to_unit(x))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch: the same every epoch."""

@@ -22,18 +22,26 @@ class PixelRange:
     Args:
         normalize: ``(mean, std)``, one value a channel, applied last; values arrive in [0, 1].
         denormalize: ``(mean, std)`` that the dataset applied: undone first, applied again last.
+        channels_last: Whether the model gets its images in that memory format.
 
     Raises:
         ValueError: If both are given, or a mean is not finite or a std not positive.
     """
 
-    def __init__(self, normalize: MeanStd | None, denormalize: MeanStd | None) -> None:
+    def __init__(
+        self,
+        normalize: MeanStd | None,
+        denormalize: MeanStd | None,
+        channels_last: bool = False,
+    ) -> None:
         if normalize is not None and denormalize is not None:
             raise ValueError(
                 "normalize and denormalize must not both be given: either the dataset normalises "
                 "already (denormalize) or it does not (normalize)."
             )
         self._arrives_normalised = denormalize is not None
+        self._channels_last = channels_last
+        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._statistics: tuple[Tensor, Tensor] | None = None
         statistics = normalize if denormalize is None else denormalize
         if statistics is not None:
@@ -103,15 +111,25 @@ class PixelRange:
         return (x * std + mean).clamp(0, 1)  # checked on the host: cuts off rounding alone
 
     def to_model(self, x: Tensor) -> Tensor:
-        """Return what the model takes: float, normalised if so told; uint8 is divided by 255."""
-        if not x.is_floating_point():
-            x = x.float() / 255
+        """Return what the model takes: float, normalised if so told; uint8 is divided by 255.
+
+        Cost:
+            Two passes: for uint8 the cast, the division by 255 and by the deviation are one.
+        """
+        if self._channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)  # of bytes, where these arrive
         if self._statistics is None:
-            return x
+            return x if x.is_floating_point() else x / 255
         mean, std = self._on(x)
-        return (x - mean) / std
+        if x.is_floating_point():
+            return (x - mean).div_(std)
+        return (x * (1 / (255 * std))).sub_(mean / std)
 
     def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation where the images are, sent there once."""
         assert self._statistics is not None
-        mean, std = self._statistics
-        return mean.to(x.device, x.dtype), std.to(x.device, x.dtype)
+        dtype = x.dtype if x.is_floating_point() else torch.float32
+        if (x.device, dtype) not in self._kept:
+            mean, std = (part.to(x.device, dtype) for part in self._statistics)
+            self._kept[x.device, dtype] = mean, std
+        return self._kept[x.device, dtype]

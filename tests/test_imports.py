@@ -12,10 +12,12 @@ import augsubset
 ROOT = Path(augsubset.__file__).parent
 
 # What each room may import of the package, beside the leaf modules that everybody may.
-LEAVES = {"errors", "rng"}
+LEAVES = {"errors", "progress", "rng", "transfer"}
 ALLOWED = {
     "errors": set(),
+    "progress": set(),
     "rng": set(),
+    "transfer": set(),
     "batches": set(),
     "timing": set(),
     "pixels": set(),

@@ -3,6 +3,15 @@
 from augsubset.augment.keyed_random import RowKeys
 from augsubset.augment.module import KorniaModule
 from augsubset.augment.ops import OPS, Op
-from augsubset.augment.policies import CropFlip, RandomOps
+from augsubset.augment.policies import AugMix, CropFlip, RandomOps, SubPolicies
 
-__all__ = ["OPS", "CropFlip", "KorniaModule", "Op", "RandomOps", "RowKeys"]
+__all__ = [
+    "OPS",
+    "AugMix",
+    "CropFlip",
+    "KorniaModule",
+    "Op",
+    "RandomOps",
+    "RowKeys",
+    "SubPolicies",
+]

@@ -4,27 +4,29 @@ torch's generators give the n-th number of a stream, so that a row's augmentatio
 its place in the batch and on every batch before. Here a row's numbers are a hash of
 (seed, epoch, index, copy, stream, draw): the same alone or among others, in any order, in any
 process, and there is no generator state to save.
+
+Rows are drawn on the host, in numpy, which has unsigned integers and little overhead on small
+arrays; only :func:`normals`, one number a pixel, is drawn where the pixels are.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["RowKeys", "hash_rows", "uniforms"]
+__all__ = ["RowKeys", "hash_rows", "mixed", "normals", "uniforms"]
 
-
-def _signed(word: int) -> int:
-    """Write a 64-bit constant as torch's int64 has it."""
-    return word - (1 << 64) if word >= 1 << 63 else word
-
+UInt64Array = npt.NDArray[np.uint64]
+Float32Array = npt.NDArray[np.float32]
 
 # splitmix64's increment and multipliers (Steele, Lea & Flood, 2014).
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +66,15 @@ class RowKeys:
             if part.dtype != torch.int64:
                 raise TypeError(f"{name} must be an int or an int64 tensor, got {part.dtype}.")
             parts.append(part.cpu())
-        shape = (torch.zeros(1, dtype=torch.int64) + parts[0] + parts[1] + parts[2]).shape
+        try:
+            shape = np.broadcast_shapes((1,), *(tuple(part.shape) for part in parts))
+        except ValueError:
+            shape = ()
         if len(shape) != 1:
-            raise ValueError(f"epoch, index and copy must broadcast to (B,), got shape {shape}.")
+            raise ValueError(
+                "epoch, index and copy must broadcast to (B,), got shapes "
+                f"{[tuple(part.shape) for part in parts]}."
+            )
         object.__setattr__(self, "seed", int(seed))
         for name, part in zip(("epoch", "index", "copy"), parts, strict=True):
             object.__setattr__(self, name, part.expand(shape))
@@ -79,35 +87,37 @@ class RowKeys:
         """Return the keys of some rows, by positions or a mask."""
         return RowKeys(self.seed, self.epoch[rows], self.index[rows], self.copy[rows])
 
-
-def _mix(state: Tensor) -> Tensor:
-    """Scramble 64 bits bijectively (splitmix64's finaliser).
-
-    int64 stands in for uint64, which torch cannot shift: products wrap alike, and the mask undoes
-    the sign that an arithmetic shift drags in.
-    """
-    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _MIX_1
-    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _MIX_2
-    return state ^ ((state >> 31) & ((1 << 33) - 1))
+    def held(self, every: int) -> RowKeys:
+        """Return the keys with epochs rounded down to a multiple: the same draws for so long."""
+        return RowKeys(self.seed, self.epoch - self.epoch % every, self.index, self.copy)
 
 
-def hash_rows(rows: RowKeys, stream: int) -> Tensor:
-    """Return one well-mixed int64 a row, of shape ``(B,)``.
+def _mix(state: UInt64Array) -> UInt64Array:
+    """Scramble 64 bits bijectively, in place (splitmix64's finaliser)."""
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(_MIX_1)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(_MIX_2)
+    state ^= state >> np.uint64(31)
+    return state
+
+
+def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:
+    """Return one well-mixed word a row, of shape ``(B,)``.
 
     Args:
         rows: The rows.
         stream: Keeps two policies that see the same rows independent of each other.
     """
-    state = _mix(torch.full((len(rows),), rows.seed, dtype=torch.int64) + _GOLDEN)
-    for part in (torch.full_like(state, stream), rows.epoch, rows.index, rows.copy):
-        state = _mix(state + _GOLDEN + part)
+    state = _mix(np.full(1, (rows.seed + _GOLDEN) & _WORD, np.uint64))
+    state = _mix(state + np.uint64((_GOLDEN + stream) & _WORD))
+    for part in (rows.epoch, rows.index, rows.copy):
+        state = _mix(state + (part.numpy().astype(np.uint64) + np.uint64(_GOLDEN)))
     return state
 
 
-def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Tensor:
-    """Return uniform numbers in [0, 1), ``num_draws`` a row.
-
-    Multiples of 2**-24 in float32: the same bits on every device.
+def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
+    """Return uniform numbers in [0, 1), ``num_draws`` a row: multiples of 2**-24.
 
     Shape:
         returns ``(B, num_draws)`` float32.
@@ -115,6 +125,53 @@ def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Tensor:
     Cost:
         O(B num_draws), about ten elementwise operations.
     """
-    counters = torch.arange(1, num_draws + 1) * _GOLDEN
+    counters = np.arange(1, num_draws + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     bits = _mix(hash_rows(rows, stream)[:, None] + counters)
-    return ((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) / (1 << 24)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def _signed(word: int) -> int:
+    """Write a 64-bit constant as torch's int64 has it."""
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def mixed(state: Tensor) -> Tensor:
+    """Scramble like :func:`_mix`, on any device.
+
+    int64 stands in for uint64, which torch cannot shift: products wrap alike, and the mask undoes
+    the sign that an arithmetic shift drags in.
+    """
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
+    return state ^ ((state >> 31) & ((1 << 33) - 1))
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    """Return the normal distribution's value in the middle of each of 2**16 equal shares."""
+    shares = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    quantiles: Tensor = torch.special.ndtri(shares)
+    return quantiles.to(torch.float32).to(device)
+
+
+def normals(seeds: Tensor, num_draws: int) -> Tensor:
+    """Return standard normal numbers, ``num_draws`` a row: one of 2**16 equally likely values.
+
+    Looked up, not computed: the same bits on every device. The largest is 4.3.
+
+    Args:
+        seeds: Two uniform multiples of 2**-24 a row, from :func:`uniforms`. ``(B, 2)`` float32
+        num_draws: Numbers a row.
+
+    Shape:
+        returns ``(B, num_draws)`` float32 on the device of ``seeds``.
+
+    Cost:
+        O(B num_draws), a quarter of a hash and a lookup each.
+    """
+    high, low = (seeds * (1 << 24)).to(torch.int64).unbind(1)
+    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * _signed(_GOLDEN)
+    words = mixed(mixed((high << 24) | low)[:, None] + counters)
+    shares = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)
+    values: Tensor = _quantiles(seeds.device)[shares]
+    return values

@@ -1,38 +1,70 @@
-"""The image operations that policies draw from, each with a magnitude for every row.
+"""The image operations that policies draw from: a kernel, its parameters, a range of magnitudes.
 
-All take a float32 batch in [0, 1] of 1 or 3 channels and return the same. The semantics are
-torchvision's (``transforms.v2.functional``, which follows PIL); Kornia's functionals do the work
-where theirs agree, and where a row's result does not depend on the batch around it.
+Semantics are torchvision's (``transforms.v2.functional``) on uint8 and on floats in [0, 1]. Where
+it and Pillow differ, torchvision is followed: ``color`` and ``contrast`` cut fractions off where
+Pillow rounds, ``sharpness`` rounds the smoothed image first, and floats are not cut to 256 levels,
+except by ``equalize``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-import kornia
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["OPS", "Op"]
+from augsubset.augment import kernels
+
+__all__ = ["OPS", "Op", "Place", "by_name", "cut"]
+
+Array = npt.NDArray[Any]  # floating, on the host
+
+
+class Place(NamedTuple):
+    """What parameters may depend on beside the magnitude.
+
+    Args:
+        spare: Two more uniform numbers in [0, 1). ``(m, 2)``
+        height: Of the images.
+        width: Of the images.
+    """
+
+    spare: Array
+    height: int
+    width: int
+
+
+Prepare = Callable[[Array, Place], Array]
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation and the range that its magnitude is drawn from, uniformly.
+    """One operation, and the magnitudes from its weakest to its strongest.
 
     Args:
-        apply: ``(x (m, C, H, W), magnitude (m,)) -> (m, C, H, W)``, row by row independent.
-        low: Least magnitude.
-        high: Largest magnitude; with ``integral`` it can be drawn, otherwise it is the limit.
-        signed: Whether the magnitude's sign is drawn too.
-        integral: Whether the magnitude is a whole number.
+        apply: What is done to the pixels, row by row independently. Of your own: ``(x, magnitude)
+            -> x``, with x ``(m, C, H, W)`` float32 in [0, 1] and magnitude ``(m,)``; what it
+            returns is clamped to [0, 1].
+        low: Magnitude at level 0.
+        high: Magnitude at level 1; levels between are in proportion.
+        signed: Whether half of the rows get the magnitude mirrored about ``low``.
+        integral: Whether magnitudes are rounded to whole numbers.
+        prepare: The kernel's parameters by magnitude, ``(m,) -> (m, P)`` on the host. With it,
+            ``apply`` is a kernel: it takes these, and uint8 as it is. Rows of all operations with
+            one kernel are done in one go.
+        limits: Least and largest magnitude that ``apply`` has a meaning for.
+        channels: Numbers of channels that it takes; empty: any.
 
     Raises:
-        ValueError: If ``low`` is above ``high``.
+        TypeError: If ``apply`` is not callable.
+        ValueError: If a magnitude would be outside ``limits``.
 
     Example:
-        >>> dim = Op(lambda x, factor: x * factor[:, None, None, None], low=0.5, high=1.0)
+        >>> dim = Op(lambda x, factor: x * factor[:, None, None, None], low=1.0, high=0.5)
         >>> OPS_AND_MINE = {**OPS, "dim": dim}  # for RandomOps(OPS_AND_MINE)
     """
 
@@ -41,177 +73,214 @@ class Op:
     high: float = 0.0
     signed: bool = False
     integral: bool = False
+    prepare: Prepare | None = None
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate once."""
-        if not callable(self.apply) or not self.low <= self.high:
+        if not callable(self.apply):
+            raise TypeError(f"apply must be callable, got {type(self.apply).__name__}.")
+        ends = [self.low, self.high, 2 * self.low - self.high if self.signed else self.low]
+        if not all(self.limits[0] <= end <= self.limits[1] for end in ends):
             raise ValueError(
-                "an Op must have a callable and low <= high, got "
-                f"apply={self.apply!r}, low={self.low}, high={self.high}."
+                f"magnitudes must be between {self.limits[0]:g} and {self.limits[1]:g}, got "
+                f"{'+-' if self.signed else ''}{self.low:g} to {self.high:g}."
             )
 
-    def magnitudes(self, uniform: Tensor, sign: Tensor) -> Tensor:
-        """Turn two uniform draws a row into magnitudes. ``(m,)`` each."""
-        if self.integral:
-            drawn = self.low + (uniform * (self.high - self.low + 1)).floor()
-        else:
-            drawn = self.low + uniform * (self.high - self.low)
-        return torch.where(sign < 0.5, -drawn, drawn) if self.signed else drawn
+    def between(self, low: float, high: float) -> Op:
+        """Return the operation with another range."""
+        return replace(self, low=low, high=high)
+
+    def __call__(
+        self, x: Tensor, magnitude: float | Tensor, spare: tuple[float, float] = (0.0, 0.0)
+    ) -> Tensor:
+        """Apply to a batch at one magnitude, or one a row, without a draw.
+
+        Args:
+            x: ``(m, C, H, W)``, uint8 or float in [0, 1].
+            magnitude: A number or ``(m,)``.
+            spare: What would be drawn besides: where to crop or cut, and the seed of noise.
+        """
+        magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(x))
+        place = Place(np.tile(np.array(spare, np.float32), (len(x), 1)), *x.shape[-2:])
+        params = self.parameters(magnitude.numpy(), place)
+        return self.run(x.contiguous(), torch.from_numpy(params).to(x.device))
+
+    def parameters(self, magnitude: Array, place: Place) -> Array:
+        """Return what :meth:`run` takes beside the images; ``(m, P)`` float32."""
+        if self.prepare is None:
+            return np.ascontiguousarray(magnitude[:, None])
+        return self.prepare(magnitude, place).astype(np.float32, copy=False)
+
+    def run(self, x: Tensor, params: Tensor) -> Tensor:
+        """Apply the kernel, or a function of your own on floats in [0, 1]."""
+        if self.prepare is not None:
+            return self.apply(x, params)
+        images = x if x.is_floating_point() else x.float() / 255
+        out = self.apply(images, params[:, 0])
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"ops must keep the shape {tuple(x.shape)}, got {got}.")
+        out = out.clamp(0, 1)
+        return out.to(x.dtype) if x.is_floating_point() else (out * 255).round().to(x.dtype)
 
 
-def _column(magnitude: Tensor) -> Tensor:
-    return magnitude[:, None, None, None]
+def _alone(magnitude: Array, _: Place) -> Array:
+    return magnitude[:, None]
 
 
-def _warp(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, shift: Tensor) -> Tensor:
-    """Move pixel p to (a b; c d)(p - centre) + centre + shift; nearest pixel, zeros from outside.
-
-    Nearest is what PIL, torchvision and the published policies default to.
-    """
-    height, width = x.shape[-2:]
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    matrix = torch.stack(
-        [
-            torch.stack([a, b, centre_x - a * centre_x - b * centre_y + shift[:, 0]], 1),
-            torch.stack([c, d, centre_y - c * centre_x - d * centre_y + shift[:, 1]], 1),
-        ],
-        1,
-    )
-    return kornia.geometry.transform.warp_affine(
-        x, matrix, (height, width), mode="nearest", padding_mode="zeros", align_corners=False
-    )
+def _about_centre(a: Array, b: Array, d: Array, e: Array, place: Place) -> Array:
+    """Return source coordinates by a matrix (a b; d e) about the image's centre."""
+    x, y = (place.width - 1) / 2, (place.height - 1) / 2
+    return np.stack([a, b, x - a * x - b * y, d, e, y - d * x - e * y], 1)
 
 
-def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Turn counter-clockwise about the centre."""
-    angle = torch.deg2rad(degrees)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return _warp(x, cos, sin, -sin, cos, torch.zeros_like(degrees)[:, None].expand(-1, 2))
+def _rotated(degrees: Array, place: Place) -> Array:
+    angle = np.deg2rad(degrees.astype(np.float64))
+    cos, sin = np.cos(angle), np.sin(angle)
+    return _about_centre(cos, -sin, sin, cos, place)
 
 
-def _shear(x: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
-    """Shear about the upper left corner, in the direction of AutoAugment's code and torchvision."""
-    height, width = x.shape[-2:]
-    one = torch.ones_like(along_x)
-    shift = torch.stack([-along_x * (height / 2), -along_y * (width / 2)], 1)
-    return _warp(x, one, -along_x, -along_y, one, shift)
+def _moved(
+    magnitude: Array,
+    along_x: Array | float = 0.0,
+    along_y: Array | float = 0.0,
+    shear_x: Array | float = 0.0,
+    shear_y: Array | float = 0.0,
+) -> Array:
+    """Return source coordinates where rows and columns are moved and slide along each other."""
+    out = np.zeros((len(magnitude), 6))
+    out[:, 0] = out[:, 4] = 1
+    out[:, 1], out[:, 2], out[:, 3], out[:, 5] = shear_x, along_x, shear_y, along_y
+    return out
 
 
-def shear_x(x: Tensor, factor: Tensor) -> Tensor:
-    """Move each row of pixels left by ``factor`` times its distance from the top edge."""
-    return _shear(x, factor, torch.zeros_like(factor))
+def _sheared_x(factor: Array, _: Place) -> Array:
+    # About the upper left corner of the image; pixels have their centres half a pixel in.
+    return _moved(factor, along_x=factor / 2, shear_x=factor)
 
 
-def shear_y(x: Tensor, factor: Tensor) -> Tensor:
-    """Move each column of pixels up by ``factor`` times its distance from the left edge."""
-    return _shear(x, torch.zeros_like(factor), factor)
+def _sheared_y(factor: Array, _: Place) -> Array:
+    return _moved(factor, along_y=factor / 2, shear_y=factor)
 
 
-def _translate(x: Tensor, fraction_x: Tensor, fraction_y: Tensor) -> Tensor:
-    """Move by a fraction of the size, cut to whole pixels."""
-    height, width = x.shape[-2:]
-    one, zero = torch.ones_like(fraction_x), torch.zeros_like(fraction_x)
-    shift = torch.stack([(fraction_x * width).trunc(), (fraction_y * height).trunc()], 1)
-    return _warp(x, one, zero, zero, one, shift)
+def _shifted_x(fraction: Array, place: Place) -> Array:
+    return _moved(fraction, along_x=-np.trunc(fraction * np.float32(place.width)))
 
 
-def translate_x(x: Tensor, fraction: Tensor) -> Tensor:
-    """Move right by a fraction of the width."""
-    return _translate(x, fraction, torch.zeros_like(fraction))
+def _shifted_y(fraction: Array, place: Place) -> Array:
+    return _moved(fraction, along_y=-np.trunc(fraction * np.float32(place.height)))
 
 
-def translate_y(x: Tensor, fraction: Tensor) -> Tensor:
-    """Move down by a fraction of the height."""
-    return _translate(x, torch.zeros_like(fraction), fraction)
+def _shifted_x_pixels(pixels: Array, _: Place) -> Array:
+    return _moved(pixels, along_x=-np.trunc(pixels))
 
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black: 0 gives black, 1 the image."""
-    return kornia.enhance.adjust_brightness_accumulative(x, factor)
+def _shifted_y_pixels(pixels: Array, _: Place) -> Array:
+    return _moved(pixels, along_y=-np.trunc(pixels))
 
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean gray level: 0 gives a flat gray, 1 the image.
-
-    Kornia's mean is a float sum whose order, hence last bit, depends on the batch's shape; whole
-    numbers add up the same in any order.
-    """
-    gray = kornia.color.rgb_to_grayscale(x) if x.shape[1] == 3 else x
-    pixels = gray.shape[-1] * gray.shape[-2]
-    total = (gray * (1 << 20)).round().to(torch.int64).sum((1, 2, 3), keepdim=True)
-    mean = (total.double() / (pixels << 20)).to(x.dtype)
-    factor = _column(factor)
-    return (x * factor + mean * (1 - factor)).clamp(0, 1)
+def _mirrored_x(_: Array, place: Place) -> Array:
+    out = _moved(_, along_x=place.width - 1.0)
+    out[:, 0] = -1
+    return out
 
 
-def color(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the gray image: 0 gives gray, 1 the image. A gray image stays as it is."""
-    return kornia.enhance.adjust_saturation_with_gray_subtraction(x, factor)
+def _mirrored_y(_: Array, place: Place) -> Array:
+    out = _moved(_, along_y=place.height - 1.0)
+    out[:, 4] = -1
+    return out
 
 
-def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the smoothed image: 0 gives that, 1 the image, 2 sharper. Borders stay.
-
-    Nine shifted sums in one order; a convolution may pick its algorithm by the batch's shape.
-    """
-    height, width = x.shape[-2:]
-    if height <= 2 or width <= 2:
-        return x
-    smooth = x[..., 1:-1, 1:-1] * 4
-    for top in range(3):
-        for left in range(3):
-            smooth = smooth + x[..., top : top + height - 2, left : left + width - 2]
-    smooth = torch.nn.functional.pad(smooth / 13, (1, 1, 1, 1))
-    inner = torch.nn.functional.pad(
-        torch.ones((height - 2, width - 2), dtype=torch.bool, device=x.device), (1, 1, 1, 1)
-    )
-    smooth = torch.where(inner, smooth, x)
-    return (smooth + (x - smooth) * _column(factor)).clamp(0, 1)
+def _cropped(padding: Array, place: Place) -> Array:
+    steps = np.floor(place.spare * (2 * padding[:, None] + 1)) - padding[:, None]
+    return _moved(padding, along_x=steps[:, 1], along_y=steps[:, 0])
 
 
-def posterize(x: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest ``bits`` of 8."""
-    step = torch.exp2(8 - _column(bits))
-    return ((x * 255).round() / step).floor() * step / 255
+def cut(fraction: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Array:
+    """Return a square around a uniform pixel, cut off at the edges of the image."""
+    side = np.round(fraction * min(place.height, place.width))
+    out = np.empty((len(fraction), 4 + len(colour)), np.float32)
+    for axis, size in enumerate((place.height, place.width)):
+        first = np.floor(place.spare[:, axis] * size) - np.floor(side / 2)
+        out[:, axis], out[:, axis + 2] = first, first + side
+    out[:, 4:] = colour
+    return out
 
 
-def solarize(x: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the values at or above the threshold."""
-    return torch.where(x >= _column(threshold), 1 - x, x)
+def _brightened(factor: Array, _: Place) -> Array:
+    return _blended(factor, np.zeros_like(factor), np.zeros_like(factor))
 
 
-def autocontrast(x: Tensor, _: Tensor) -> Tensor:
-    """Stretch each channel to the full range; a constant channel stays."""
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    stretched = ((x - low) / (high - low)).clamp(0, 1)
-    return torch.where(high > low, stretched, x)
+def _contrasted(factor: Array, _: Place) -> Array:
+    return _blended(factor, np.zeros_like(factor), 1 - factor)
 
 
-def equalize(x: Tensor, _: Tensor) -> Tensor:
-    """Flatten each channel's histogram of 256 levels."""
-    return kornia.enhance.equalize(x)
+def _coloured(factor: Array, _: Place) -> Array:
+    return _blended(factor, 1 - factor, np.zeros_like(factor))
 
 
-def invert(x: Tensor, _: Tensor) -> Tensor:
-    """Turn v into 1 - v."""
-    return kornia.enhance.invert(x)
+def _blended(image: Array, gray: Array, mean: Array) -> Array:
+    return np.stack([image, gray, mean], 1)
 
 
-# Ranges of AutoAugment's search space (Cubuk et al., 2019, arXiv:1805.09501, table 6), which
-# RandAugment took over; translations of 150 of 331 pixels as fractions of the size.
+def _bell(sigma: Array, place: Place) -> Array:
+    """Return weights of five pixels in a row, of fewer where the image is small."""
+    radius = min(2, place.height - 1, place.width - 1)
+    away = np.arange(radius + 1)
+    scaled = away / np.maximum(sigma.astype(np.float64), 1e-3)[:, None]
+    weights: Array = np.exp(-np.square(scaled) / 2)
+    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]
+    return weights
+
+
+def _noisy(sigma: Array, place: Place) -> Array:
+    return np.concatenate([sigma[:, None], place.spare], 1)
+
+
+_FACTOR = (0.0, np.inf)
+_GRAY_OR_RGB = (1, 3)
+
+# The first fourteen have the ranges of AutoAugment's search space (Cubuk et al., 2019,
+# arXiv:1805.09501, table 6), which RandAugment took over: translations of 150 of 331 pixels, shown
+# as fractions of the size, and enhancement by 0.1 to 1.9.
 OPS: dict[str, Op] = {
-    "rotate": Op(rotate, 0.0, 30.0, signed=True),
-    "shear_x": Op(shear_x, 0.0, 0.3, signed=True),
-    "shear_y": Op(shear_y, 0.0, 0.3, signed=True),
-    "translate_x": Op(translate_x, 0.0, 150 / 331, signed=True),
-    "translate_y": Op(translate_y, 0.0, 150 / 331, signed=True),
-    "brightness": Op(brightness, 0.1, 1.9),
-    "contrast": Op(contrast, 0.1, 1.9),
-    "color": Op(color, 0.1, 1.9),
-    "sharpness": Op(sharpness, 0.1, 1.9),
-    "posterize": Op(posterize, 4, 8, integral=True),
-    "solarize": Op(solarize, 0.0, 1.0),
-    "autocontrast": Op(autocontrast),
-    "equalize": Op(equalize),
-    "invert": Op(invert),
+    "rotate": Op(kernels.warp, 0, 30, signed=True, prepare=_rotated),
+    "shear_x": Op(kernels.warp, 0, 0.3, signed=True, prepare=_sheared_x),
+    "shear_y": Op(kernels.warp, 0, 0.3, signed=True, prepare=_sheared_y),
+    "translate_x": Op(kernels.warp, 0, 150 / 331, signed=True, prepare=_shifted_x),
+    "translate_y": Op(kernels.warp, 0, 150 / 331, signed=True, prepare=_shifted_y),
+    "brightness": Op(
+        kernels.blend, 1, 1.9, True, False, _brightened, limits=_FACTOR, channels=_GRAY_OR_RGB
+    ),
+    "contrast": Op(
+        kernels.blend, 1, 1.9, True, False, _contrasted, limits=_FACTOR, channels=_GRAY_OR_RGB
+    ),
+    "color": Op(
+        kernels.blend, 1, 1.9, True, False, _coloured, limits=_FACTOR, channels=_GRAY_OR_RGB
+    ),
+    "sharpness": Op(kernels.sharpen, 1, 1.9, signed=True, prepare=_alone, limits=_FACTOR),
+    "posterize": Op(kernels.posterize, 8, 4, integral=True, prepare=_alone, limits=(0, 8)),
+    "solarize": Op(kernels.solarize, 1, 0, prepare=_alone, limits=(0, 1)),
+    "autocontrast": Op(kernels.autocontrast, prepare=_alone),
+    "equalize": Op(kernels.equalize, prepare=_alone),
+    "invert": Op(kernels.solarize, prepare=_alone, limits=(0, 0)),
+    "identity": Op(kernels.identity, prepare=_alone),
+    "horizontal_flip": Op(kernels.warp, prepare=_mirrored_x),
+    "vertical_flip": Op(kernels.warp, prepare=_mirrored_y),
+    "translate_x_pixels": Op(kernels.warp, 0, 10, signed=True, prepare=_shifted_x_pixels),
+    "translate_y_pixels": Op(kernels.warp, 0, 10, signed=True, prepare=_shifted_y_pixels),
+    "crop": Op(kernels.warp, 4, 4, integral=True, prepare=_cropped, limits=_FACTOR),
+    "crop_reflect": Op(
+        kernels.warp_reflected, 4, 4, integral=True, prepare=_cropped, limits=_FACTOR
+    ),
+    "cutout": Op(kernels.erase, 0, 0.5, prepare=cut, limits=(0, 1)),
+    "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=_bell, limits=_FACTOR),
+    "gaussian_noise": Op(kernels.noise, 0, 0.1, prepare=_noisy, limits=_FACTOR),
 }
+
+
+def by_name(*names: str) -> dict[str, Op]:
+    """Return some of :data:`OPS`."""
+    return {name: OPS[name] for name in names}

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from augsubset.augment.engine import Drawn, Engine
+from augsubset.augment.kernels import taken
 from augsubset.augment.keyed_random import RowKeys, uniforms
-from augsubset.augment.ops import OPS, Op
-from augsubset.errors import check_choice, check_int
+from augsubset.augment.ops import OPS, Op, by_name, cut
+from augsubset.errors import check_choice, check_int, check_number
+from augsubset.transfer import sent
 
-__all__ = ["CropFlip", "RandomOps", "check_images", "plain_context"]
+__all__ = ["PAPER_OPS", "AugMix", "CropFlip", "RandomOps", "SubPolicies", "check_images"]
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+PAPER_OPS = tuple(OPS)[:14]
+_NUM_BINS = 31  # of RandAugment's and TrivialAugment's published code
 
 # Classes of policies that see the same rows draw independently of each other.
-_RANDOM_OPS, _CROP_FLIP = 1, 2
+_RANDOM_OPS, _CROP_FLIP, _AUGMIX = 1, 2, 0
+
+# What is drawn for a slot: the operation, whether it is applied, its level, sign, and two to spare.
+_CHOICE, _FIRES, _LEVEL, _SIGN, _SPARE, _DRAWS_A_SLOT = 0, 1, 2, 3, 4, 6
 
 
 def _stream(policy_class: int, stream: int) -> int:
@@ -42,37 +58,54 @@ def plain_context(device: torch.device) -> Iterator[None]:
 
 
 class RandomOps:
-    """Apply ``num_ops`` distinct operations to each row, drawn for it alone, in the order drawn.
+    """Apply ``num_ops`` operations to each row, drawn for it alone, in the order drawn.
 
     A row's result depends on (seed, epoch, index, copy) and its pixels: not on batch mates, order,
     batch size, workers or resume, on the same device type and torch version. No global generator
-    is read. Values are rounded to 8 bits after each operation where the input is uint8.
+    is read. An operation on uint8 returns uint8, as torchvision's do.
 
     Args:
-        ops: Names of :data:`~augsubset.augment.ops.OPS`, or a mapping of names to your own
-            :class:`~augsubset.augment.ops.Op`; what those return is clamped to [0, 1].
+        ops: Names of :data:`~augsubset.augment.ops.OPS`, or a mapping of names to
+            :class:`~augsubset.augment.ops.Op`, your own or changed ones.
         num_ops: Operations a row.
+        replacement: Whether a row may get an operation twice.
+        probability: That an operation is applied; for each slot by itself.
+        levels: Levels in [0, 1] that magnitudes are drawn from, all equally likely; ``None``: any
+            level, uniformly.
         stream: Two policies of one class that see the same rows draw the same numbers; give one
             of them another stream. The loader does so for its strong and base policy.
+        every: Epochs for which a row keeps what it drew, as a frozen base policy does.
+        compiled: Compile the kernels with ``torch.compile``; bits may differ from eager ones.
 
     Raises:
-        ValueError: If an op is unknown, or there are fewer than ``num_ops``.
+        TypeError: If an op is none, or a number is of the wrong kind.
+        ValueError: If an op is unknown, there are fewer than ``num_ops``, or a value is out of
+            range; when called, if images are none or have a number of channels that an op refuses.
 
     Shape:
-        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype; C is 1 or 3. A float input
-        must be in [0, 1]; the loader checks that on the host.
+        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype. A float input must be in
+        [0, 1]; the loader checks that on the host.
 
     Cost:
-        O(pixels of the rows given) an op, rows of one op together; each distinct op of the batch
-        and slot runs once. Rows are drawn on the CPU, and nothing is read back from the device.
+        O(pixels of the rows given) an operation, rows of one kernel together: some 200 calls of
+        torch for two of fourteen operations, however many rows. Rows are drawn on the host in
+        about 0.3 ms a batch, and nothing is read back from the device.
+
+    Example:
+        >>> spin = RandomOps({"spin": OPS["rotate"].between(0, 180)}, num_ops=1)
     """
 
     def __init__(
         self,
-        ops: Sequence[str] | Mapping[str, Op] = tuple(OPS),
+        ops: Sequence[str] | Mapping[str, Op] = PAPER_OPS,
         num_ops: int = 2,
         *,
+        replacement: bool = False,
+        probability: float = 1.0,
+        levels: Sequence[float] | None = None,
         stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
     ) -> None:
         if isinstance(ops, Mapping):
             self.ops = dict(ops)
@@ -80,60 +113,405 @@ class RandomOps:
                 if not isinstance(op, Op):
                     raise TypeError(f"ops must map names to Op, got {name!r}: {op!r}.")
         else:
+            if isinstance(ops, str):
+                raise TypeError(f"ops must be a list of names, got the name {ops!r}.")
             names = list(ops)
             for name in names:
                 check_choice("ops", name, tuple(OPS))
-            self.ops = {name: OPS[name] for name in names}
-        self.num_ops = check_int("num_ops", num_ops, 1, len(self.ops))
+            self.ops = by_name(*names)
+        if not self.ops:
+            raise ValueError("ops must name at least one operation, got none.")
+        check_choice("replacement", replacement, (False, True))
+        check_choice("compiled", compiled, (False, True))
+        self.replacement = replacement
+        most = None if replacement else len(self.ops)
+        self.num_ops = check_int("num_ops", num_ops, 1, most)
+        check_number("probability", probability)
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got probability={probability}.")
+        self.probability = probability
+        self.levels = None if levels is None else np.array(levels, np.float32)
+        if self.levels is not None and not (
+            self.levels.ndim == 1
+            and len(self.levels)
+            and ((self.levels >= 0) & (self.levels <= 1)).all()
+        ):
+            raise ValueError(f"levels must be a list of numbers in [0, 1], got levels={levels}.")
         self.stream = _stream(_RANDOM_OPS, stream)
+        self.every = check_int("every", every, 1)
+        every_op = list(self.ops.values())
+        self._low = np.array([op.low for op in every_op], np.float32)
+        self._span = np.array([op.high for op in every_op], np.float32) - self._low
+        self._signed = np.array([op.signed for op in every_op])
+        self._integral = np.array([op.integral for op in every_op])
+        self._engine = Engine(every_op, compiled)
+
+    # Published policies.
 
     @classmethod
-    def paper(cls) -> RandomOps:
+    def paper(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
         """Return two of fourteen operations at random magnitudes, as the paper's section 5 says.
 
         The operations and ranges are those of AutoAugment and RandAugment (Cubuk et al., 2019,
-        2020) without cutout, which is no operation here yet.
+        2020); SamplePairing, which looks at another row, and Cutout are left out.
         """
-        return cls()
+        return cls(stream=stream, every=every, compiled=compiled)
+
+    @classmethod
+    def wu2020(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
+        """Return two of fifteen operations with replacement, each with a random probability.
+
+        A probability that is itself uniform and drawn anew each time is one half. The ranges are
+        those of the released code, translations in pixels of a 32 pixel image; Mixup, which looks
+        at another row, is left out. Combine with ``base=CropFlip(4, padding_mode="reflect")``.
+
+        Reference:
+            Wu, Zhang, Valiant & Re, *On the Generalization Effects of Linear Transformations in
+            Data Augmentation*, 2020 (arXiv:2005.00695).
+        """
+        ops = by_name(
+            *("autocontrast", "brightness", "color", "contrast", "cutout", "equalize", "invert"),
+            *("rotate", "sharpness", "shear_x", "shear_y", "solarize"),
+            *("translate_x_pixels", "translate_y_pixels"),
+        )
+        # Released: int(4 level), so 0 to 3 bits; rounding gives the same from half a bit below.
+        ops["posterize"] = replace(OPS["posterize"], low=-0.5, high=3.5, limits=(-0.5, 8.0))
+        return cls(
+            ops, 2, replacement=True, probability=0.5, stream=stream, every=every, compiled=compiled
+        )
+
+    @classmethod
+    def randaugment(
+        cls,
+        magnitude: int = 9,
+        num_ops: int = 2,
+        *,
+        stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
+    ) -> RandomOps:
+        """Return operations drawn with replacement, all at one magnitude of 0 to 30.
+
+        Reference:
+            Cubuk, Zoph, Shlens & Le, *RandAugment*, 2020 (arXiv:1909.13719), with the operations
+            and ranges of torchvision's ``RandAugment``.
+        """
+        check_int("magnitude", magnitude, 0, _NUM_BINS - 1)
+        names = [name for name in PAPER_OPS if name != "invert"]
+        return cls(
+            ["identity", *names],
+            num_ops,
+            replacement=True,
+            levels=[magnitude / (_NUM_BINS - 1)],
+            stream=stream,
+            every=every,
+            compiled=compiled,
+        )
+
+    @classmethod
+    def trivial(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
+        """Return one operation a row, at one of 31 magnitudes of a wide range.
+
+        Reference:
+            Mueller & Hutter, *TrivialAugment*, 2021 (arXiv:2103.10158), with the wide space of
+            torchvision's ``TrivialAugmentWide``.
+        """
+        ops = by_name("identity", "autocontrast", "equalize", "solarize")
+        for name in ("brightness", "color", "contrast", "sharpness"):
+            ops[name] = OPS[name].between(1, 1.99)
+        for name, high in (("shear_x", 0.99), ("shear_y", 0.99), ("rotate", 135.0)):
+            ops[name] = OPS[name].between(0, high)
+        for name in ("translate_x_pixels", "translate_y_pixels"):
+            ops[name] = OPS[name].between(0, 32)
+        ops["posterize"] = OPS["posterize"].between(8, 2)
+        levels = [bin_ / (_NUM_BINS - 1) for bin_ in range(_NUM_BINS)]
+        return cls(ops, 1, levels=levels, stream=stream, every=every, compiled=compiled)
+
+    @staticmethod
+    def autoaugment(
+        dataset: Literal["cifar10", "imagenet", "svhn"],
+        *,
+        stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
+    ) -> SubPolicies:
+        """Return the learned policy for a dataset: one of 25 pairs of operations a row.
+
+        Reference:
+            Cubuk, Zoph, Mane, Vasudevan & Le, *AutoAugment*, 2019 (arXiv:1805.09501), tables 7 to
+            9, as torchvision carries them.
+
+        Raises:
+            ImportError: If torchvision, which has the tables, is not installed.
+        """
+        check_choice("dataset", dataset, ("cifar10", "imagenet", "svhn"))
+        return SubPolicies(
+            _autoaugment_table(dataset), stream=stream, every=every, compiled=compiled
+        )
+
+    @staticmethod
+    def augmix(
+        severity: int = 3,
+        *,
+        width: int = 3,
+        stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
+    ) -> AugMix:
+        """Return a mixture of chains of operations: see :class:`AugMix`."""
+        return AugMix(severity, width=width, stream=stream, every=every, compiled=compiled)
+
+    @classmethod
+    def cutout(
+        cls,
+        size: float = 0.5,
+        *,
+        fill: float | Sequence[float] = 0.5,
+        stream: int = 0,
+        every: int = 1,
+    ) -> RandomOps:
+        """Return a square erased around a random pixel, cut off at the edges.
+
+        Args:
+            size: Side, as a share of the shorter side of the image; DeVries & Taylor take half of
+                it on CIFAR-10 and 20 of 32 pixels on SVHN.
+            fill: Colour in [0, 1], one value or one a channel; the dataset's mean is what is
+                black once normalised.
+            stream: As in :class:`RandomOps`.
+            every: As in :class:`RandomOps`.
+
+        Reference:
+            DeVries & Taylor, *Improved Regularization of Convolutional Neural Networks with
+            Cutout*, 2017 (arXiv:1708.04552).
+        """
+        colour = tuple(float(v) for v in np.atleast_1d(np.asarray(fill, np.float64)))
+        if len(colour) not in (1, 3) or not all(0 <= value <= 1 for value in colour):
+            raise ValueError(f"fill must be one or three values in [0, 1], got fill={fill}.")
+        op = replace(OPS["cutout"], low=size, high=size, prepare=partial(cut, colour=colour))
+        return cls({"cutout": op}, 1, stream=stream, every=every)
+
+    @classmethod
+    def noise(cls, sigma: float = 0.1, *, stream: int = 0, every: int = 1) -> RandomOps:
+        """Return normal noise of a standard deviation in [0, 1] on every value."""
+        return cls(
+            {"gaussian_noise": OPS["gaussian_noise"].between(sigma, sigma)},
+            1,
+            stream=stream,
+            every=every,
+        )
 
     def __repr__(self) -> str:
-        return f"RandomOps(ops={tuple(self.ops)}, num_ops={self.num_ops})"
+        return f"{type(self).__name__}(ops={tuple(self.ops)}, num_ops={self.num_ops})"
 
     def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
         """Return the batch with every row augmented."""
         check_images(x, rows)
-        if x.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got {x.shape[1]}.")
+        for name, op in self.ops.items():
+            if op.channels and x.shape[1] not in op.channels:
+                raise ValueError(
+                    f"images must have {' or '.join(map(str, op.channels))} channels for "
+                    f"{name!r}, got {x.shape[1]}."
+                )
         if len(x) == 0:
             return x
-        count = len(self.ops)
-        draws = uniforms(rows, count + 2 * self.num_ops, self.stream)
-        # The order of random numbers is a random order of the ops; the sort is stable, so equal
-        # numbers cannot make the order depend on the implementation.
-        chosen = draws[:, :count].argsort(dim=1, stable=True)[:, : self.num_ops]
         with plain_context(x.device):
-            quantised = x.dtype == torch.uint8
-            out = x.float() / 255 if quantised else x.to(torch.float32, copy=True)
-            for slot in range(self.num_ops):
-                strength, sign = draws[:, count + 2 * slot], draws[:, count + 2 * slot + 1]
-                for number, op in enumerate(self.ops.values()):
-                    at = (chosen[:, slot] == number).nonzero().squeeze(1)
-                    if len(at) == 0:
-                        continue
-                    magnitude = op.magnitudes(strength[at], sign[at]).to(x.device)
-                    at = at.to(x.device)
-                    images = out[at]
-                    result = op.apply(images, magnitude)
-                    if result.shape != images.shape:
-                        raise ValueError(
-                            f"ops must keep the shape {tuple(images.shape)}, got "
-                            f"{tuple(result.shape)} from {list(self.ops)[number]!r}."
-                        )
-                    out[at] = result
-                out.clamp_(0, 1)
-                if quantised:
-                    out = (out * 255).round() / 255
-            return (out * 255).round().to(torch.uint8) if quantised else out.to(x.dtype)
+            images = x if x.dtype == torch.uint8 else x.to(torch.float32)
+            return self._augmented(images, rows.held(self.every)).to(x.dtype)
+
+    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
+        draws = uniforms(rows, self.num_ops * _DRAWS_A_SLOT, self.stream)
+        return self._engine(x, self.drawn(draws.reshape(len(rows), self.num_ops, _DRAWS_A_SLOT)))
+
+    def drawn(self, draws: Float32Array) -> Drawn:
+        """Turn uniform numbers into operations and magnitudes.
+
+        Args:
+            draws: ``(B, num_ops, 6)``
+        """
+        chosen = self._chosen(draws[:, :, _CHOICE])
+        level = self._level(draws[:, :, _LEVEL], chosen)
+        change = level * self._span[chosen]
+        np.negative(change, out=change, where=self._signed[chosen] & (draws[:, :, _SIGN] < 0.5))
+        magnitude = self._low[chosen] + change
+        magnitude = np.where(self._integral[chosen], np.round(magnitude), magnitude)
+        fires = draws[:, :, _FIRES] < self._probabilities(chosen)
+        return Drawn(np.where(fires, chosen, -1), magnitude, draws[:, :, _SPARE:])
+
+    def _chosen(self, draws: Float32Array) -> Int64Array:
+        """Draw operations, each time from those that are left; ``(B, num_ops)``."""
+        if self.replacement:
+            return (draws * len(self.ops)).astype(np.int64)
+        chosen = np.empty(draws.shape, np.int64)
+        for slot in range(self.num_ops):
+            chosen[:, slot] = draws[:, slot] * (len(self.ops) - slot)
+            # Numbers count the operations that are left: step over those that are taken.
+            for taken_before in np.sort(chosen[:, :slot], axis=1).T:
+                chosen[:, slot] += chosen[:, slot] >= taken_before
+        return chosen
+
+    def _level(self, draws: Float32Array, chosen: Int64Array) -> Float32Array:
+        if self.levels is None:
+            return draws
+        return self.levels[(draws * len(self.levels)).astype(np.int64)]
+
+    def _probabilities(self, chosen: Int64Array) -> Float32Array | float:
+        return self.probability
+
+
+class SubPolicies(RandomOps):
+    """Apply one of several sequences of operations to each row, all equally likely.
+
+    Args:
+        table: Sequences, of one length: ``(op, probability, level)`` each, where an op is a name
+            of :data:`~augsubset.augment.ops.OPS` or an :class:`~augsubset.augment.ops.Op`.
+        stream: As in :class:`RandomOps`.
+        every: As in :class:`RandomOps`.
+        compiled: As in :class:`RandomOps`.
+
+    Raises:
+        TypeError: If an op is of the wrong kind.
+        ValueError: If an op is unknown, a probability or level is outside [0, 1], or the lengths
+            differ.
+
+    Example:
+        >>> two = SubPolicies([[("rotate", 0.5, 1.0)], [("invert", 1.0, 0.0)]])
+    """
+
+    def __init__(
+        self,
+        table: Sequence[Sequence[tuple[str | Op, float, float]]],
+        *,
+        stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        lengths = {len(sequence) for sequence in table}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"table must hold sequences of one length, got {sorted(lengths)}.")
+        ops: dict[str, Op] = {}
+        steps = [step for sequence in table for step in sequence]
+        for number, (op, probability, level) in enumerate(steps):
+            if not 0 <= probability <= 1 or not 0 <= level <= 1:
+                raise ValueError(
+                    f"probabilities and levels must be in [0, 1], got {(op, probability, level)}."
+                )
+            if not isinstance(op, Op):
+                check_choice("ops", op, tuple(OPS))
+            name = op if isinstance(op, str) else "op"
+            ops[f"{name} {number}"] = OPS[op] if isinstance(op, str) else op
+        (length,) = lengths
+        super().__init__(
+            ops, length, replacement=True, stream=stream, every=every, compiled=compiled
+        )
+        self.table = [list(sequence) for sequence in table]
+        self._probability_of_step: Float32Array = np.array([p for _, p, _ in steps], np.float32)
+        self._level_of_step: Float32Array = np.array([level for *_, level in steps], np.float32)
+
+    def __repr__(self) -> str:
+        return f"SubPolicies({len(self.table)} sequences of {self.num_ops})"
+
+    def _chosen(self, draws: Float32Array) -> Int64Array:
+        sequence = (draws[:, :1] * len(self.table)).astype(np.int64)
+        return sequence * self.num_ops + np.arange(self.num_ops)
+
+    def _level(self, draws: Float32Array, chosen: Int64Array) -> Float32Array:
+        return self._level_of_step[chosen]
+
+    def _probabilities(self, chosen: Int64Array) -> Float32Array | float:
+        return self._probability_of_step[chosen]
+
+
+class AugMix(RandomOps):
+    """Mix each row with some chains of one to three operations on it.
+
+    Weights of the chains are uniform on the simplex, that of the original uniform in [0, 1): the
+    published alpha of 1. Warps take the nearest pixel, as everywhere here.
+
+    Args:
+        severity: 1 to 10: magnitudes are uniform among the lowest so many of ten.
+        width: Chains.
+        stream: As in :class:`RandomOps`.
+        every: As in :class:`RandomOps`.
+        compiled: As in :class:`RandomOps`.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Cost:
+        That of ``2 width`` operations a row, and ``width + 1`` passes to mix.
+
+    Reference:
+        Hendrycks et al., *AugMix*, 2020 (arXiv:1912.02781), with the operations and ranges of
+        torchvision's ``AugMix``. The consistency loss of the paper is yours to add.
+    """
+
+    def __init__(
+        self,
+        severity: int = 3,
+        *,
+        width: int = 3,
+        stream: int = 0,
+        every: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        check_int("severity", severity, 1, 10)
+        ops = by_name(
+            *("shear_x", "shear_y", "rotate", "solarize", "autocontrast", "equalize"),
+            *("brightness", "color", "contrast", "sharpness"),
+        )
+        for name in ("translate_x", "translate_y"):
+            ops[name] = OPS[name].between(0, 1 / 3)
+        ops["posterize"] = OPS["posterize"].between(4, 0)
+        levels = [level / 9 for level in range(severity)]
+        super().__init__(
+            ops, 3, replacement=True, levels=levels, stream=stream, every=every, compiled=compiled
+        )
+        self.stream = _stream(_AUGMIX, stream)
+        self.width = check_int("width", width, 1)
+
+    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
+        num_rows, per_chain = len(x), self.num_ops * _DRAWS_A_SLOT
+        draws = uniforms(rows, self.width * (per_chain + 2) + 1, self.stream)
+        chains = draws[:, : self.width * per_chain]
+        drawn = self.drawn(chains.reshape(num_rows * self.width, self.num_ops, _DRAWS_A_SLOT))
+        depth = draws[:, self.width * per_chain : -self.width - 1].reshape(-1, 1) * self.num_ops
+        drawn.op[np.arange(self.num_ops) > depth] = -1
+        chained = self._engine(x.repeat_interleave(self.width, 0), drawn)
+        # A uniform point of the simplex: exponential numbers by their sum.
+        share = -np.log(draws[:, -self.width - 1 : -1].astype(np.float64) + 2**-25)
+        share /= share.sum(1, keepdims=True)
+        original = draws[:, -1:].astype(np.float64)
+        weights = np.concatenate([original, (1 - original) * share], 1).astype(np.float32)
+        weight = sent(torch.from_numpy(weights), x.device)[:, :, None, None, None]
+        mixed = x * weight[:, 0]
+        for chain in range(self.width):
+            mixed += chained[chain :: self.width] * weight[:, chain + 1]
+        return mixed.clamp_(0, 255 if x.dtype == torch.uint8 else 1).to(x.dtype)
+
+
+def _autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]]:
+    """Return torchvision's table with our operations: (op, probability, level of ten)."""
+    try:
+        from torchvision.transforms import (  # type: ignore[import-untyped]
+            AutoAugment,
+            AutoAugmentPolicy,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "RandomOps.autoaugment takes its tables from torchvision, which is not installed: "
+            "pip install torchvision."
+        ) from error
+    names = {
+        **{"ShearX": "shear_x", "ShearY": "shear_y", "Rotate": "rotate", "Color": "color"},
+        **{"TranslateX": "translate_x", "TranslateY": "translate_y", "Invert": "invert"},
+        **{"Brightness": "brightness", "Contrast": "contrast", "Sharpness": "sharpness"},
+        **{"Posterize": "posterize", "Solarize": "solarize", "AutoContrast": "autocontrast"},
+        "Equalize": "equalize",
+    }
+    return [
+        [(names[name], p, 0.0 if bin_ is None else bin_ / 9) for name, p, bin_ in sequence]
+        for sequence in AutoAugment(AutoAugmentPolicy(dataset)).policies
+    ]
 
 
 class CropFlip:
@@ -147,12 +525,17 @@ class CropFlip:
         flip: Probability of mirroring left to right.
         padding_mode: What lies outside: ``"constant"`` zeros, or the image ``"reflect"``-ed.
         stream: As in :class:`RandomOps`.
+        every: As in :class:`RandomOps`.
 
     Raises:
+        TypeError: If a number is of the wrong kind.
         ValueError: If a value is out of range.
 
     Shape:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``.
+
+    Cost:
+        One gather of all pixels.
     """
 
     def __init__(
@@ -162,14 +545,17 @@ class CropFlip:
         flip: float = 0.5,
         padding_mode: Literal["constant", "reflect"] = "constant",
         stream: int = 0,
+        every: int = 1,
     ) -> None:
         check_choice("padding_mode", padding_mode, ("constant", "reflect"))
+        check_number("flip", flip)
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be a probability, got flip={flip}.")
         self.padding = check_int("padding", padding, 0)
         self.flip = flip
         self.padding_mode = padding_mode
         self.stream = _stream(_CROP_FLIP, stream)
+        self.every = check_int("every", every, 1)
 
     def __repr__(self) -> str:
         return (
@@ -180,37 +566,26 @@ class CropFlip:
     def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
         """Return the batch with every row cropped and perhaps mirrored."""
         check_images(x, rows)
-        batch, _, height, width = x.shape
+        height, width = x.shape[-2:]
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
             raise ValueError(
                 f"padding must be less than the image's size {height} x {width} to reflect, "
                 f"got padding={self.padding}."
             )
-        draws = uniforms(rows, 3, self.stream)
-        offsets = (draws[:, :2] * (2 * self.padding + 1)).long() - self.padding
-        mirrored = draws[:, 2:] < self.flip
-        source_y = offsets[:, :1] + torch.arange(height)
-        columns = torch.arange(width).expand(batch, width)
-        source_x = offsets[:, 1:] + torch.where(mirrored, columns.flip(1), columns)
-        inside = (
-            ((source_y >= 0) & (source_y < height))[:, :, None]
-            & ((source_x >= 0) & (source_x < width))[:, None, :]
-        )[:, None]
+        if len(x) == 0:
+            return x
+        draws = uniforms(rows.held(self.every), 3, self.stream)
+        offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
+        rows_from = offsets[:, :1] + np.arange(height)
+        columns_from = offsets[:, 1:] + np.arange(width)
+        mirrored = draws[:, 2] < self.flip
+        columns_from[mirrored] = columns_from[mirrored, ::-1]
+        if self.padding_mode == "reflect":
+            rows_from = height - 1 - np.abs(height - 1 - np.abs(rows_from))
+            columns_from = width - 1 - np.abs(width - 1 - np.abs(columns_from))
+        # In an image with a black border of one pixel.
+        first = (np.clip(rows_from, -1, height) + 1) * (width + 2)
+        second = np.clip(columns_from, -1, width) + 1
+        at = sent(torch.from_numpy(np.concatenate([first, second], 1)), x.device)
         with torch.no_grad():
-            pixels = x[
-                torch.arange(batch, device=x.device)[:, None, None],
-                :,
-                _reflected(source_y, height)[:, :, None].to(x.device),
-                _reflected(source_x, width)[:, None, :].to(x.device),
-            ].permute(0, 3, 1, 2)
-            if self.padding_mode == "reflect":
-                return pixels.contiguous()
-            return pixels * inside.to(x.device)
-
-
-def _reflected(source: Tensor, size: int) -> Tensor:
-    """Fold coordinates outside 0..size-1 back inside without repeating the edge."""
-    if size == 1:
-        return torch.zeros_like(source)
-    folded = source.abs() % (2 * size - 2)
-    return torch.minimum(folded, 2 * size - 2 - folded)
+            return taken(x, at[:, :height, None] + at[:, None, height:])

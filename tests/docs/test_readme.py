@@ -126,6 +126,23 @@ def test_the_selection_figures_in_the_readme_are_those_on_record():
         assert f"{value:.0f} times faster than {peer}" in text
 
 
+def test_what_recycling_costs_and_how_stale_it_is_is_on_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "recycled.json").read_text())["recycled"]
+    page = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    assert f"takes {record['cost_of_recording'] - 1:.0%} of an epoch" in page
+    assert f"a scan of {record['scan_seconds']:.1f} s" in page
+    assert f"by {record['mean_residual_moved']:.2f} where their norm is" in page
+    assert f"norm is {record['mean_residual_norm']:.2f}" in page
+    assert f"(correlation {record['correlation']:.2f})" in page
+    assert f"costs {record['recycled_over_scan']:.2f} times what one from the scan" in page
+    assert f"costs {record['random_over_scan']:.2f} times as much" in page
+    assert 0.45 < record["mean_age_in_epochs"] < 0.55
+    kept = (record["random_over_scan"] - record["recycled_over_scan"]) / (
+        record["random_over_scan"] - 1
+    )
+    assert 0.2 < kept < 0.3
+
+
 def test_the_cost_model_in_the_docs_is_the_one_on_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
     text = (ROOT / "docs" / "scale.md").read_text()

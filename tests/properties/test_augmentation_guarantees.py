@@ -5,17 +5,28 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys, SubsetAugmentLoader
-from augsubset.augment.keyed_random import uniforms
+from augsubset.augment.keyed_random import mixed, normals, uniforms
 from augsubset.augment.ops import OPS
 from augsubset.sampling import unpack
 
-POLICIES = {"ops": RandomOps.paper(), "three": RandomOps(num_ops=3), "crop": CropFlip(3)}
+POLICIES = {
+    "ops": RandomOps.paper(),
+    "three": RandomOps(num_ops=3),
+    "every op": RandomOps(tuple(OPS), 6),
+    "wu2020": RandomOps.wu2020(),
+    "autoaugment": RandomOps.autoaugment("svhn"),
+    "augmix": RandomOps.augmix(),
+    "noise": RandomOps.noise(),
+    "crop": CropFlip(3),
+    "reflect": CropFlip(1, padding_mode="reflect"),
+}
 KEYS = st.tuples(
     st.integers(0, 2**62), st.integers(0, 8191), st.integers(0, 2**36 - 1), st.integers(0, 2**14)
 )
@@ -54,17 +65,81 @@ def test_a_rows_result_does_not_depend_on_batch_mates_order_or_batch_size(name, 
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("unit", [False, True])
-def test_large_images_do_not_depend_on_the_batch_or_the_memory_format(name, unit):
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(32, 32), (210, 190)])
+def test_large_images_do_not_depend_on_batch_threads_or_memory_format(name, unit, threads, size):
     """From 32,768 numbers on, torch splits a reduction among threads when it stands alone."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (3, 3, 210, 190), dtype=torch.uint8, generator=generator)
+    x = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=generator)
     x = x.float() / 255 if unit else x
     rows = RowKeys(0, 0, torch.arange(3), 1)
     policy = RandomOps([name], num_ops=1)
     together = policy(x, rows)
-    alone = [policy(x[i : i + 1], rows[torch.tensor([i])]) for i in range(3)]
-    assert torch.equal(torch.cat(alone), together)
-    assert torch.equal(policy(x.contiguous(memory_format=torch.channels_last), rows), together)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = [policy(x[i : i + 1], rows[torch.tensor([i])]) for i in range(3)]
+        assert torch.equal(torch.cat(alone), together)
+        other = policy(x.contiguous(memory_format=torch.channels_last), rows)
+        assert torch.equal(other, together)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_same_at_224_pixels(name, data):
+    policy = POLICIES[name]
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    x = torch.randint(0, 256, (6, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    rows = RowKeys(data.draw(st.integers(0, 2**40)), 0, torch.arange(6), 1)
+    together = policy(x, rows)
+    order = torch.tensor(data.draw(st.permutations(range(6))))
+    cut = data.draw(st.integers(1, 5))
+    parts = [policy(x[part], rows[part]) for part in (order[:cut], order[cut:])]
+    assert torch.equal(torch.cat(parts), together[order])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("size", [32, 224])
+def test_rows_do_not_depend_on_batch_mates_on_cuda(name, size):
+    x = torch.randint(0, 256, (40, 3, size, size), dtype=torch.uint8)
+    rows, policy = RowKeys(0, 0, torch.arange(40), 1), POLICIES[name]
+    together = policy(x.cuda(), rows)
+    order = torch.randperm(40)
+    parts = [policy(x[part].cuda(), rows[part]) for part in (order[:7], order[7:])]
+    assert torch.equal(torch.cat(parts), together[order.cuda()])
+    on_host = policy(x, rows)
+    assert float((together.cpu().int() - on_host.int()).abs().float().mean()) < 0.5
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_host_never_waits_for_the_device(name):
+    x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8).cuda()
+    rows, policy = RowKeys(0, 0, torch.arange(64), 1), POLICIES[name]
+    policy(x, rows)  # tables are sent once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        policy(x, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("name", POLICIES)
+def test_deterministic_algorithms_are_all_that_is_needed(name, device):
+    x = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, device=device)
+    rows, policy = RowKeys(0, 0, torch.arange(16), 1), POLICIES[name]
+    expected = policy(x, rows)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(policy(x, rows), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_kornia_module_may_depend_on_batch_mates():
@@ -120,17 +195,71 @@ def test_uniforms_match_unsigned_integer_arithmetic(key, stream, num_draws):
     assert found.tolist() == [expected]
 
 
-def test_uniforms_are_uniform_and_uncorrelated():
-    draws = uniforms(RowKeys(7, 3, torch.arange(50_000), 1), 16, 1).double()
-    assert float((draws.mean(0) - 0.5).abs().max()) < 0.007  # 5 sigma
-    assert float((draws.var(0) * 12 - 1).abs().max()) < 0.03
-    across_draws = torch.corrcoef(draws.T) - torch.eye(16)
-    assert float(across_draws.abs().max()) < 0.025
-    neighbours = torch.corrcoef(torch.stack([draws[:-1, 0], draws[1:, 0]]))[0, 1]
-    assert abs(float(neighbours)) < 0.025
-    counts = torch.histc(draws[:, 0], 100, 0, 1)
-    chi_square = float(((counts - 500) ** 2 / 500).sum())
-    assert chi_square < 99 + 5 * (2 * 99) ** 0.5
+AXES = {
+    "seed": lambda n: [uniforms(RowKeys(s, 3, torch.tensor([5]), 1), 1, 1)[0, 0] for s in range(n)],
+    "epoch": lambda n: uniforms(RowKeys(7, torch.arange(n) % 8192, n + torch.arange(n), 1), 1, 1),
+    "index": lambda n: uniforms(RowKeys(7, 3, torch.arange(n), 1), 1, 1),
+    "large index": lambda n: uniforms(RowKeys(7, 3, (1 << 36) - 1 - torch.arange(n), 1), 1, 1),
+    "copy": lambda n: uniforms(RowKeys(7, 3, torch.tensor([5]), torch.arange(n)), 1, 1),
+    "draw": lambda n: uniforms(RowKeys(7, 3, torch.tensor([5]), 1), n, 1),
+    "stream": lambda n: [
+        uniforms(RowKeys(7, 3, torch.tensor([5]), 1), 1, s)[0, 0] for s in range(n)
+    ],
+    "last bits": lambda n: (uniforms(RowKeys(7, 3, torch.arange(n), 1), 1, 1) * 2**16) % 1,
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_uniforms_are_uniform_and_neighbours_independent(axis):
+    """Along each part of the key alone: as a whole, and from one number to the next."""
+    draws = np.asarray(AXES[axis](4096), np.float64).ravel()
+    assert stats.kstest(draws, "uniform").pvalue > 1e-3
+    assert stats.chisquare(np.histogram(draws, 64, (0, 1))[0]).pvalue > 1e-3
+    cells = np.histogram2d(draws[:-1], draws[1:], 16, [[0, 1], [0, 1]])[0]
+    assert stats.chisquare(cells[:, :].ravel()).pvalue > 1e-3
+    signs = draws > 0.5
+    runs = 1 + int((signs[1:] != signs[:-1]).sum())
+    assert abs(runs - len(draws) / 2) < 4 * (len(draws) / 4) ** 0.5
+
+
+def test_the_tests_of_uniformity_tell_a_counter_from_a_hash():
+    """The control."""
+    draws = np.arange(4096) / 4096
+    cells = np.histogram2d(draws[:-1], draws[1:], 16, [[0, 1], [0, 1]])[0]
+    assert stats.chisquare(cells.ravel()).pvalue < 1e-6
+
+
+def test_draws_of_a_row_are_independent():
+    draws = uniforms(RowKeys(7, 3, torch.arange(50_000), 1), 16, 1).astype(np.float64)
+    assert np.abs(draws.mean(0) - 0.5).max() < 0.007  # 5 sigma
+    assert np.abs(draws.var(0) * 12 - 1).max() < 0.03
+    across_draws = np.corrcoef(draws.T) - np.eye(16)
+    assert np.abs(across_draws).max() < 0.025
+    for one in range(0, 16, 5):
+        for other in range(one + 1, 16, 4):
+            cells = np.histogram2d(draws[:, one], draws[:, other], 8, [[0, 1], [0, 1]])[0]
+            assert stats.chi2_contingency(cells).pvalue > 1e-4
+
+
+def test_copies_of_an_example_are_independent_of_each_other():
+    by_copy = np.concatenate(
+        [uniforms(RowKeys(7, 3, torch.arange(20_000), copy), 1, 1) for copy in range(1, 5)], 1
+    )
+    assert np.abs(np.corrcoef(by_copy.T) - np.eye(4)).max() < 0.03
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
+def test_a_devices_integers_are_the_hosts(words):
+    found = mixed(torch.tensor(words))
+    assert [word % (1 << 64) for word in found.tolist()] == [mix(word & WORD) for word in words]
+
+
+@pytest.mark.cuda
+def test_cuda_draws_the_same_integers_and_noise():
+    words = torch.arange(-5000, 5000) * 0x123456789ABCDEF
+    assert torch.equal(mixed(words.cuda()).cpu(), mixed(words))
+    seeds = torch.from_numpy(uniforms(RowKeys(0, 0, torch.arange(9), 1), 2, 1))
+    assert torch.equal(normals(seeds.cuda(), 1000).cpu(), normals(seeds, 1000))
 
 
 # Contract 14, through the loader.

@@ -1,0 +1,330 @@
+"""Time of augmenting some rows of a batch, beside Kornia's and torchvision's ways to do it.
+
+``python -m benchmarks.augmentation --data CIFAR10 --out FILE`` takes each row two operations of
+fourteen on one core, in turn with the peers on the same images, and prints a line a figure: the
+value, its target, met or MISSED. ``--quick`` leaves the large images out. With ``--device cuda``
+it sweeps 64 to 4,096 rows, eager and compiled, with the kernels that were launched.
+
+Kornia's modules draw per row, but a batch gets one list of them; here they get the rows of each
+operation, as a user would group them, or all rows behind a gate. torchvision's RandAugment runs
+image by image on PIL, conversions left out, as in a dataset's transform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import kornia.augmentation as K
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import to_pil_image
+
+from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
+from augsubset.augment import policies
+from augsubset.augment.engine import Engine
+from benchmarks.harness import ImageData, environment, load_cifar10
+from benchmarks.measuring import Figure, in_turn, summary
+
+NUM_OPS = 2
+LARGE = 224
+# The peers' nearest to the fourteen, at the strongest of the same ranges where they are the same.
+KORNIA_OPS: tuple[nn.Module, ...] = (
+    K.RandomRotation(30.0, resample="nearest", p=1.0),
+    K.RandomShear((-17.0, 17.0), resample="nearest", p=1.0),
+    K.RandomShear((0.0, 0.0, -17.0, 17.0), resample="nearest", p=1.0),
+    K.RandomTranslate((-0.45, 0.45), None, resample="nearest", p=1.0),
+    K.RandomTranslate(None, (-0.45, 0.45), resample="nearest", p=1.0),
+    K.RandomBrightness((0.1, 1.9), p=1.0),
+    K.RandomContrast((0.1, 1.9), p=1.0),
+    K.RandomSaturation((0.1, 1.9), p=1.0),
+    K.RandomSharpness(0.9, p=1.0),
+    K.RandomPosterize((4, 8), p=1.0),
+    K.RandomSolarize(0.5, 0.0, p=1.0),
+    K.RandomAutoContrast(p=1.0),
+    K.RandomEqualize(p=1.0),
+    K.RandomInvert(p=1.0),
+)
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    return (x.clamp_(0, 1) * 255).round_().to(torch.uint8)
+
+
+def kornia_grouped(x: Tensor, chosen: Tensor) -> Tensor:
+    """Give Kornia's modules the rows of each operation, one group after the other."""
+    out = x.float() / 255
+    for slot in range(NUM_OPS):
+        for number, module in enumerate(KORNIA_OPS):
+            rows = (chosen[:, slot] == number).nonzero().squeeze(1)
+            if len(rows):
+                rows = rows.to(x.device)
+                out[rows] = module(out[rows])
+    return _to_bytes(out)
+
+
+def kornia_gated(x: Tensor, chosen: Tensor) -> Tensor:
+    """Give each of Kornia's modules all rows, and keep the result of some: what ``p=`` does."""
+    out = x.float() / 255
+    chosen = chosen.to(x.device)
+    for slot in range(NUM_OPS):
+        for number, module in enumerate(KORNIA_OPS):
+            out = torch.where((chosen[:, slot] == number)[:, None, None, None], module(out), out)
+    return _to_bytes(out)
+
+
+class CountCalls(TorchDispatchMode):
+    """Count ATen calls that are no views: what a device would launch a kernel for, or copy."""
+
+    VIEWS = frozenset(
+        "aten." + name
+        for name in (
+            *("alias", "as_strided", "detach", "diagonal", "expand", "permute", "select", "slice"),
+            *("split", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view"),
+            *("_unsafe_view", "_reshape_alias", "split_with_sizes", "narrow"),
+        )
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call, and count it."""
+        self.count += str(func.overloadpacket) not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(call: Callable[[], Any]) -> int:
+    """Return how many ATen calls something makes."""
+    with CountCalls() as counter:
+        call()
+    return counter.count
+
+
+def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]:
+    """Return the part of a policy's call that decides what each row gets."""
+
+    def draw() -> Any:
+        held = rows.held(policy.every)
+        draws = policies.uniforms(held, policy.num_ops * 6, policy.stream)
+        drawn = policy.drawn(draws.reshape(len(rows), policy.num_ops, 6))
+        return policy._engine._planned(drawn, *x.shape[-2:])
+
+    return draw
+
+
+def median(raw: list[float]) -> float:
+    """Return the median."""
+    return statistics.median(raw)
+
+
+def against_peers(
+    x: Tensor, repeats: int, targets: dict[str, float], name: str, gated: bool = False
+) -> tuple[list[Figure], dict[str, Any]]:
+    """Time a policy on all rows of ``x`` beside the peers, in turn."""
+    num_rows = len(x)
+    rows = RowKeys(0, 0, torch.arange(num_rows), 1)
+    chosen = torch.argsort(
+        torch.rand(num_rows, len(KORNIA_OPS), generator=torch.Generator().manual_seed(0)), 1
+    )[:, :NUM_OPS]
+    policy = RandomOps.paper()
+    pil = v2.RandAugment(NUM_OPS, 9)
+    images = [to_pil_image(image) for image in x]
+    calls: dict[str, Callable[[], Any]] = {
+        "augsubset": partial(policy, x, rows),
+        "drawing": drawing_of(policy, x, rows),
+        "kornia grouped": partial(kornia_grouped, x, chosen),
+        "torchvision per sample": lambda: [pil(image) for image in images],
+    }
+    if gated:
+        calls["kornia gated"] = partial(kornia_gated, x, chosen)
+    for call in calls.values():
+        call()
+    raw = in_turn(calls, repeats)
+    mine = median(raw["augsubset"])
+    figures = [
+        Figure(
+            f"{name}faster than {peer}",
+            median(raw[peer]) / mine,
+            "x",
+            "higher",
+            targets.get(peer),
+        )
+        for peer in calls
+        if peer not in ("augsubset", "drawing")
+    ]
+    drawing = median(raw["drawing"]) / mine
+    figures.append(
+        Figure(f"{name}drawing's share", drawing, "share", "lower", targets.get("drawing"))
+    )
+    measured = {peer: summary(seconds) for peer, seconds in raw.items()}
+    return figures, {
+        "rows": num_rows,
+        "microseconds_an_image": mine / num_rows * 1e6,
+        "seconds": measured,
+        "calls": {peer: calls_of(calls[peer]) for peer in ("augsubset", "kornia grouped")},
+    }
+
+
+def selected_rows(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Time a loader's augmentation of a batch where all, a tenth or none of the rows are copies."""
+    num_rows = len(x)
+    dataset = TensorDataset(x, torch.arange(num_rows) % 10)
+    loader = SubsetAugmentLoader(
+        DataLoader(dataset, num_rows),
+        nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 10)),
+        RandomOps.paper(),
+        selector=RandomSelector(),
+    )
+    calls, counts = {}, {}
+    for share in (0.0, 0.1, 1.0):
+        copies = (torch.arange(num_rows) < share * num_rows).long()
+        rows = RowKeys(0, 0, torch.arange(num_rows), copies[torch.randperm(num_rows)])
+        calls[f"{share:.0%}"] = partial(loader._strongly_augmented, x, rows)
+        with patch.object(Engine, "__call__", side_effect=Engine.__call__, autospec=True) as ran:
+            loader._strongly_augmented(x, rows)
+        counts[f"{share:.0%}"] = ran.call_count
+    raw = in_turn(calls, repeats)
+    ratio = median(raw["10%"]) / median(raw["100%"])
+    return [
+        Figure("10% of the rows: cost over that of all", ratio, "x", "lower", 0.2),
+        Figure("no rows: runs of the engine", counts["0%"], "runs", "lower", 0),
+    ], {share: summary(seconds) for share, seconds in raw.items()}
+
+
+def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
+    """Measure everything that needs no device."""
+    torch.set_num_threads(1)
+    figures: list[Figure] = []
+    measured: dict[str, Any] = {}
+
+    def add(name: str, found: tuple[list[Figure], dict[str, Any]]) -> None:
+        for figure in found[0]:
+            print(figure, flush=True)
+        figures.extend(found[0])
+        measured[name] = found[1]
+
+    few = {"kornia grouped": 3.0}
+    add("64 at 32", against_peers(images[:64], repeats, few, "64 rows, 32 px: "))
+    calls = measured["64 at 32"]["calls"]["augsubset"]
+    add("calls", ([Figure("64 rows: ATen calls", calls, "calls", "lower", 250)], {}))
+    many = {
+        "kornia grouped": 1.3,
+        "kornia gated": 8.0,
+        "torchvision per sample": 2.5,
+        "drawing": 0.05,
+    }
+    add("512 at 32", against_peers(images[:512], repeats, many, "512 rows, 32 px: ", gated=True))
+    add("selected", selected_rows(images[:512], repeats))
+    if not quick:
+        large = F.interpolate(images[:64].float(), LARGE, mode="bilinear")
+        found = against_peers(
+            large.round_().to(torch.uint8),
+            max(3, repeats // 3),
+            {"kornia grouped": 1.3},
+            f"64 rows, {LARGE} px: ",
+        )
+        add(f"64 at {LARGE}", found)
+    return {"figures": [figure.as_record() for figure in figures], "measured": measured}
+
+
+def on_device(images: Tensor, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Sweep the number of rows on a GPU: eager, compiled, Kornia grouped, torchvision per batch."""
+    found: dict[str, Any] = {}
+    for size, largest in ((32, 4096), (LARGE, 512)):
+        for num_rows in (64, 256, 512, 1024, 4096):
+            if num_rows > largest:
+                continue
+            x = images[:num_rows].to(device)
+            if size != x.shape[-1]:
+                x = F.interpolate(x.float(), size, mode="bilinear").round_().to(torch.uint8)
+            rows = RowKeys(0, 0, torch.arange(num_rows), 1)
+            chosen = torch.argsort(torch.rand(num_rows, len(KORNIA_OPS)), 1)[:, :NUM_OPS]
+            calls: dict[str, Callable[[], Any]] = {
+                "eager": partial(RandomOps.paper(), x, rows),
+                "compiled": partial(RandomOps.paper(compiled=True), x, rows),
+                "kornia grouped": partial(kornia_grouped, x, chosen),
+                "torchvision per batch": partial(v2.RandAugment(NUM_OPS, 9), x),
+            }
+            entry: dict[str, Any] = {}
+            for name, call in calls.items():
+                entry[name] = _timed_on(device, call, repeats)
+            found[f"{num_rows} at {size}"] = entry
+            shown = ", ".join(f"{name} {each['milliseconds']:.3g}" for name, each in entry.items())
+            print(f"{num_rows} rows, {size} px, ms: {shown}", flush=True)
+    return found
+
+
+def _timed_on(device: torch.device, call: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Return milliseconds of a call by events, and the kernels that it launches."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize(device)
+    raw = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(device)
+        raw.append(begin.elapsed_time(end))
+    activity = torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=[activity]) as profile:
+        call()
+        torch.cuda.synchronize(device)
+    launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+    return {"milliseconds": median(raw), "raw": raw, "launches": launches}
+
+
+def stand_in(num_images: int) -> Tensor:
+    """Return smooth synthetic images, where no real ones are named."""
+    coarse = torch.rand(num_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    fine = F.interpolate(coarse, 32, mode="bilinear")
+    return (fine * 255).round_().to(torch.uint8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print; with ``--out`` also write JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.augmentation", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("AUGSUBSET_CIFAR10"),
+        help="CIFAR-10: a torchvision root or an .npz; without, synthetic images",
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="32 pixels alone")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    data: ImageData | None = None if given.data is None else load_cifar10(given.data)
+    images = stand_in(4096) if data is None else data.x_train[:4096]
+    threads = torch.get_num_threads()
+    try:
+        if given.device == "cpu":
+            result = on_one_core(images, given.repeats, given.quick)
+        else:
+            result = on_device(images, torch.device(given.device), given.repeats)
+        record = {"environment": environment(data), "augmentation": result}
+    finally:
+        torch.set_num_threads(threads)
+    if given.out is not None:
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
