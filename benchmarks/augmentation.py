@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import kornia
 import kornia.augmentation as K
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +35,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
-from augsubset.augment import policies
+from augsubset.augment import OPS, policies
 from augsubset.augment.engine import Engine
+from augsubset.augment.ops import Place
 from benchmarks.harness import ImageData, environment, load_cifar10
 from benchmarks.measuring import Figure, in_turn, summary
 
@@ -179,6 +182,53 @@ def against_peers(
     }
 
 
+def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
+    """Time each operation beside Kornia's function for it, where there is one of the same meaning.
+
+    Kornia's take floats alone; ours are timed on floats and on bytes.
+    """
+    rows = len(x)
+    factor = torch.full((rows,), 1.5)
+    matrix = torch.tensor([[0.9, -0.4, 6.0], [0.4, 0.9, -5.0]]).expand(rows, -1, -1).contiguous()
+    warp = partial(
+        kornia.geometry.transform.warp_affine,
+        M=matrix,
+        dsize=tuple(x.shape[-2:]),
+        mode="nearest",
+        align_corners=False,
+    )
+    peers: dict[str, Callable[[Tensor], Tensor]] = {
+        "rotate": warp,
+        "brightness": lambda u: kornia.enhance.adjust_brightness_accumulative(u, factor),
+        "contrast": lambda u: kornia.enhance.adjust_contrast_with_mean_subtraction(u, factor),
+        "color": lambda u: kornia.enhance.adjust_saturation_with_gray_subtraction(u, factor),
+        "sharpness": lambda u: kornia.enhance.sharpness(u, factor),
+        "posterize": lambda u: kornia.enhance.posterize(u, torch.full((rows,), 4)),
+        "solarize": lambda u: kornia.enhance.solarize(u, torch.full((rows,), 0.5)),
+        "autocontrast": lambda u: kornia.enhance.normalize_min_max(u),
+        "equalize": kornia.enhance.equalize,
+        "invert": kornia.enhance.invert,
+    }
+    floats = x.float() / 255
+    found = {}
+    for name, peer in peers.items():
+        op = OPS[name]
+        place = Place(np.zeros((rows, 2), np.float32), *x.shape[-2:])
+        params = torch.from_numpy(op.parameters(np.full(rows, op.high, np.float32), place))
+        calls = {
+            "bytes": partial(op.run, x, params),
+            "floats": partial(op.run, floats, params),
+            "kornia": partial(peer, floats),
+        }
+        for call in calls.values():
+            call()
+        raw = in_turn(calls, repeats)
+        found[name] = {key: median(seconds) / rows * 1e6 for key, seconds in raw.items()}
+        shown = ", ".join(f"{key} {value:.2f}" for key, value in found[name].items())
+        print(f"{name}, microseconds an image: {shown}", flush=True)
+    return found
+
+
 def selected_rows(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
     """Time a loader's augmentation of a batch where all, a tenth or none of the rows are copies."""
     num_rows = len(x)
@@ -229,6 +279,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     }
     add("512 at 32", against_peers(images[:512], repeats, many, "512 rows, 32 px: ", gated=True))
     add("selected", selected_rows(images[:512], repeats))
+    measured["operations"] = op_by_op(images[:512], repeats)
     if not quick:
         large = F.interpolate(images[:64].float(), LARGE, mode="bilinear")
         found = against_peers(

@@ -10,41 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment.ops import Op, Place
+from augsubset.augment.drawing import Drawn
+from augsubset.augment.ops import Op, Place, alone
 from augsubset.transfer import sent
 
-__all__ = ["Drawn", "Engine"]
+__all__ = ["Engine"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
-
-
-class Drawn(NamedTuple):
-    """What a policy drew for each row and slot.
-
-    Args:
-        op: Which of the engine's operations, -1 for none. ``(B, S)``
-        magnitude: ``(B, S)``
-        spare: Uniform numbers for what is drawn beside the magnitude. ``(B, S, 2)``
-    """
-
-    op: Int64Array
-    magnitude: Float32Array
-    spare: Float32Array
+Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Stretch(NamedTuple):
     """Rows of one slot that one kernel is for, in the slot's order; no kernel: left alone."""
 
-    run: Callable[[Tensor, Tensor], Tensor] | None
+    run: Kernel | None
     first: int
     last: int
-    num_params: int
 
 
 class Engine:
@@ -58,7 +46,7 @@ class Engine:
     def __init__(self, ops: Sequence[Op], compiled: bool = False) -> None:
         self._ops = list(ops)
         # Operations of your own are kernels of one operation, even if two share a function.
-        self._kernels: list[Callable[[Tensor, Tensor], Tensor]] = []
+        self._kernels: list[Kernel] = []
         kernel_of = []
         known: dict[object, int] = {}
         for number, op in enumerate(self._ops):
@@ -69,6 +57,23 @@ class Engine:
                 self._kernels.append(_compiled(run) if compiled else run)
             kernel_of.append(known[key])
         self._kernel_of = np.array([*kernel_of, len(self._kernels)])  # the last: no operation
+        self._runs = [*self._kernels, None]
+        # Parameters are prepared for all operations of one function together.
+        prepares = [op.prepare or alone for op in self._ops]
+        self._prepares = [each for each in dict.fromkeys(prepares) if each is not alone]
+        numbers = {each: number for number, each in enumerate(self._prepares)}
+        self._prepare_of = np.array([*(numbers.get(each, -1) for each in prepares), -1])
+        self._forms = np.zeros((len(ops), max((len(op.form) for op in ops), default=0)), np.float32)
+        for number, op in enumerate(self._ops):
+            self._forms[number, : len(op.form)] = op.form
+        # As wide as the widest whatever was drawn: compiled kernels know it for a constant.
+        place = Place(np.zeros((1, 2), np.float32), 32, 32)
+        some = [op.parameters(np.full(1, op.high, np.float32), place) for op in self._ops]
+        self._num_params = max(params.shape[1] for params in some)
+        self._num_forms = [
+            max(len(op.form) for op, mine in zip(ops, prepares, strict=True) if mine is each)
+            for each in self._prepares
+        ]
 
     def __call__(self, x: Tensor, drawn: Drawn) -> Tensor:
         """Return the images with each row's operations applied, slot by slot.
@@ -86,8 +91,7 @@ class Engine:
             for stretch in stretches:
                 rows = out[stretch.first : stretch.last]
                 if stretch.run is not None:
-                    mine = table[slot, stretch.first : stretch.last, : stretch.num_params]
-                    rows = stretch.run(rows, mine)
+                    rows = stretch.run(rows, table[slot, stretch.first : stretch.last])
                 parts.append(rows)
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, at[-1])
@@ -97,56 +101,89 @@ class Engine:
     ) -> tuple[Int64Array, Tensor, list[list[_Stretch]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's stretches."""
         num_rows, num_slots = drawn.op.shape
-        found = []
-        for number, op in enumerate(self._ops):
-            rows, slots = np.nonzero(drawn.op == number)
-            if len(rows):
-                place = Place(drawn.spare[rows, slots], height, width)
-                found.append((rows, slots, op.parameters(drawn.magnitude[rows, slots], place)))
-        width_of_table = max((params.shape[1] for *_, params in found), default=1)
-        table = np.zeros((num_slots, num_rows, width_of_table), np.float32)
-        num_params = np.zeros(len(self._kernel_of), np.int64)
-        for rows, slots, params in found:
-            table[slots, rows, : params.shape[1]] = params
-            kernel = self._kernel_of[drawn.op[rows[0], slots[0]]]
-            num_params[kernel] = max(num_params[kernel], params.shape[1])
-        kernels = self._kernel_of[drawn.op]
+        magnitude = drawn.magnitude.ravel()
+        prepare_of = self._prepare_of[drawn.op.ravel()]
+        prepared = []
+        for number, prepare in enumerate(self._prepares):
+            (at,) = np.nonzero(prepare_of == number)
+            if len(at):
+                forms = self._forms[drawn.op.ravel()[at], : self._num_forms[number]]
+                place = Place(drawn.spare.reshape(-1, 2)[at], height, width)
+                prepared.append((at, prepare(magnitude[at], forms, place)))
+        flat = np.zeros((num_rows * num_slots, self._num_params), np.float32)
+        flat[:, 0] = magnitude  # all there is to most
+        for at, params in prepared:
+            flat[at, : params.shape[1]] = params
+        table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
-        now = np.empty(num_rows, np.int64)  # where each row is
-        now[:] = np.arange(num_rows)
+        ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)
+        _arrange(self._kernel_of, drawn.op, flat, order, table, ends)
         plan = []
-        for slot in range(num_slots):
-            by_kernel = np.argsort(kernels[:, slot], kind="stable")
-            order[slot] = now[by_kernel]
-            now[by_kernel] = np.arange(num_rows)
-            table[slot] = table[slot, by_kernel]
-            ends = np.cumsum(np.bincount(kernels[:, slot], minlength=len(self._kernels) + 1))
+        for of_slot in ends.tolist():
+            begins = [0, *of_slot]
             plan.append(
                 [
-                    _Stretch(
-                        self._kernels[kernel] if kernel < len(self._kernels) else None,
-                        int(first),
-                        int(last),
-                        int(num_params[kernel]),
-                    )
-                    for kernel, (first, last) in enumerate(
-                        zip(np.concatenate([[0], ends]), ends, strict=False)
-                    )
+                    _Stretch(run, first, last)
+                    for run, first, last in zip(self._runs, begins, of_slot, strict=False)
                     if first < last
                 ]
             )
-        order[-1] = now
         return order, torch.from_numpy(table), plan
 
 
-def _compiled(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Compile a kernel for any number of rows."""
-    inner = torch.compile(run, dynamic=True)
+@numba.njit(cache=True, nogil=True)
+def _arrange(
+    kernel_of: Int64Array,
+    op: Int64Array,
+    params: Float32Array,
+    order: Int64Array,
+    table: Float32Array,
+    ends: Int64Array,
+) -> None:
+    """Sort each slot's rows by kernel; say where each comes from, with its parameters.
+
+    Args:
+        kernel_of: Kernel of each operation; the last is that of none, -1.
+        op: Operation of each row and slot. ``(B, S)``
+        params: Of each row and slot. ``(B S, P)``
+        order: Positions in the slot before; the last line puts rows back. ``(S + 1, B)``
+        table: Parameters in the order of the slot. ``(S, B, P)``
+        ends: Position after the last row of each kernel, zero at first. ``(S, kernels)``
+    """
+    num_rows, num_slots = op.shape
+    now = order[num_slots]  # where each row is
+    for i in range(num_rows):
+        now[i] = i
+    for slot in range(num_slots):
+        end = ends[slot]
+        for i in range(num_rows):
+            end[kernel_of[op[i, slot]]] += 1
+        total = 0
+        for kernel in range(end.shape[0]):
+            count = end[kernel]
+            end[kernel] = total  # the first position for now
+            total += count
+        for i in range(num_rows):
+            kernel = kernel_of[op[i, slot]]
+            at = end[kernel]
+            end[kernel] += 1
+            order[slot, at] = now[i]
+            now[i] = at
+            for t in range(params.shape[1]):
+                table[slot, at, t] = params[i * num_slots + slot, t]
+
+
+def _compiled(run: Kernel) -> Kernel:
+    """Compile a kernel once an image size, for any number of rows."""
+    inner = torch.compile(run)
 
     def call(x: Tensor, params: Tensor) -> Tensor:
-        if len(x) > 1:
-            return inner(x, params)
-        # One row would be compiled anew: sizes of one are never taken for variable.
-        return inner(x.expand(2, -1, -1, -1).contiguous(), params.expand(2, -1))[:1]
+        # Two rows at least, since a size of one is never taken for variable; and copies, since
+        # what a view is of would be a part of what was compiled.
+        repeats = 2 if len(x) == 1 else 1
+        images, table = x.repeat(repeats, 1, 1, 1), params.repeat(repeats, 1)
+        for each in (images, table):
+            torch._dynamo.mark_dynamic(each, 0)
+        return inner(images, table)[: len(x)]
 
     return call

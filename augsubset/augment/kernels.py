@@ -67,18 +67,22 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
     return bordered.gather(2, at).view_as(x)
 
 
-def _sources(params: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the whole coordinates (x, y) where each pixel comes from; ``(m, H, W)`` each."""
-    # Indices are computed in floats, which float32 holds exactly up to 4094 x 4094 pixels.
-    dtype = torch.float32 if (height + 2) * (width + 2) < 1 << 24 else torch.float64
-    params = params.to(dtype)
-    xs = torch.arange(width, dtype=dtype, device=params.device)
-    ys = torch.arange(height, dtype=dtype, device=params.device)
-    found = []
-    for along_x, along_y, shift in (params[:, 0:3].unbind(1), params[:, 3:6].unbind(1)):
-        rows = along_y[:, None] * ys + shift[:, None]
-        found.append(((along_x[:, None] * xs)[:, None, :] + rows[:, :, None]).round_())
-    return found[0], found[1]
+def _sources(params: Tensor, height: int, width: int) -> Tensor:
+    """Return the whole coordinates (x, y) where each pixel comes from; ``(m, 2, H, W)``."""
+    # Positions are computed in floats, which float32 holds exactly up to 4094 x 4094 pixels.
+    if (height + 2) * (width + 2) >= 1 << 24:
+        params = params.double()
+    at = torch.arange(max(height, width), dtype=params.dtype, device=params.device)
+    along_x, along_y, shift = params[:, :6].reshape(-1, 2, 3, 1).unbind(2)
+    rows = along_y * at[:height] + shift
+    return ((along_x * at[:width])[:, :, None, :] + rows[:, :, :, None]).round_()
+
+
+def _position(sources: Tensor) -> Tensor:
+    """Return positions as :func:`taken` counts them, of coordinates from -1 to the size."""
+    width = sources.shape[-1]
+    position = torch.add(sources[:, 0], sources[:, 1], alpha=width + 2)  # whole numbers: exact
+    return position.add_(width + 3).long()
 
 
 def warp(x: Tensor, params: Tensor) -> Tensor:
@@ -91,21 +95,19 @@ def warp(x: Tensor, params: Tensor) -> Tensor:
         params: a, b, c, d, e, f.
     """
     height, width = x.shape[-2:]
-    source_x, source_y = _sources(params, height, width)
-    index = source_y.clamp_(-1, height).add_(1).mul_(width + 2)
-    index += source_x.clamp_(-1, width).add_(1)
-    return taken(x, index.long())
+    sources = _sources(params, height, width)
+    sources[:, 0].clamp_(-1, width)
+    sources[:, 1].clamp_(-1, height)
+    return taken(x, _position(sources))
 
 
 def warp_reflected(x: Tensor, params: Tensor) -> Tensor:
     """Do the same with the image mirrored around its edge pixels, up to its own size outside."""
     height, width = x.shape[-2:]
-    inside = []
-    for source, last in zip(_sources(params, height, width), (width - 1, height - 1), strict=True):
-        inside.append(source.abs_().sub_(last).abs_().neg_().add_(last).clamp_(0, last))
-    index = inside[1].add_(1).mul_(width + 2)
-    index += inside[0].add_(1)
-    return taken(x, index.long())
+    sources = _sources(params, height, width)
+    for axis, last in enumerate((width - 1, height - 1)):
+        sources[:, axis].abs_().sub_(last).abs_().neg_().add_(last).clamp_(0, last)
+    return taken(x, _position(sources))
 
 
 def erase(x: Tensor, params: Tensor) -> Tensor:
@@ -153,9 +155,8 @@ def blend(x: Tensor, params: Tensor) -> Tensor:
     values, is_float = x.float(), x.is_floating_point()
     gray = _gray(values, is_float)
     # A float sum depends on its order; whole numbers add up the same in any.
-    unit = 1 << 20 if is_float else 1
-    total = (gray * unit).round_().sum((1, 2, 3), dtype=torch.int64)
-    mean = (total.double() / (unit * gray[0].numel())).float()
+    whole, unit = ((gray * (1 << 20)).round_(), 1 << 20) if is_float else (gray, 1)
+    mean = whole.sum((1, 2, 3), dtype=torch.int64) / (unit * gray[0].numel())
     out = values * _column(params[:, 0])
     if x.shape[1] != 1:
         out += gray * _column(params[:, 1])
@@ -166,7 +167,11 @@ def blend(x: Tensor, params: Tensor) -> Tensor:
 
 def solarize(x: Tensor, params: Tensor) -> Tensor:
     """Invert values at or above a threshold in [0, 1]."""
-    return torch.where(x >= _column(params[:, 0] * _top(x)), _top(x) - x, x)
+    if x.is_floating_point():
+        return torch.where(x >= _column(params[:, 0]), 1 - x, x)
+    threshold = (params[:, 0] * 255).ceil_().to(torch.uint8)
+    inverted = (x >= _column(threshold)).view(torch.uint8).neg_()  # all bits or none
+    return inverted.bitwise_xor_(x)
 
 
 def posterize(x: Tensor, params: Tensor) -> Tensor:
@@ -180,10 +185,9 @@ def posterize(x: Tensor, params: Tensor) -> Tensor:
 
 def autocontrast(x: Tensor, _: Tensor) -> Tensor:
     """Stretch each channel to the full range; a constant channel stays."""
-    low = x.amin((2, 3), keepdim=True).float()
-    high = x.amax((2, 3), keepdim=True).float()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     scale = (high - low) * (1 / _top(x))
-    return torch.where(high > low, _stored((x.float() - low) / scale, x), x)
+    return torch.where(high > low, _stored((x - low) / scale, x), x)
 
 
 def equalize(x: Tensor, _: Tensor) -> Tensor:
@@ -201,11 +205,12 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
     histogram.scatter_add_(0, index, torch.ones_like(histogram[:1]).expand(index.shape[0]))
     histogram = histogram.view(count, 256)
     brightest = histogram.gather(1, flat.amax(1, keepdim=True))
-    step = (height * width - brightest) // 255
+    # Whole numbers divide exactly in float64, which vectors of a processor do and integers not.
+    step = ((height * width - brightest).double() / 255).floor_()
     below = histogram.cumsum(1, dtype=torch.int32) - histogram
-    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    table = torch.where(step > 0, table, torch.arange(256, dtype=torch.int32, device=x.device))
-    return table.to(torch.uint8).flatten()[index].view_as(x)
+    table = ((below + (step / 2).floor_()) / step).clamp_(0, 255)
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.to(torch.uint8).view(-1).take(index).view_as(x)
 
 
 def sharpen(x: Tensor, params: Tensor) -> Tensor:
@@ -232,10 +237,11 @@ def blur(x: Tensor, params: Tensor) -> Tensor:
 
     Args:
         x: Images of at least as many rows and columns as there are weights.
-        params: Weight of the middle, of its neighbours, of theirs, and so on.
+        params: Weight of the middle, of its neighbours, and of theirs where an image is large
+            enough.
     """
     values = x.float()
-    radius = params.shape[1] - 1
+    radius = min(2, x.shape[2] - 1, x.shape[3] - 1)
     padded = F.pad(values, (radius, radius, radius, radius), mode="reflect")
     for dim in (-1, -2):
         size = padded.shape[dim] - 2 * radius

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["OPS", "Op", "Place", "by_name", "cut"]
+__all__ = ["OPS", "Op", "Place", "alone", "by_name", "cut"]
 
 Array = npt.NDArray[Any]  # floating, on the host
 
@@ -38,7 +39,7 @@ class Place(NamedTuple):
     width: int
 
 
-Prepare = Callable[[Array, Place], Array]
+Prepare = Callable[[Array, Array, Place], Array]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Op:
         high: Magnitude at level 1; levels between are in proportion.
         signed: Whether half of the rows get the magnitude mirrored about ``low``.
         integral: Whether magnitudes are rounded to whole numbers.
-        prepare: The kernel's parameters by magnitude, ``(m,) -> (m, P)`` on the host. With it,
-            ``apply`` is a kernel: it takes these, and uint8 as it is. Rows of all operations with
-            one kernel are done in one go.
+        prepare: The kernel's parameters by magnitudes, forms and :class:`Place`, ``(m, P)`` on the
+            host. With it, ``apply`` is a kernel: it takes these, and uint8 as it is. Rows of all
+            operations with one kernel are done in one go.
+        form: What tells operations with one ``prepare`` apart.
         limits: Least and largest magnitude that ``apply`` has a meaning for.
         channels: Numbers of channels that it takes; empty: any.
 
@@ -74,6 +76,7 @@ class Op:
     signed: bool = False
     integral: bool = False
     prepare: Prepare | None = None
+    form: tuple[float, ...] = ()
     limits: tuple[float, float] = (-np.inf, np.inf)
     channels: tuple[int, ...] = ()
 
@@ -109,9 +112,9 @@ class Op:
 
     def parameters(self, magnitude: Array, place: Place) -> Array:
         """Return what :meth:`run` takes beside the images; ``(m, P)`` float32."""
-        if self.prepare is None:
-            return np.ascontiguousarray(magnitude[:, None])
-        return self.prepare(magnitude, place).astype(np.float32, copy=False)
+        form = np.tile(np.array(self.form, np.float32), (len(magnitude), 1))
+        params = (self.prepare or alone)(magnitude, form, place)
+        return np.ascontiguousarray(params, np.float32)
 
     def run(self, x: Tensor, params: Tensor) -> Tensor:
         """Apply the kernel, or a function of your own on floats in [0, 1]."""
@@ -126,82 +129,67 @@ class Op:
         return out.to(x.dtype) if x.is_floating_point() else (out * 255).round().to(x.dtype)
 
 
-def _alone(magnitude: Array, _: Place) -> Array:
+def alone(magnitude: Array, _: Array, __: Place) -> Array:
+    """Take the magnitude for the only parameter."""
     return magnitude[:, None]
 
 
-def _about_centre(a: Array, b: Array, d: Array, e: Array, place: Place) -> Array:
-    """Return source coordinates by a matrix (a b; d e) about the image's centre."""
-    x, y = (place.width - 1) / 2, (place.height - 1) / 2
-    return np.stack([a, b, x - a * x - b * y, d, e, y - d * x - e * y], 1)
+# Columns of what `warped` takes for a form: how far a magnitude of one turns, slides and moves.
+_DEGREES, _SHEAR_X, _SHEAR_Y, _SHARE_X, _SHARE_Y, _PIXELS_X, _PIXELS_Y = range(7)
 
 
-def _rotated(degrees: Array, place: Place) -> Array:
-    angle = np.deg2rad(degrees.astype(np.float64))
-    cos, sin = np.cos(angle), np.sin(angle)
-    return _about_centre(cos, -sin, sin, cos, place)
+def _warping(**factors: float) -> tuple[float, ...]:
+    names = ("degrees", "shear_x", "shear_y", "share_x", "share_y", "pixels_x", "pixels_y")
+    return tuple(factors.get(name, 0.0) for name in names)
 
 
-def _moved(
-    magnitude: Array,
-    along_x: Array | float = 0.0,
-    along_y: Array | float = 0.0,
-    shear_x: Array | float = 0.0,
-    shear_y: Array | float = 0.0,
-) -> Array:
-    """Return source coordinates where rows and columns are moved and slide along each other."""
-    out = np.zeros((len(magnitude), 6))
-    out[:, 0] = out[:, 4] = 1
-    out[:, 1], out[:, 2], out[:, 3], out[:, 5] = shear_x, along_x, shear_y, along_y
+@numba.njit(cache=True, nogil=True)
+def _warped(magnitude: Array, form: Array, height: int, width: int, out: Array) -> None:
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    for i in range(magnitude.shape[0]):
+        angle = np.deg2rad(np.float64(magnitude[i] * form[i, _DEGREES]))
+        cos, sin = np.cos(angle), np.sin(angle)
+        shear_x, shear_y = magnitude[i] * form[i, _SHEAR_X], magnitude[i] * form[i, _SHEAR_Y]
+        # Fractions of a size are cut to whole pixels.
+        moved_x = np.trunc(magnitude[i] * form[i, _SHARE_X] * np.float32(width))
+        moved_x += np.trunc(magnitude[i] * form[i, _PIXELS_X])
+        moved_y = np.trunc(magnitude[i] * form[i, _SHARE_Y] * np.float32(height))
+        moved_y += np.trunc(magnitude[i] * form[i, _PIXELS_Y])
+        out[i, 0] = out[i, 4] = cos
+        out[i, 1], out[i, 3] = shear_x - sin, shear_y + sin
+        # A shear keeps the corner, half a pixel off the centre of the first one.
+        out[i, 2] = centre_x * (1 - cos) + centre_y * sin + shear_x / 2 - moved_x
+        out[i, 5] = centre_y * (1 - cos) - centre_x * sin + shear_y / 2 - moved_y
+
+
+def warped(magnitude: Array, form: Array, place: Place) -> Array:
+    """Return where pixels come from: turned about the centre, slid about the upper left corner."""
+    out = np.empty((len(magnitude), 6), np.float32)
+    _warped(magnitude, form, place.height, place.width, out)
     return out
 
 
-def _sheared_x(factor: Array, _: Place) -> Array:
-    # About the upper left corner of the image; pixels have their centres half a pixel in.
-    return _moved(factor, along_x=factor / 2, shear_x=factor)
-
-
-def _sheared_y(factor: Array, _: Place) -> Array:
-    return _moved(factor, along_y=factor / 2, shear_y=factor)
-
-
-def _shifted_x(fraction: Array, place: Place) -> Array:
-    return _moved(fraction, along_x=-np.trunc(fraction * np.float32(place.width)))
-
-
-def _shifted_y(fraction: Array, place: Place) -> Array:
-    return _moved(fraction, along_y=-np.trunc(fraction * np.float32(place.height)))
-
-
-def _shifted_x_pixels(pixels: Array, _: Place) -> Array:
-    return _moved(pixels, along_x=-np.trunc(pixels))
-
-
-def _shifted_y_pixels(pixels: Array, _: Place) -> Array:
-    return _moved(pixels, along_y=-np.trunc(pixels))
-
-
-def _mirrored_x(_: Array, place: Place) -> Array:
-    out = _moved(_, along_x=place.width - 1.0)
-    out[:, 0] = -1
+def mirrored(magnitude: Array, form: Array, place: Place) -> Array:
+    """Return where pixels come from in a mirror; the form says in which axes, x and y."""
+    out = np.zeros((len(magnitude), 6), np.float32)
+    out[:, 0], out[:, 4] = (1 - 2 * form).T
+    out[:, 2], out[:, 5] = form[:, 0] * (place.width - 1), form[:, 1] * (place.height - 1)
     return out
 
 
-def _mirrored_y(_: Array, place: Place) -> Array:
-    out = _moved(_, along_y=place.height - 1.0)
-    out[:, 4] = -1
-    return out
-
-
-def _cropped(padding: Array, place: Place) -> Array:
+def cropped(padding: Array, _: Array, place: Place) -> Array:
+    """Return where pixels come from in a random window of the padded image."""
     steps = np.floor(place.spare * (2 * padding[:, None] + 1)) - padding[:, None]
-    return _moved(padding, along_x=steps[:, 1], along_y=steps[:, 0])
+    out = np.zeros((len(padding), 6), np.float32)
+    out[:, 0] = out[:, 4] = 1
+    out[:, 2], out[:, 5] = steps[:, 1], steps[:, 0]
+    return out
 
 
-def cut(fraction: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Array:
+def cut(share: Array, _: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Array:
     """Return a square around a uniform pixel, cut off at the edges of the image."""
-    side = np.round(fraction * min(place.height, place.width))
-    out = np.empty((len(fraction), 4 + len(colour)), np.float32)
+    side = np.round(share * min(place.height, place.width))
+    out = np.empty((len(share), 7), np.float32)
     for axis, size in enumerate((place.height, place.width)):
         first = np.floor(place.spare[:, axis] * size) - np.floor(side / 2)
         out[:, axis], out[:, axis + 2] = first, first + side
@@ -209,23 +197,15 @@ def cut(fraction: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Ar
     return out
 
 
-def _brightened(factor: Array, _: Place) -> Array:
-    return _blended(factor, np.zeros_like(factor), np.zeros_like(factor))
+def blended(factor: Array, form: Array, _: Place) -> Array:
+    """Return factors of the image and of what it is blended with: its gray version, its mean."""
+    out = np.empty((len(factor), 3), np.float32)
+    out[:, 0] = factor
+    out[:, 1:] = (1 - factor)[:, None] * form
+    return out
 
 
-def _contrasted(factor: Array, _: Place) -> Array:
-    return _blended(factor, np.zeros_like(factor), 1 - factor)
-
-
-def _coloured(factor: Array, _: Place) -> Array:
-    return _blended(factor, 1 - factor, np.zeros_like(factor))
-
-
-def _blended(image: Array, gray: Array, mean: Array) -> Array:
-    return np.stack([image, gray, mean], 1)
-
-
-def _bell(sigma: Array, place: Place) -> Array:
+def bell(sigma: Array, _: Array, place: Place) -> Array:
     """Return weights of five pixels in a row, of fewer where the image is small."""
     radius = min(2, place.height - 1, place.width - 1)
     away = np.arange(radius + 1)
@@ -235,49 +215,57 @@ def _bell(sigma: Array, place: Place) -> Array:
     return weights
 
 
-def _noisy(sigma: Array, place: Place) -> Array:
+def noisy(sigma: Array, _: Array, place: Place) -> Array:
     return np.concatenate([sigma[:, None], place.spare], 1)
 
 
-_FACTOR = (0.0, np.inf)
-_GRAY_OR_RGB = (1, 3)
+def _warp(low: float, high: float, **factors: float) -> Op:
+    form = _warping(**factors)
+    return Op(kernels.warp, low, high, signed=True, prepare=warped, form=form)
+
+
+def _blend(gray: float, mean: float) -> Op:
+    return Op(
+        kernels.blend,
+        *(1, 1.9),
+        signed=True,
+        prepare=blended,
+        form=(gray, mean),
+        limits=(0, np.inf),
+        channels=(1, 3),
+    )
+
 
 # The first fourteen have the ranges of AutoAugment's search space (Cubuk et al., 2019,
 # arXiv:1805.09501, table 6), which RandAugment took over: translations of 150 of 331 pixels, shown
 # as fractions of the size, and enhancement by 0.1 to 1.9.
 OPS: dict[str, Op] = {
-    "rotate": Op(kernels.warp, 0, 30, signed=True, prepare=_rotated),
-    "shear_x": Op(kernels.warp, 0, 0.3, signed=True, prepare=_sheared_x),
-    "shear_y": Op(kernels.warp, 0, 0.3, signed=True, prepare=_sheared_y),
-    "translate_x": Op(kernels.warp, 0, 150 / 331, signed=True, prepare=_shifted_x),
-    "translate_y": Op(kernels.warp, 0, 150 / 331, signed=True, prepare=_shifted_y),
-    "brightness": Op(
-        kernels.blend, 1, 1.9, True, False, _brightened, limits=_FACTOR, channels=_GRAY_OR_RGB
-    ),
-    "contrast": Op(
-        kernels.blend, 1, 1.9, True, False, _contrasted, limits=_FACTOR, channels=_GRAY_OR_RGB
-    ),
-    "color": Op(
-        kernels.blend, 1, 1.9, True, False, _coloured, limits=_FACTOR, channels=_GRAY_OR_RGB
-    ),
-    "sharpness": Op(kernels.sharpen, 1, 1.9, signed=True, prepare=_alone, limits=_FACTOR),
-    "posterize": Op(kernels.posterize, 8, 4, integral=True, prepare=_alone, limits=(0, 8)),
-    "solarize": Op(kernels.solarize, 1, 0, prepare=_alone, limits=(0, 1)),
-    "autocontrast": Op(kernels.autocontrast, prepare=_alone),
-    "equalize": Op(kernels.equalize, prepare=_alone),
-    "invert": Op(kernels.solarize, prepare=_alone, limits=(0, 0)),
-    "identity": Op(kernels.identity, prepare=_alone),
-    "horizontal_flip": Op(kernels.warp, prepare=_mirrored_x),
-    "vertical_flip": Op(kernels.warp, prepare=_mirrored_y),
-    "translate_x_pixels": Op(kernels.warp, 0, 10, signed=True, prepare=_shifted_x_pixels),
-    "translate_y_pixels": Op(kernels.warp, 0, 10, signed=True, prepare=_shifted_y_pixels),
-    "crop": Op(kernels.warp, 4, 4, integral=True, prepare=_cropped, limits=_FACTOR),
+    "rotate": _warp(0, 30, degrees=1),
+    "shear_x": _warp(0, 0.3, shear_x=1),
+    "shear_y": _warp(0, 0.3, shear_y=1),
+    "translate_x": _warp(0, 150 / 331, share_x=1),
+    "translate_y": _warp(0, 150 / 331, share_y=1),
+    "brightness": _blend(gray=0, mean=0),
+    "contrast": _blend(gray=0, mean=1),
+    "color": _blend(gray=1, mean=0),
+    "sharpness": Op(kernels.sharpen, 1, 1.9, signed=True, prepare=alone, limits=(0, np.inf)),
+    "posterize": Op(kernels.posterize, 8, 4, integral=True, prepare=alone, limits=(0, 8)),
+    "solarize": Op(kernels.solarize, 1, 0, prepare=alone, limits=(0, 1)),
+    "autocontrast": Op(kernels.autocontrast, prepare=alone),
+    "equalize": Op(kernels.equalize, prepare=alone),
+    "invert": Op(kernels.solarize, prepare=alone, limits=(0, 0)),
+    "identity": Op(kernels.identity, prepare=alone),
+    "horizontal_flip": Op(kernels.warp, prepare=mirrored, form=(1, 0)),
+    "vertical_flip": Op(kernels.warp, prepare=mirrored, form=(0, 1)),
+    "translate_x_pixels": _warp(0, 10, pixels_x=1),
+    "translate_y_pixels": _warp(0, 10, pixels_y=1),
+    "crop": Op(kernels.warp, 4, 4, integral=True, prepare=cropped, limits=(0, np.inf)),
     "crop_reflect": Op(
-        kernels.warp_reflected, 4, 4, integral=True, prepare=_cropped, limits=_FACTOR
+        kernels.warp_reflected, 4, 4, integral=True, prepare=cropped, limits=(0, np.inf)
     ),
     "cutout": Op(kernels.erase, 0, 0.5, prepare=cut, limits=(0, 1)),
-    "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=_bell, limits=_FACTOR),
-    "gaussian_noise": Op(kernels.noise, 0, 0.1, prepare=_noisy, limits=_FACTOR),
+    "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=bell, limits=(0, np.inf)),
+    "gaussian_noise": Op(kernels.noise, 0, 0.1, prepare=noisy, limits=(0, np.inf)),
 }
 
 

@@ -6,14 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment.engine import Drawn, Engine
+from augsubset.augment.drawing import (
+    DRAWS_A_SLOT,
+    Drawn,
+    chosen_anew,
+    chosen_distinct,
+    decided,
+    spare_of,
+)
+from augsubset.augment.engine import Engine
 from augsubset.augment.kernels import taken
 from augsubset.augment.keyed_random import RowKeys, uniforms
 from augsubset.augment.ops import OPS, Op, by_name, cut
@@ -31,12 +39,24 @@ _NUM_BINS = 31  # of RandAugment's and TrivialAugment's published code
 # Classes of policies that see the same rows draw independently of each other.
 _RANDOM_OPS, _CROP_FLIP, _AUGMIX = 1, 2, 0
 
-# What is drawn for a slot: the operation, whether it is applied, its level, sign, and two to spare.
-_CHOICE, _FIRES, _LEVEL, _SIGN, _SPARE, _DRAWS_A_SLOT = 0, 1, 2, 3, 4, 6
-
 
 def _stream(policy_class: int, stream: int) -> int:
     return 4 * check_int("stream", stream, 0) + policy_class
+
+
+def _by_op(
+    ops: Sequence[Op], probabilities: Sequence[float], levels: Sequence[float]
+) -> tuple[npt.NDArray[Any], ...]:
+    """Return what :func:`decided` takes an operation."""
+    low = np.array([op.low for op in ops], np.float32)
+    return (
+        low,
+        np.array([op.high for op in ops], np.float32) - low,
+        np.array([op.signed for op in ops]),
+        np.array([op.integral for op in ops]),
+        np.array(probabilities, np.float32),
+        np.array(levels, np.float32),
+    )
 
 
 def check_images(x: Tensor, rows: RowKeys) -> None:
@@ -140,10 +160,9 @@ class RandomOps:
         self.stream = _stream(_RANDOM_OPS, stream)
         self.every = check_int("every", every, 1)
         every_op = list(self.ops.values())
-        self._low = np.array([op.low for op in every_op], np.float32)
-        self._span = np.array([op.high for op in every_op], np.float32) - self._low
-        self._signed = np.array([op.signed for op in every_op])
-        self._integral = np.array([op.integral for op in every_op])
+        self._levels = np.zeros(0, np.float32) if self.levels is None else self.levels
+        count = len(every_op)
+        self._of_op = _by_op(every_op, [float(probability)] * count, [-1.0] * count)
         self._engine = Engine(every_op, compiled)
 
     # Published policies.
@@ -319,8 +338,8 @@ class RandomOps:
             return self._augmented(images, rows.held(self.every)).to(x.dtype)
 
     def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        draws = uniforms(rows, self.num_ops * _DRAWS_A_SLOT, self.stream)
-        return self._engine(x, self.drawn(draws.reshape(len(rows), self.num_ops, _DRAWS_A_SLOT)))
+        draws = uniforms(rows, self.num_ops * DRAWS_A_SLOT, self.stream)
+        return self._engine(x, self.drawn(draws.reshape(len(rows), self.num_ops, DRAWS_A_SLOT)))
 
     def drawn(self, draws: Float32Array) -> Drawn:
         """Turn uniform numbers into operations and magnitudes.
@@ -328,34 +347,15 @@ class RandomOps:
         Args:
             draws: ``(B, num_ops, 6)``
         """
-        chosen = self._chosen(draws[:, :, _CHOICE])
-        level = self._level(draws[:, :, _LEVEL], chosen)
-        change = level * self._span[chosen]
-        np.negative(change, out=change, where=self._signed[chosen] & (draws[:, :, _SIGN] < 0.5))
-        magnitude = self._low[chosen] + change
-        magnitude = np.where(self._integral[chosen], np.round(magnitude), magnitude)
-        fires = draws[:, :, _FIRES] < self._probabilities(chosen)
-        return Drawn(np.where(fires, chosen, -1), magnitude, draws[:, :, _SPARE:])
+        op = np.empty(draws.shape[:2], np.int64)
+        magnitude = np.empty(draws.shape[:2], np.float32)
+        self._choose(draws, op)
+        decided(draws, *self._of_op, self._levels, op, magnitude)  # type: ignore[call-arg]
+        return Drawn(op, magnitude, spare_of(draws))
 
-    def _chosen(self, draws: Float32Array) -> Int64Array:
-        """Draw operations, each time from those that are left; ``(B, num_ops)``."""
-        if self.replacement:
-            return (draws * len(self.ops)).astype(np.int64)
-        chosen = np.empty(draws.shape, np.int64)
-        for slot in range(self.num_ops):
-            chosen[:, slot] = draws[:, slot] * (len(self.ops) - slot)
-            # Numbers count the operations that are left: step over those that are taken.
-            for taken_before in np.sort(chosen[:, :slot], axis=1).T:
-                chosen[:, slot] += chosen[:, slot] >= taken_before
-        return chosen
-
-    def _level(self, draws: Float32Array, chosen: Int64Array) -> Float32Array:
-        if self.levels is None:
-            return draws
-        return self.levels[(draws * len(self.levels)).astype(np.int64)]
-
-    def _probabilities(self, chosen: Int64Array) -> Float32Array | float:
-        return self.probability
+    def _choose(self, draws: Float32Array, op: Int64Array) -> None:
+        choose = chosen_anew if self.replacement else chosen_distinct
+        choose(draws, len(self.ops), op)
 
 
 class SubPolicies(RandomOps):
@@ -404,21 +404,16 @@ class SubPolicies(RandomOps):
             ops, length, replacement=True, stream=stream, every=every, compiled=compiled
         )
         self.table = [list(sequence) for sequence in table]
-        self._probability_of_step: Float32Array = np.array([p for _, p, _ in steps], np.float32)
-        self._level_of_step: Float32Array = np.array([level for *_, level in steps], np.float32)
+        every_op = list(self.ops.values())
+        self._of_op = _by_op(every_op, [p for _, p, _ in steps], [level for *_, level in steps])
 
     def __repr__(self) -> str:
         return f"SubPolicies({len(self.table)} sequences of {self.num_ops})"
 
-    def _chosen(self, draws: Float32Array) -> Int64Array:
-        sequence = (draws[:, :1] * len(self.table)).astype(np.int64)
-        return sequence * self.num_ops + np.arange(self.num_ops)
-
-    def _level(self, draws: Float32Array, chosen: Int64Array) -> Float32Array:
-        return self._level_of_step[chosen]
-
-    def _probabilities(self, chosen: Int64Array) -> Float32Array | float:
-        return self._probability_of_step[chosen]
+    def _choose(self, draws: Float32Array, op: Int64Array) -> None:
+        # Both slots follow the first one's draw.
+        chosen_anew(draws[:, :1], len(self.table), op[:, :1])
+        op[:] = op[:, :1] * self.num_ops + np.arange(self.num_ops)
 
 
 class AugMix(RandomOps):
@@ -470,10 +465,10 @@ class AugMix(RandomOps):
         self.width = check_int("width", width, 1)
 
     def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        num_rows, per_chain = len(x), self.num_ops * _DRAWS_A_SLOT
+        num_rows, per_chain = len(x), self.num_ops * DRAWS_A_SLOT
         draws = uniforms(rows, self.width * (per_chain + 2) + 1, self.stream)
         chains = draws[:, : self.width * per_chain]
-        drawn = self.drawn(chains.reshape(num_rows * self.width, self.num_ops, _DRAWS_A_SLOT))
+        drawn = self.drawn(chains.reshape(num_rows * self.width, self.num_ops, DRAWS_A_SLOT))
         depth = draws[:, self.width * per_chain : -self.width - 1].reshape(-1, 1) * self.num_ops
         drawn.op[np.arange(self.num_ops) > depth] = -1
         chained = self._engine(x.repeat_interleave(self.width, 0), drawn)

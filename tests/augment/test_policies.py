@@ -267,13 +267,17 @@ def test_autoaugment_draws_the_published_pairs(dataset):
     assert np.abs(found - expected).mean() < 0.03
 
 
+def only(policy, ops):
+    """Have a policy draw from these alone."""
+    other = RandomOps(ops, 1)
+    policy.ops, policy._engine, policy._of_op = ops, other._engine, other._of_op
+
+
 def test_augmix_mixes_within_what_its_chains_give_and_weighs_the_original():
     x = torch.zeros(4000, 1, 4, 4)
     white = {"white": Op(lambda x, _: torch.ones_like(x))}
     policy = AugMix(width=3)
-    policy.ops, policy._engine = white, RandomOps(white, 1)._engine
-    for name in ("_low", "_span", "_signed", "_integral"):
-        setattr(policy, name, np.zeros_like(getattr(policy, name)[:1]))
+    only(policy, white)
     share = policy(x, keys(4000))[:, 0, 0, 0]
     # Every chain is white, so what is left of the black original is its weight: uniform.
     assert stats.kstest(1 - share.numpy(), "uniform").pvalue > 1e-3
@@ -284,9 +288,7 @@ def test_augmix_chains_have_one_to_three_operations():
     x = torch.full((6000, 1, 1, 1), 1 / 16)
     policy = AugMix(width=1)
     doubling = {"double": Op(lambda x, _: x * 2)}
-    policy.ops, policy._engine = doubling, RandomOps(doubling, 1)._engine
-    for name in ("_low", "_span", "_signed", "_integral"):
-        setattr(policy, name, np.zeros_like(getattr(policy, name)[:1]))
+    only(policy, doubling)
     draws = uniforms(keys(6000), 1 * (18 + 2) + 1, policy.stream)
     out = policy(x, keys(6000)).flatten().numpy() * 16
     original = draws[:, -1]

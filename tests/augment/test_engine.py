@@ -1,0 +1,137 @@
+"""The engine: what runs, how often, on which rows, eager and compiled."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+from augsubset import CropFlip, Op, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset.augment import OPS
+from augsubset.augment.engine import Engine
+from benchmarks.augmentation import calls_of
+
+
+def images(count, size=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def keys(count, epoch=0):
+    return RowKeys(0, epoch, torch.arange(count), 1)
+
+
+class Recording:
+    """A function of your own that notes how many rows it gets, and marks them."""
+
+    def __init__(self, mark):
+        self.mark = mark
+        self.rows = []
+
+    def __call__(self, x, _):
+        self.rows.append(len(x))
+        return x + self.mark / 255
+
+
+def test_each_kernel_runs_once_a_slot_on_its_own_rows():
+    kernels = [Recording(1), Recording(16)]
+    policy = RandomOps({"a": Op(kernels[0]), "b": Op(kernels[1])}, 2, replacement=True)
+    out = policy(torch.zeros(300, 1, 2, 2, dtype=torch.uint8), keys(300))
+    assert [len(kernel.rows) for kernel in kernels] == [2, 2]
+    assert sum(kernels[0].rows) + sum(kernels[1].rows) == 600
+    assert sorted(out.unique().tolist()) == [2, 17, 32]
+    assert int((out[:, 0, 0, 0] == 17).sum()) > 100  # rows find back to their places
+
+
+def test_operations_that_share_a_kernel_run_together():
+    engine = Engine([OPS[name] for name in ("rotate", "shear_x", "translate_y", "brightness")])
+    assert len(engine._kernels) == 2
+
+
+def test_rows_without_an_operation_pass_bit_by_bit():
+    x = images(64)
+    out = RandomOps(probability=0.3)(x, keys(64))
+    untouched = (out == x).flatten(1).all(1)
+    assert 20 < int(untouched.sum()) < 50  # .7 squared of 64, and weak ones
+    assert torch.equal(RandomOps(probability=0.0)(x, keys(64)), x)
+
+
+def test_the_number_of_calls_does_not_grow_with_the_rows():
+    policy = RandomOps.paper()
+    few, many = (calls_of(lambda n=n: policy(images(n), keys(n))) for n in (64, 512))
+    assert few <= 250
+    assert many <= few + 20
+
+
+def small_loader(policy, **options):
+    dataset = TensorDataset(images(40, 8), torch.arange(40) % 4)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    return SubsetAugmentLoader(DataLoader(dataset, 8, shuffle=True), model, policy, **options)
+
+
+class Forbidden(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} ran")
+
+
+def test_without_copies_in_a_batch_no_op_runs_at_all():
+    loader = small_loader(RandomOps.paper())
+    rows = RowKeys(0, 0, torch.arange(8), 0)
+    x = images(8, 8)
+    calls = calls_of(lambda: loader._strongly_augmented(x, rows))
+    assert calls <= 6  # reading the keys, on the host
+    assert loader._strongly_augmented(x, rows) is x
+    none, policy = x[:0], RandomOps.paper()
+    no_keys = keys(0)
+    with Forbidden():
+        assert policy(none, no_keys) is none
+        assert CropFlip()(none, no_keys) is none
+
+
+def test_the_loader_yields_channels_last_where_asked():
+    for x, _, _ in small_loader(RandomOps.paper(), channels_last=True):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert not x.is_contiguous()
+    plain = [x for x, _, _ in small_loader(RandomOps.paper())]
+    last = [x for x, _, _ in small_loader(RandomOps.paper(), channels_last=True)]
+    assert all(torch.equal(a, b) for a, b in zip(plain, last, strict=True))
+
+
+def test_preprocess_is_what_training_does_to_an_original():
+    statistics = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
+    loader = small_loader(RandomOps.paper(), normalize=statistics, raw="all", fraction=0.1)
+    by_hand = images(40, 8).float() / 255
+    by_hand = (by_hand - torch.tensor(statistics[0])[:, None, None]) / torch.tensor(statistics[1])[
+        :, None, None
+    ]
+    prepared = loader.preprocess(images(40, 8))
+    torch.testing.assert_close(prepared, by_hand)
+    seen = {tuple(row.flatten().tolist()) for x, _, _ in loader for row in x}
+    assert {tuple(row.flatten().tolist()) for row in prepared} <= seen
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+        loader.preprocess(images(40, 8).float())
+
+
+@pytest.mark.slow
+def test_compiled_kernels_are_compiled_once_for_any_number_of_rows():
+    compiled, eager = RandomOps.paper(compiled=True), RandomOps.paper()
+    compiled(images(200), keys(200))
+    torch.compiler.set_stance("fail_on_recompile")
+    try:
+        for count in (1, 2, 3, 7, 32, 64, 151, 300):
+            found = compiled(images(count), keys(count, epoch=count)).int()
+            difference = (found - eager(images(count), keys(count, epoch=count)).int()).abs()
+            assert float((difference <= 1).float().mean()) > 0.97
+    finally:
+        torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles():
+    policy = RandomOps(tuple(OPS), 2, replacement=True, compiled=True)
+    found = policy(images(200), keys(200)).int()
+    difference = found - RandomOps(tuple(OPS), 2, replacement=True)(images(200), keys(200)).int()
+    assert float((difference.abs() <= 1).float().mean()) > 0.97
+    torch.compiler.reset()
