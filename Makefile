@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench bench-full clean
+.PHONY: demo test test-slow check bench bench-full docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -10,8 +10,10 @@ help:
 	@echo "make test       the tests, under ten minutes"
 	@echo "make test-slow  those that take longer: spawned workers, three-seed training, CIFAR-10"
 	@echo "make check      format, lint, types"
-	@echo "make bench      the ratios of selection at a small size, held to those on record"
-	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=file"
+	@echo "make bench      selection's ratios at a small size, held to those on record;"
+	@echo "                augmentation at 32 pixels"
+	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=folder"
+	@echo "make docs       the pictures in docs/ anew: make docs DATA=path"
 
 # Rebuilt when the pins or the requirements change.
 .venv/installed: constraints.txt pyproject.toml
@@ -34,10 +36,15 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.selection --quick $(if $(OUT),--out $(OUT))
+	$(BIN)/python -m benchmarks.selection --quick $(if $(OUT),--out $(OUT)/selection-quick.json)
+	$(BIN)/python -m benchmarks.augmentation --quick $(if $(OUT),--out $(OUT)/augmentation-quick.json)
 
 bench-full: .venv/installed
-	$(BIN)/python -m benchmarks.selection $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
+	$(BIN)/python -m benchmarks.selection $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/selection.json)
+	$(BIN)/python -m benchmarks.augmentation $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/augmentation.json)
+
+docs: .venv/installed
+	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf .venv demo-report .pytest_cache .mypy_cache .ruff_cache .hypothesis

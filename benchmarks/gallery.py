@@ -63,7 +63,8 @@ def draw(images: Tensor, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    strips = [(name, torch.cat([images[:1], at_levels(op, images[0])])) for name, op in OPS.items()]
+    one = images[7]  # CIFAR-10's first horse: it has colours
+    strips = [(name, torch.cat([one[None], at_levels(op, one)])) for name, op in OPS.items()]
     of_policies = []
     for number, (name, policy) in enumerate(POLICIES.items(), start=1):
         image = images[number % len(images)]
@@ -71,11 +72,11 @@ def draw(images: Tensor, path: Path) -> None:
         copies = policy(image.expand(NUM_COPIES, -1, -1, -1), rows)
         of_policies.append((name, torch.cat([image[None], copies])))
 
-    figure = pyplot.figure(figsize=(13, 13), layout="constrained")
+    figure = pyplot.figure(figsize=(11, 12), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[len(strips) // 2, len(of_policies)])
     _draw_strips(top, strips, 2, "original, then from the lowest magnitude to the highest")
     _draw_strips(bottom, of_policies, 1, "original, then ten augmented copies of it")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
