@@ -494,7 +494,7 @@ def _autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]
     except ImportError as error:
         raise ImportError(
             "RandomOps.autoaugment takes its tables from torchvision, which is not installed: "
-            "pip install torchvision."
+            'pip install "augsubset[augment]".'
         ) from error
     names = {
         **{"ShearX": "shear_x", "ShearY": "shear_y", "Rotate": "rotate", "Color": "color"},

@@ -112,6 +112,28 @@ def test_every_figure_of_the_selection_record_is_in_the_docs_met_or_missed():
     assert text.count("| met |") + text.count("| **missed** |") >= 15
 
 
+def test_every_figure_of_the_augmentation_record_is_in_the_docs_met_or_missed():
+    record = json.loads((ROOT / "benchmarks" / "results" / "augmentation.json").read_text())
+    text = (ROOT / "docs" / "augmentation.md").read_text()
+    figures = record["augmentation"]["figures"]
+    assert len(figures) >= 10
+    for figure in figures:
+        assert performance_row("", figure).removeprefix("|  ") in text
+    for name, each in record["augmentation"]["measured"]["operations"].items():
+        cells = [f"{each[kind]:.2f}" for kind in ("bytes", "floats", "kornia")]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+
+
+def test_the_augmentation_figures_in_the_readme_are_those_on_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "augmentation.json").read_text())
+    figures = {each["name"]: each["value"] for each in record["augmentation"]["figures"]}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    grouped = figures["512 rows, 32 px: faster than kornia grouped"]
+    per_sample = figures["512 rows, 32 px: faster than torchvision per sample"]
+    assert f"are {grouped:.1f} times faster than Kornia's modules" in text
+    assert f"and {per_sample:.1f} times faster than torchvision's RandAugment" in text
+
+
 def test_the_selection_figures_in_the_readme_are_those_on_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "selection.json").read_text())
     errors = record["workloads"]["errors"]["measured"]
