@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from augsubset.augment.images import MODULE, check_images, plain_context
 from augsubset.augment.keyed_random import RowKeys, hash_rows
-from augsubset.augment.policies import check_images, plain_context
 from augsubset.errors import check_int
 from augsubset.rng import forked_rng
 
 __all__ = ["KorniaModule"]
-
-_STREAM_MODULE = 3
 
 
 class KorniaModule:
@@ -69,26 +67,27 @@ class KorniaModule:
             return (x, *others) if others else x
         # Chained, not summed: the same rows in another order are another batch.
         seed = 0
-        for word in hash_rows(rows.held(self.every), _STREAM_MODULE).tolist():
+        for word in hash_rows(rows.held(self.every), MODULE).tolist():
             seed = (seed * 0x5851F42D4C957F2D + word) & ((1 << 63) - 1)
+        images = x.float() / 255 if x.dtype == torch.uint8 else x
         with forked_rng(seed, [x.device]), plain_context(x.device):
-            found = self.module(x.float() / 255 if x.dtype == torch.uint8 else x, *others)
+            found = self.module(images, *others)
         if not others:
-            return _checked(found, x)
+            return _checked(found, images, x)
         if not isinstance(found, (list, tuple)) or len(found) != 1 + len(others):
             got = len(found) if isinstance(found, (list, tuple)) else type(found).__name__
             raise TypeError(f"module must return the {1 + len(others)} parts it got, got {got}.")
         for part in found[1:]:
             if len(part) != len(x):
                 raise ValueError(f"module must keep the {len(x)} rows, got {len(part)}.")
-        return (_checked(found[0], x), *found[1:])
+        return (_checked(found[0], images, x), *found[1:])
 
 
-def _checked(out: Any, x: Tensor) -> Tensor:
-    """Return the images in the dtype they had, or refuse them."""
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+def _checked(out: Any, images: Tensor, x: Tensor) -> Tensor:
+    """Return the images in the dtype they had, or refuse what the module made of them."""
+    if not isinstance(out, Tensor) or out.dtype != images.dtype:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"module must return a float tensor, as it got, got {kind}.")
+        raise TypeError(f"module must return {images.dtype}, as it got, got {kind}.")
     if out.shape != x.shape:
         raise ValueError(
             f"module must keep the shape {tuple(x.shape)}, got {tuple(out.shape)}. "

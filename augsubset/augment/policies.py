@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -22,26 +21,26 @@ from augsubset.augment.drawing import (
     spare_of,
 )
 from augsubset.augment.engine import Engine
-from augsubset.augment.kernels import taken
+from augsubset.augment.images import (
+    AUGMIX,
+    RANDOM_OPS,
+    check_images,
+    check_unit_range,
+    plain_context,
+    stream_of,
+)
 from augsubset.augment.keyed_random import RowKeys, uniforms
 from augsubset.augment.ops import OPS, Op, by_name, cut
 from augsubset.errors import check_choice, check_int, check_number
 from augsubset.transfer import sent
 
-__all__ = ["PAPER_OPS", "AugMix", "CropFlip", "RandomOps", "SubPolicies", "check_images"]
+__all__ = ["PAPER_OPS", "AugMix", "RandomOps", "SubPolicies"]
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 PAPER_OPS = tuple(OPS)[:14]
 _NUM_BINS = 31  # of RandAugment's and TrivialAugment's published code
-
-# Classes of policies that see the same rows draw independently of each other.
-_RANDOM_OPS, _CROP_FLIP, _AUGMIX = 1, 2, 0
-
-
-def _stream(policy_class: int, stream: int) -> int:
-    return 4 * check_int("stream", stream, 0) + policy_class
 
 
 def _by_op(
@@ -57,24 +56,6 @@ def _by_op(
         np.array(probabilities, np.float32),
         np.array(levels, np.float32),
     )
-
-
-def check_images(x: Tensor, rows: RowKeys) -> None:
-    """Refuse what is no batch of images with one key a row."""
-    if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
-        raise ValueError(
-            "images must be (B, C, H, W), uint8 or float in [0, 1], got "
-            f"(shape {tuple(x.shape)}, dtype {x.dtype})."
-        )
-    if len(rows) != len(x):
-        raise ValueError(f"rows must hold one key an image, got {len(rows)} for {len(x)}.")
-
-
-@contextmanager
-def plain_context(device: torch.device) -> Iterator[None]:
-    """Keep gradients and the caller's autocast out of a policy."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
 
 
 class RandomOps:
@@ -100,11 +81,11 @@ class RandomOps:
     Raises:
         TypeError: If an op is none, or a number is of the wrong kind.
         ValueError: If an op is unknown, there are fewer than ``num_ops``, or a value is out of
-            range; when called, if images are none or have a number of channels that an op refuses.
+            range; when called, if images are none, hold floats outside [0, 1] (on the CPU; the
+            loader looks before it sends them), or have a number of channels that an op refuses.
 
     Shape:
-        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype. A float input must be in
-        [0, 1]; the loader checks that on the host.
+        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype; uint8, or float in [0, 1].
 
     Cost:
         O(pixels of the rows given) an operation, rows of one kernel together: some 200 calls of
@@ -157,7 +138,7 @@ class RandomOps:
             and ((self.levels >= 0) & (self.levels <= 1)).all()
         ):
             raise ValueError(f"levels must be a list of numbers in [0, 1], got levels={levels}.")
-        self.stream = _stream(_RANDOM_OPS, stream)
+        self.stream = stream_of(RANDOM_OPS, stream)
         self.every = check_int("every", every, 1)
         every_op = list(self.ops.values())
         self._levels = np.zeros(0, np.float32) if self.levels is None else self.levels
@@ -325,6 +306,7 @@ class RandomOps:
     def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
         """Return the batch with every row augmented."""
         check_images(x, rows)
+        check_unit_range(x)
         for name, op in self.ops.items():
             if op.channels and x.shape[1] not in op.channels:
                 raise ValueError(
@@ -461,7 +443,7 @@ class AugMix(RandomOps):
         super().__init__(
             ops, 3, replacement=True, levels=levels, stream=stream, every=every, compiled=compiled
         )
-        self.stream = _stream(_AUGMIX, stream)
+        self.stream = stream_of(AUGMIX, stream)
         self.width = check_int("width", width, 1)
 
     def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
@@ -507,80 +489,3 @@ def _autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]
         [(names[name], p, 0.0 if bin_ is None else bin_ / 9) for name, p, bin_ in sequence]
         for sequence in AutoAugment(AutoAugmentPolicy(dataset)).policies
     ]
-
-
-class CropFlip:
-    """Pad, crop back to the size at a random place, and mirror half of the rows: weak augmentation.
-
-    A row's crop depends on its key alone, as in :class:`RandomOps`; pixels are moved, never
-    computed, so any dtype comes out exact.
-
-    Args:
-        padding: Pixels added on each side.
-        flip: Probability of mirroring left to right.
-        padding_mode: What lies outside: ``"constant"`` zeros, or the image ``"reflect"``-ed.
-        stream: As in :class:`RandomOps`.
-        every: As in :class:`RandomOps`.
-
-    Raises:
-        TypeError: If a number is of the wrong kind.
-        ValueError: If a value is out of range.
-
-    Shape:
-        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``.
-
-    Cost:
-        One gather of all pixels.
-    """
-
-    def __init__(
-        self,
-        padding: int = 4,
-        *,
-        flip: float = 0.5,
-        padding_mode: Literal["constant", "reflect"] = "constant",
-        stream: int = 0,
-        every: int = 1,
-    ) -> None:
-        check_choice("padding_mode", padding_mode, ("constant", "reflect"))
-        check_number("flip", flip)
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability, got flip={flip}.")
-        self.padding = check_int("padding", padding, 0)
-        self.flip = flip
-        self.padding_mode = padding_mode
-        self.stream = _stream(_CROP_FLIP, stream)
-        self.every = check_int("every", every, 1)
-
-    def __repr__(self) -> str:
-        return (
-            f"CropFlip(padding={self.padding}, flip={self.flip}, "
-            f"padding_mode={self.padding_mode!r})"
-        )
-
-    def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return the batch with every row cropped and perhaps mirrored."""
-        check_images(x, rows)
-        height, width = x.shape[-2:]
-        if self.padding_mode == "reflect" and self.padding >= min(height, width):
-            raise ValueError(
-                f"padding must be less than the image's size {height} x {width} to reflect, "
-                f"got padding={self.padding}."
-            )
-        if len(x) == 0:
-            return x
-        draws = uniforms(rows.held(self.every), 3, self.stream)
-        offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        rows_from = offsets[:, :1] + np.arange(height)
-        columns_from = offsets[:, 1:] + np.arange(width)
-        mirrored = draws[:, 2] < self.flip
-        columns_from[mirrored] = columns_from[mirrored, ::-1]
-        if self.padding_mode == "reflect":
-            rows_from = height - 1 - np.abs(height - 1 - np.abs(rows_from))
-            columns_from = width - 1 - np.abs(width - 1 - np.abs(columns_from))
-        # In an image with a black border of one pixel.
-        first = (np.clip(rows_from, -1, height) + 1) * (width + 2)
-        second = np.clip(columns_from, -1, width) + 1
-        at = sent(torch.from_numpy(np.concatenate([first, second], 1)), x.device)
-        with torch.no_grad():
-            return taken(x, at[:, :height, None] + at[:, None, height:])

@@ -560,7 +560,27 @@ def test_autograd_and_autocast_do_not_reach_inside_modules():
         (
             lambda: KorniaModule(lambda x: (x * 255).to(torch.uint8))(batch(), keys()),
             TypeError,
-            "module must return a float tensor, as it got, got torch.uint8",
+            "module must return torch.float32, as it got, got torch.uint8",
+        ),
+        (
+            lambda: KorniaModule(lambda x: x.double())(batch(dtype=torch.float32), keys()),
+            TypeError,
+            "module must return torch.float32, as it got, got torch.float64",
+        ),
+        (
+            lambda: RandomOps.paper()(batch(dtype=torch.float32) * 2, keys()),
+            ValueError,
+            r"images must be in \[0, 1\], got values from 0 to 2",
+        ),
+        (
+            lambda: RandomOps.augmix()(batch(dtype=torch.float32) - 0.5, keys()),
+            ValueError,
+            r"images must be in \[0, 1\], got values from -0.5 to 0.5",
+        ),
+        (
+            lambda: RandomOps.noise()(batch(dtype=torch.float32) * float("nan"), keys()),
+            ValueError,
+            r"images must be in \[0, 1\], got values from nan",
         ),
         (lambda: KorniaModule("flip"), TypeError, "module must be callable, got str"),
         (

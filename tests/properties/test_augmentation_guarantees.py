@@ -1,6 +1,7 @@
 """Contracts 14 and 15: who is augmented, and what a row's result depends on."""
 
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ KEYS = st.tuples(
 def batches(draw):
     count = draw(st.integers(1, 24))
     channels = draw(st.sampled_from([1, 3]))
-    size = draw(st.sampled_from([(8, 8), (7, 13), (2, 2)]))
+    size = draw(st.sampled_from([(8, 8), (7, 13), (2, 2), (32, 32)]))
     pixels = np.random.default_rng(draw(st.integers(0, 2**32))).integers(
         0, 256, (count, channels, *size), dtype=np.uint8
     )
@@ -48,12 +49,27 @@ def batches(draw):
     return x, RowKeys(draw(st.integers(0, 2**40)), draw(st.integers(0, 8191)), index, copy)
 
 
+@contextmanager
+def num_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 @given(case=batches(), data=st.data())
 def test_a_rows_result_does_not_depend_on_batch_mates_order_or_batch_size(name, case, data):
     x, rows = case
     policy = POLICIES[name]
     together = policy(x, rows)
+    with num_threads(data.draw(st.sampled_from([1, 2]))):
+        assert_rows_are_their_own(policy, x, rows, together, data)
+
+
+def assert_rows_are_their_own(policy, x, rows, together, data):
     order = torch.tensor(data.draw(st.permutations(range(len(x)))))
     assert torch.equal(policy(x[order], rows[order]), together[order])
     cut = data.draw(st.integers(0, len(x)))
@@ -75,15 +91,11 @@ def test_large_images_do_not_depend_on_batch_threads_or_memory_format(name, unit
     rows = RowKeys(0, 0, torch.arange(3), 1)
     policy = RandomOps([name], num_ops=1)
     together = policy(x, rows)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with num_threads(threads):
         alone = [policy(x[i : i + 1], rows[torch.tensor([i])]) for i in range(3)]
         assert torch.equal(torch.cat(alone), together)
         other = policy(x.contiguous(memory_format=torch.channels_last), rows)
         assert torch.equal(other, together)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -98,7 +110,8 @@ def test_the_same_at_224_pixels(name, data):
     together = policy(x, rows)
     order = torch.tensor(data.draw(st.permutations(range(6))))
     cut = data.draw(st.integers(1, 5))
-    parts = [policy(x[part], rows[part]) for part in (order[:cut], order[cut:])]
+    with num_threads(data.draw(st.sampled_from([1, 2]))):
+        parts = [policy(x[part], rows[part]) for part in (order[:cut], order[cut:])]
     assert torch.equal(torch.cat(parts), together[order])
 
 
@@ -125,6 +138,27 @@ def test_the_host_never_waits_for_the_device(name):
     torch.cuda.set_sync_debug_mode("error")
     try:
         policy(x, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+def test_a_loaders_batch_path_never_waits_for_the_device():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).cuda()
+    dataset = TensorDataset(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 4)
+    loader = SubsetAugmentLoader(
+        DataLoader(dataset, 8),
+        model,
+        RandomOps.paper(),
+        base=CropFlip(4),
+        normalize=([0.5] * 3, [0.2] * 3),
+    )
+    x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8).cuda()
+    rows = RowKeys(0, 0, torch.arange(64), torch.arange(64) % 3)
+    loader._augmented(x, rows)  # statistics are sent once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loader._augmented(x, rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
