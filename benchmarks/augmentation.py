@@ -229,7 +229,7 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
     return found
 
 
-def selected_rows(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dict[str, Any]]:
     """Time a loader's augmentation of a batch where all, a tenth or none of the rows are copies."""
     num_rows = len(x)
     dataset = TensorDataset(x, torch.arange(num_rows) % 10)
@@ -250,8 +250,8 @@ def selected_rows(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]
     raw = in_turn(calls, repeats)
     ratio = median(raw["10%"]) / median(raw["100%"])
     return [
-        Figure("10% of the rows: cost over that of all", ratio, "x", "lower", 0.2),
-        Figure("no rows: runs of the engine", counts["0%"], "runs", "lower", 0),
+        Figure(f"{name}10% of the rows: cost over that of all", ratio, "x", "lower", 0.2),
+        Figure(f"{name}no rows: runs of the engine", counts["0%"], "runs", "lower", 0),
     ], {share: summary(seconds) for share, seconds in raw.items()}
 
 
@@ -278,17 +278,14 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
         "drawing": 0.05,
     }
     add("512 at 32", against_peers(images[:512], repeats, many, "512 rows, 32 px: ", gated=True))
-    add("selected", selected_rows(images[:512], repeats))
+    add("selected at 32", selected_rows(images[:512], repeats, "512 rows, 32 px: "))
     measured["operations"] = op_by_op(images[:512], repeats)
     if not quick:
-        large = F.interpolate(images[:64].float(), LARGE, mode="bilinear")
-        found = against_peers(
-            large.round_().to(torch.uint8),
-            max(3, repeats // 3),
-            {"kornia grouped": 1.3},
-            f"64 rows, {LARGE} px: ",
-        )
-        add(f"64 at {LARGE}", found)
+        large = F.interpolate(images[:512].float(), LARGE, mode="bilinear").round_().to(torch.uint8)
+        fewer, name = max(3, repeats // 3), f"64 rows, {LARGE} px: "
+        add(f"64 at {LARGE}", against_peers(large[:64], fewer, {"kornia grouped": 1.3}, name))
+        name = f"512 rows, {LARGE} px: "
+        add(f"selected at {LARGE}", selected_rows(large, fewer, name))
     return {"figures": [figure.as_record() for figure in figures], "measured": measured}
 
 

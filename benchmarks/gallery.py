@@ -90,7 +90,7 @@ def _draw_strips(figure: Any, strips: list[tuple[str, Tensor]], columns: int, ti
         blank = torch.full((widest - len(images), *images.shape[1:]), 255, dtype=torch.uint8)
         row = torch.nn.functional.pad(torch.cat([images, blank]), (1, 1, 1, 1), value=255)
         pixels = torch.cat(list(row), 2).permute(1, 2, 0)
-        axis.imshow(pixels.expand(-1, -1, 3), interpolation="nearest")
+        axis.imshow(pixels.expand(-1, -1, 3).numpy(), interpolation="nearest")
         axis.text(-4, row.shape[2] / 2, name, ha="right", va="center", family="monospace", size=8)
 
 

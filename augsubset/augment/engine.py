@@ -101,14 +101,14 @@ class Engine:
     ) -> tuple[Int64Array, Tensor, list[list[_Stretch]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's stretches."""
         num_rows, num_slots = drawn.op.shape
-        magnitude = drawn.magnitude.ravel()
-        prepare_of = self._prepare_of[drawn.op.ravel()]
+        op, magnitude, spare = drawn.op.ravel(), drawn.magnitude.ravel(), drawn.spare.reshape(-1, 2)
+        prepare_of = self._prepare_of[op]
         prepared = []
         for number, prepare in enumerate(self._prepares):
             (at,) = np.nonzero(prepare_of == number)
             if len(at):
-                forms = self._forms[drawn.op.ravel()[at], : self._num_forms[number]]
-                place = Place(drawn.spare.reshape(-1, 2)[at], height, width)
+                forms = self._forms[op[at], : self._num_forms[number]]
+                place = Place(spare[at], height, width)
                 prepared.append((at, prepare(magnitude[at], forms, place)))
         flat = np.zeros((num_rows * num_slots, self._num_params), np.float32)
         flat[:, 0] = magnitude  # all there is to most

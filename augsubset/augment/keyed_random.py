@@ -122,10 +122,12 @@ def _hash(
 
 @numba.njit(cache=True, nogil=True)
 def _draw(words: UInt64Array, out: Float32Array) -> None:
+    golden, unit = np.uint64(_GOLDEN), np.float32(2**-24)
     for i in range(words.shape[0]):
+        state = words[i]
         for t in range(out.shape[1]):
-            bits = _mix(words[i] + np.uint64(t + 1) * np.uint64(_GOLDEN))
-            out[i, t] = np.float32(bits >> np.uint64(40)) * np.float32(2**-24)
+            state += golden
+            out[i, t] = np.float32(_mix(state) >> np.uint64(40)) * unit
 
 
 def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:

@@ -1,0 +1,72 @@
+"""The augmentation benchmark's peers, its meter, and the gallery."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from augsubset.augment import OPS
+from benchmarks import augmentation, gallery
+from benchmarks.harness import load_digits_images
+
+
+def test_calls_are_counted_without_views():
+    x = torch.ones(4, 4)
+    assert augmentation.calls_of(lambda: x[1:].view(-1).expand(2, -1)) == 0
+    assert augmentation.calls_of(lambda: (x + 1).mul_(2)) == 2
+
+
+def test_the_peers_apply_every_operation_to_its_own_rows(monkeypatch):
+    ran = []
+
+    class Adding(torch.nn.Module):
+        def __init__(self, amount):
+            super().__init__()
+            self.amount = amount
+
+        def forward(self, x):
+            ran.append(len(x))
+            return x + self.amount / 255
+
+    monkeypatch.setattr(augmentation, "KORNIA_OPS", tuple(Adding(2**bit) for bit in range(4)))
+    x = torch.zeros(6, 1, 2, 2, dtype=torch.uint8)
+    chosen = torch.tensor([[0, 1], [1, 2], [3, 0], [2, 3], [0, 2], [1, 3]])
+    expected = [2**a + 2**b for a, b in chosen.tolist()]
+    assert augmentation.kornia_grouped(x, chosen)[:, 0, 0, 0].tolist() == expected
+    assert sum(ran) == 12
+    ran.clear()
+    assert augmentation.kornia_gated(x, chosen)[:, 0, 0, 0].tolist() == expected
+    assert ran == [6] * 8
+
+
+def test_the_quick_form_writes_every_figure_it_prints(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    augmentation.main(["--quick", "--repeats", "2", "--out", str(tmp_path / "out.json")])
+    assert torch.get_num_threads() == threads
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["environment"]["threads"] == 1
+    figures = record["augmentation"]["figures"]
+    printed = capsys.readouterr().out
+    assert all(figure["name"] in printed for figure in figures)
+    by_name = {figure["name"]: figure["value"] for figure in figures}
+    # No figure of speed: a test holds what does not depend on the machine.
+    assert by_name["64 rows: ATen calls"] <= 250
+    assert by_name["512 rows, 32 px: no rows: runs of the engine"] == 0
+    assert set(record["augmentation"]["measured"]["operations"]) <= set(OPS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_operation_is_shown_from_weak_to_strong(name):
+    op = OPS[name]
+    shown = gallery.at_levels(op, load_digits_images(4).x_train[0])
+    assert len(shown) == (6 if op.signed else 3)
+
+
+def test_the_gallery_is_a_picture(tmp_path):
+    gallery.main(["--out", str(tmp_path / "gallery.png")])
+    with Image.open(tmp_path / "gallery.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape[0] > 800
+    assert 0.02 < (pixels < 128).mean() < 0.9
