@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def test_the_committed_record_holds_what_the_quick_form_measures():
 def test_peak_memory_sees_what_was_freed_again():
     with PeakMemory() as memory:
         block = np.ones(100_000_000, np.uint8)
+        time.sleep(0.1)  # a peak shorter than a sample may escape
         del block
     assert 80e6 < memory.extra_bytes < 200e6
 
