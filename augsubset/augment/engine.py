@@ -8,7 +8,7 @@ slot's order is taken from there; rows are put back at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -54,7 +54,7 @@ class Engine:
             if key not in known:
                 known[key] = len(self._kernels)
                 run = op.apply if op.prepare is not None else op.run
-                self._kernels.append(_compiled(run) if compiled else run)
+                self._kernels.append(_Compiled(run) if compiled else run)
             kernel_of.append(known[key])
         self._kernel_of = np.array([*kernel_of, len(self._kernels)])  # the last: no operation
         self._runs = [*self._kernels, None]
@@ -173,17 +173,21 @@ def _arrange(
                 table[slot, at, t] = params[i * num_slots + slot, t]
 
 
-def _compiled(run: Kernel) -> Kernel:
-    """Compile a kernel once an image size, for any number of rows."""
-    inner = torch.compile(run)
+class _Compiled:
+    """A kernel that is compiled once an image size, for any number of rows."""
 
-    def call(x: Tensor, params: Tensor) -> Tensor:
+    def __init__(self, run: Kernel) -> None:
+        self._run = run
+        self._inner = torch.compile(run)
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
         # Two rows at least, since a size of one is never taken for variable; and copies, since
         # what a view is of would be a part of what was compiled.
         repeats = 2 if len(x) == 1 else 1
         images, table = x.repeat(repeats, 1, 1, 1), params.repeat(repeats, 1)
         for each in (images, table):
             torch._dynamo.mark_dynamic(each, 0)
-        return inner(images, table)[: len(x)]
+        return self._inner(images, table)[: len(x)]
 
-    return call
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Compiled, (self._run,)  # compiled anew where it is unpacked

@@ -16,6 +16,7 @@ __all__ = [
     "CROP_FLIP",
     "MODULE",
     "RANDOM_OPS",
+    "check_batch",
     "check_images",
     "check_unit_range",
     "plain_context",
@@ -31,13 +32,18 @@ def stream_of(policy_class: int, stream: int) -> int:
     return 4 * check_int("stream", stream, 0) + policy_class
 
 
-def check_images(x: Tensor, rows: RowKeys) -> None:
-    """Refuse what is no batch of images with one key a row."""
+def check_batch(x: Tensor) -> None:
+    """Refuse what is no batch of images."""
     if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
         raise ValueError(
             "images must be (B, C, H, W), uint8 or float in [0, 1], got "
             f"(shape {tuple(x.shape)}, dtype {x.dtype})."
         )
+
+
+def check_images(x: Tensor, rows: RowKeys) -> None:
+    """Refuse what is no batch of images with one key a row."""
+    check_batch(x)
     if len(rows) != len(x):
         raise ValueError(f"rows must hold one key an image, got {len(rows)} for {len(x)}.")
 

@@ -69,9 +69,10 @@ class KorniaModule:
         seed = 0
         for word in hash_rows(rows.held(self.every), MODULE).tolist():
             seed = (seed * 0x5851F42D4C957F2D + word) & ((1 << 63) - 1)
-        images = x.float() / 255 if x.dtype == torch.uint8 else x
+        # Copies: what a module does in place is not done to the caller's.
+        images = x.float() / 255 if x.dtype == torch.uint8 else x.clone()
         with forked_rng(seed, [x.device]), plain_context(x.device):
-            found = self.module(images, *others)
+            found = self.module(images, *(part.clone() for part in others))
         if not others:
             return _checked(found, images, x)
         if not isinstance(found, (list, tuple)) or len(found) != 1 + len(others):

@@ -8,6 +8,7 @@ except by ``equalize``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from augsubset.augment import kernels
+from augsubset.augment.images import check_batch, check_unit_range
+from augsubset.errors import check_number
 
 __all__ = ["OPS", "Op", "Place", "alone", "by_name", "cut"]
 
@@ -84,12 +87,17 @@ class Op:
         """Validate once."""
         if not callable(self.apply):
             raise TypeError(f"apply must be callable, got {type(self.apply).__name__}.")
+        check_number("low", self.low)
+        check_number("high", self.high)
         ends = [self.low, self.high, 2 * self.low - self.high if self.signed else self.low]
-        if not all(self.limits[0] <= end <= self.limits[1] for end in ends):
+        if not all(self._has_meaning(end) for end in ends):
             raise ValueError(
                 f"magnitudes must be between {self.limits[0]:g} and {self.limits[1]:g}, got "
                 f"{'+-' if self.signed else ''}{self.low:g} to {self.high:g}."
             )
+
+    def _has_meaning(self, magnitude: float) -> bool:
+        return math.isfinite(magnitude) and self.limits[0] <= magnitude <= self.limits[1]
 
     def between(self, low: float, high: float) -> Op:
         """Return the operation with another range."""
@@ -104,11 +112,36 @@ class Op:
             x: ``(m, C, H, W)``, uint8 or float in [0, 1].
             magnitude: A number or ``(m,)``.
             spare: What would be drawn besides: where to crop or cut, and the seed of noise.
+
+        Raises:
+            ValueError: If images are none that it takes, or a magnitude is outside ``limits``.
         """
-        magnitude = torch.as_tensor(magnitude, dtype=torch.float32).expand(len(x))
+        check_batch(x)
+        check_unit_range(x)
+        self.check_channels("the operation", x)
+        magnitude = torch.as_tensor(magnitude, dtype=torch.float32)
+        if magnitude.shape not in ((), (1,), (len(x),)):
+            raise ValueError(
+                f"magnitude must be a number or one an image, got shape {tuple(magnitude.shape)} "
+                f"for {len(x)} images."
+            )
+        if not all(self._has_meaning(each) for each in magnitude.flatten().tolist()):
+            raise ValueError(
+                f"magnitudes must be between {self.limits[0]:g} and {self.limits[1]:g}, got "
+                f"{magnitude.tolist()}."
+            )
         place = Place(np.tile(np.array(spare, np.float32), (len(x), 1)), *x.shape[-2:])
-        params = self.parameters(magnitude.numpy(), place)
-        return self.run(x.contiguous(), torch.from_numpy(params).to(x.device))
+        params = self.parameters(magnitude.expand(len(x)).numpy(), place)
+        images = x.contiguous() if self.prepare is not None else x.clone()
+        return self.run(images, torch.from_numpy(params).to(x.device))
+
+    def check_channels(self, name: str, x: Tensor) -> None:
+        """Refuse images with a number of channels that it does not take."""
+        if self.channels and x.shape[1] not in self.channels:
+            raise ValueError(
+                f"images must have {' or '.join(map(str, self.channels))} channels for {name}, "
+                f"got {x.shape[1]}."
+            )
 
     def parameters(self, magnitude: Array, place: Place) -> Array:
         """Return what :meth:`run` takes beside the images; ``(m, P)`` float32."""

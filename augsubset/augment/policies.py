@@ -131,6 +131,8 @@ class RandomOps:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got probability={probability}.")
         self.probability = probability
+        for level in levels if isinstance(levels, (Sequence, np.ndarray)) else ():
+            check_number("levels", level)
         self.levels = None if levels is None else np.array(levels, np.float32)
         if self.levels is not None and not (
             self.levels.ndim == 1
@@ -284,7 +286,10 @@ class RandomOps:
             DeVries & Taylor, *Improved Regularization of Convolutional Neural Networks with
             Cutout*, 2017 (arXiv:1708.04552).
         """
-        colour = tuple(float(v) for v in np.atleast_1d(np.asarray(fill, np.float64)))
+        values = list(np.atleast_1d(np.asarray(fill)))
+        for value in values:
+            check_number("fill", value)
+        colour = tuple(float(value) for value in values)
         if len(colour) not in (1, 3) or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"fill must be one or three values in [0, 1], got fill={fill}.")
         op = replace(OPS["cutout"], low=size, high=size, prepare=partial(cut, colour=colour))
@@ -308,11 +313,7 @@ class RandomOps:
         check_images(x, rows)
         check_unit_range(x)
         for name, op in self.ops.items():
-            if op.channels and x.shape[1] not in op.channels:
-                raise ValueError(
-                    f"images must have {' or '.join(map(str, op.channels))} channels for "
-                    f"{name!r}, got {x.shape[1]}."
-                )
+            op.check_channels(repr(name), x)
         if len(x) == 0:
             return x
         with plain_context(x.device):
@@ -367,12 +368,18 @@ class SubPolicies(RandomOps):
         every: int = 1,
         compiled: bool = False,
     ) -> None:
+        table = [list(sequence) for sequence in table]
         lengths = {len(sequence) for sequence in table}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"table must hold sequences of one length, got {sorted(lengths)}.")
         ops: dict[str, Op] = {}
         steps = [step for sequence in table for step in sequence]
-        for number, (op, probability, level) in enumerate(steps):
+        for number, step in enumerate(steps):
+            if not isinstance(step, (tuple, list)) or len(step) != 3:
+                raise TypeError(f"a step must be (op, probability, level), got {step!r}.")
+            op, probability, level = step
+            check_number("probability", probability)
+            check_number("level", level)
             if not 0 <= probability <= 1 or not 0 <= level <= 1:
                 raise ValueError(
                     f"probabilities and levels must be in [0, 1], got {(op, probability, level)}."
@@ -385,7 +392,7 @@ class SubPolicies(RandomOps):
         super().__init__(
             ops, length, replacement=True, stream=stream, every=every, compiled=compiled
         )
-        self.table = [list(sequence) for sequence in table]
+        self.table = table
         every_op = list(self.ops.values())
         self._of_op = _by_op(every_op, [p for _, p, _ in steps], [level for *_, level in steps])
 

@@ -205,11 +205,37 @@ def test_float_posterize_is_torchvisions_and_not_that_of_bytes():
         (lambda: OPS["cutout"].between(0, 1.5), ValueError, "between 0 and 1, got 0 to 1.5"),
         (lambda: OPS["gaussian_noise"].between(-1, 0), ValueError, "between 0 and inf, got -1"),
         (lambda: OPS["invert"].between(0, 1), ValueError, "between 0 and 0"),
+        (lambda: OPS["rotate"].between(0, float("inf")), ValueError, "magnitudes must be between"),
+        (lambda: OPS["rotate"].between("a", 1), TypeError, "low must be a number, got str 'a'"),
     ],
 )
 def test_magnitudes_without_a_meaning_are_refused(call, error, reason):
     with pytest.raises(error, match=reason):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "reason"),
+    [
+        (lambda x: OPS["posterize"](x, 20.0), ValueError, "between 0 and 8, got 20"),
+        (lambda x: OPS["rotate"](x, float("inf")), ValueError, "magnitudes must be between"),
+        (lambda x: OPS["rotate"](x, torch.zeros(3)), ValueError, r"got shape \(3,\) for 2 images"),
+        (lambda x: OPS["rotate"](x[0], 5.0), ValueError, r"images must be \(B, C, H, W\)"),
+        (lambda x: OPS["invert"](x.int(), 0.0), ValueError, r"images must be \(B, C, H, W\)"),
+        (lambda x: OPS["invert"](x.float(), 0.0), ValueError, r"images must be in \[0, 1\]"),
+        (lambda x: OPS["color"](x.repeat(1, 2, 1, 1), 1.5), ValueError, "1 or 3 channels"),
+    ],
+)
+def test_an_op_called_by_hand_refuses_what_a_policy_would(call, error, reason):
+    with pytest.raises(error, match=reason):
+        call(images((3, 8, 8))[:2])
+
+
+def test_an_op_of_your_own_may_work_in_place():
+    x = torch.rand(2, 3, 4, 4)
+    before = x.clone()
+    assert float(Op(lambda x, _: x.zero_())(x, 0.0).sum()) == 0
+    assert torch.equal(x, before)
 
 
 def test_between_changes_the_range_alone():

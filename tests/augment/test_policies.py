@@ -1,6 +1,7 @@
 """Policies, CropFlip and KorniaModule: what they promise beside keyed randomness."""
 
 import dataclasses
+import pickle
 from functools import partial
 
 import kornia.augmentation as K
@@ -520,6 +521,12 @@ def test_autograd_and_autocast_do_not_reach_inside_modules():
         (lambda: RandomOps.cutout(fill=2), ValueError, "fill must be one or three values"),
         (lambda: RandomOps.cutout(fill=(0, 1)), ValueError, "fill must be one or three values"),
         (lambda: RandomOps.noise(-0.1), ValueError, "magnitudes must be between 0 and inf"),
+        (lambda: RandomOps.cutout(fill="a"), TypeError, "fill must be a number"),
+        (lambda: RandomOps.noise("a"), TypeError, "low must be a number"),
+        (lambda: RandomOps(levels="ab"), TypeError, "levels must be a number, got str 'a'"),
+        (lambda: RandomOps(levels=["a"]), TypeError, "levels must be a number, got str 'a'"),
+        (lambda: SubPolicies([[("rotate", "a", 1)]]), TypeError, "probability must be a number"),
+        (lambda: SubPolicies([[("rotate", 1)]]), TypeError, "a step must be"),
         (lambda: SubPolicies([]), ValueError, "sequences of one length"),
         (
             lambda: SubPolicies([[("rotate", 1, 1)], [("rotate", 1, 1)] * 2]),
@@ -636,6 +643,29 @@ def test_autoaugment_without_torchvision_says_what_is_missing(monkeypatch):
 def test_known_ops_are_listed_when_one_is_not():
     with pytest.raises(ValueError, match=", ".join(f"'{name}'" for name in OPS)):
         RandomOps(["swirl"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_policies_travel_to_workers(name):
+    x, policy = batch(), POLICIES[name]
+    assert torch.equal(pickle.loads(pickle.dumps(policy))(x, keys()), policy(x, keys()))
+
+
+def test_compiled_policies_travel_too():
+    pickle.loads(pickle.dumps(RandomOps.paper(compiled=True)))
+
+
+def test_a_module_that_works_in_place_leaves_the_callers_images_alone():
+    x = batch(dtype=torch.float32)
+    mask, before = x[:, :1].clone(), x.clone()
+    KorniaModule(lambda x, m: (x.mul_(0), m.mul_(0)))(x, keys(), mask)
+    assert torch.equal(x, before)
+    assert torch.equal(mask, before[:, :1])
+
+
+def test_a_table_may_be_a_generator():
+    policy = SubPolicies(iter([[("rotate", 1, 1)], [("invert", 1, 0)]]))
+    assert len(policy.table) == 2
 
 
 def test_ops_are_changed_in_one_line():
