@@ -150,11 +150,10 @@ def test_the_committed_record_holds_what_the_quick_form_measures():
 
 
 def test_peak_memory_sees_what_was_freed_again():
-    with PeakMemory() as memory:
-        # From the kernel: a hole that an earlier test left in the heap would be reused unseen.
-        with mmap.mmap(-1, 100_000_000) as pages:
-            np.frombuffer(pages, np.uint8)[:] = 1  # touched, so resident
-            time.sleep(0.1)  # a peak shorter than a sample may escape
+    # From the kernel: a hole that an earlier test left in the heap would be reused unseen.
+    with PeakMemory() as memory, mmap.mmap(-1, 100_000_000) as pages:
+        np.frombuffer(pages, np.uint8)[:] = 1  # touched, so resident
+        time.sleep(0.1)  # a peak shorter than a sample may escape
     assert 80e6 < memory.extra_bytes < 200e6
 
 
