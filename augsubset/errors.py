@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["AugsubsetError", "check_choice", "check_int", "check_number"]
+__all__ = ["AugsubsetError", "check_choice", "check_int", "check_number", "check_state"]
 
 
 class AugsubsetError(RuntimeError):
@@ -59,3 +59,31 @@ def check_number(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
+
+
+def check_state(
+    name: str, state: Any, keys: Iterable[str], same: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a saved state that lacks something or belongs to something else.
+
+    Args:
+        name: The argument's name.
+        state: What was passed.
+        keys: What it must hold.
+        same: Values that must be equal.
+
+    Raises:
+        TypeError: If it is no mapping.
+        ValueError: If a key is missing or a value differs.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {type(state).__name__}.")
+    missing = sorted(set(keys) - set(state))
+    if missing:
+        raise ValueError(f"{name} must be a saved state, got one without {missing}.")
+    for key, value in (same or {}).items():
+        if state[key] != value:
+            raise ValueError(
+                f"{name} must be of a run with the same {key}, got {key}={state[key]!r} for "
+                f"{key}={value!r} here."
+            )

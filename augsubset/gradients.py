@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,32 @@ class LastLayerGradients:
     def unprobed(cls, n: int) -> LastLayerGradients:
         """Stand in for n examples that nobody probed, for rules that need no gradient."""
         return cls.from_residual(torch.zeros(n, 0))
+
+    @classmethod
+    def merged(cls, shards: Sequence[LastLayerGradients]) -> LastLayerGradients:
+        """Return the rows of several shards as one, by ascending dataset index.
+
+        Args:
+            shards: Of one kind, with no index in two of them. Ages are left behind.
+        """
+        order = torch.argsort(torch.cat([shard.indices for shard in shards]))
+
+        def rows(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(parts))[order]
+
+        inputs = [shard.inputs for shard in shards if shard.inputs is not None]
+        layers = zip(*(shard.earlier for shard in shards), strict=True)
+        return cls(
+            residual=rows([shard.residual for shard in shards]),
+            inputs=rows(inputs) if inputs else None,
+            labels=rows([shard.labels for shard in shards]),
+            indices=rows([shard.indices for shard in shards]),
+            losses=rows([shard.losses for shard in shards]),
+            earlier=tuple(
+                (rows([left for left, _ in layer]), rows([right for _, right in layer]))
+                for layer in layers
+            ),
+        )
 
     def __len__(self) -> int:
         """Return the number of examples, n."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.errors import AugsubsetError, check_int
+from augsubset.errors import AugsubsetError, check_int, check_state
 from augsubset.transfer import sent
 
 __all__ = ["Harvest"]
@@ -145,3 +146,28 @@ class Harvest:
         """Return recorded values of some examples, on their device, and labels, on the CPU."""
         values = [stored[positions.to(stored.device)] for stored in self._values]
         return values, self._labels[positions]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything recorded, for a checkpoint; references, not copies."""
+        return {
+            "passes": self.passes,
+            "seen": self._seen,
+            "labels": self._labels,
+            "values": list(self._values),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: If it is of another number of examples, or something is missing.
+        """
+        check_state("harvest", state, ("passes", "seen", "labels", "values"))
+        if len(state["seen"]) != len(self):
+            raise ValueError(
+                f"harvest must be of the dataset's {len(self)} examples, got {len(state['seen'])}."
+            )
+        self.passes = check_int("passes", state["passes"], 0)
+        self._seen, self._labels = state["seen"].clone(), state["labels"].clone()
+        self._values = [value.clone() for value in state["values"]]
+        self._expected = None

@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from inspect import signature
-from typing import Any, Literal, NamedTuple
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from augsubset.augment.keyed_random import RowKeys
-from augsubset.batches import known_labels, split_batch
-from augsubset.errors import AugsubsetError, check_choice, check_int
-from augsubset.gradients import LastLayerGradients
+from augsubset.batches import BatchParts, class_labels, is_classes, known_labels, map_tensors
+from augsubset.delivery import Delivery, Policy, Ready
+from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
 from augsubset.harvest import Harvest
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
-from augsubset.rng import MAX_SEED, mix_seed
+from augsubset.progress import progress_bar
+from augsubset.ranks import Ranks, world_size
+from augsubset.rng import MAX_SEED
 from augsubset.sampling import (
-    PADDING,
+    Layout,
+    Mode,
+    Raw,
+    ResidentDataset,
     SubsetAugmentDataset,
     WeightedCoresetSampler,
+    as_fetched,
     loader_options,
-    loader_shuffles,
-    unpack,
+    loader_order,
 )
+from augsubset.schedule import Probed, SelectionSchedule, pack_selection, unpack_selection
 from augsubset.selection import (
     AllSelector,
     CoresetSelector,
-    RandomSelector,
     Selection,
     Selector,
     budget_from_fraction,
 )
 from augsubset.timing import EpochClock
-from augsubset.transfer import sent
 
 __all__ = ["SubsetAugmentLoader"]
 
 _log = logging.getLogger(__name__)
 
-Policy = Callable[[Tensor, RowKeys], Tensor]
-
-
-class _Solving(NamedTuple):
-    """A selection that a thread is at, and the epoch whose probe it is from."""
-
-    epoch: int
-    selection: Future[Selection]
-    entry: dict[str, Any]
+Event = dict[str, Any]
 
 
 class SubsetAugmentLoader:
@@ -68,11 +62,14 @@ class SubsetAugmentLoader:
 
     Args:
         loader: A plain DataLoader over a map-style dataset whose batches are (inputs, labels)
-            pairs, or dicts that name them. Its batch size, workers, collate function, pinning and
-            order (shuffled or sequential) are taken over; the loader itself is not used again. The
-            collate function must keep every row, in order, and not modify items in place.
+            pairs, or dicts or tuples that name them. Its batch size, workers, collate function,
+            pinning and order (shuffled, sequential, or a DistributedSampler's) are taken over; the
+            loader itself is not used again. The collate function must keep every row, in order,
+            and not modify items in place. On several ranks the order is shared among them: by the
+            DistributedSampler's word, else by torch.distributed's, which must be initialised.
         model: The model in training: probed for gradients, and its device is where batches go.
-        augment: The strong policy, ``(x, rows) -> x``; it sees the copies only.
+        augment: The strong policy, ``(x, rows) -> x``, or with ``others`` parts
+            ``(x, rows, *others) -> (x, *others)``; it sees the copies only.
         fraction: Share of the examples to augment, in (0, 1]; at least one a class. Without
             effect for :class:`~augsubset.AllSelector`.
         copies: Augmented copies of each selected example, r.
@@ -80,7 +77,9 @@ class SubsetAugmentLoader:
         start_epoch: First epoch of the schedule: until then the subset is random.
         selector: The rule; :class:`~augsubset.CoresetSelector` by default.
         raw: Which originals take part; see :class:`~augsubset.WeightedCoresetSampler`.
-        mode: ``"weight"``: yields ``(x, y, w)``, each row once.
+        mode: ``"weight"``: yields ``(x, y, w)``, each row once. ``"sample"``: yields ``(x, y)``,
+            for losses without a per-example form: copies are drawn in proportion to their weight;
+            see :class:`~augsubset.WeightedCoresetSampler` for what that optimises.
         weights: ``"paper"``: cluster size / r on each copy, 1 on each original, both scaled so
             that their mean over the epoch is 1 and the learning rate keeps its meaning;
             ``"unscaled"`` leaves them; ``"uniform"`` is 1 everywhere. Padding is always 0.
@@ -95,8 +94,21 @@ class SubsetAugmentLoader:
         device: Where batches go; ``None`` asks the model at the start of each epoch.
         seed: Distinguishes runs.
         channels_last: Yield images in that memory format.
-        inputs: Key of the inputs in dict batches, where it has no usual name.
-        labels: Key of the labels in dict batches, likewise.
+        inputs: Key (of dict batches), field or position of the inputs, where it is neither the
+            first of a pair nor of a usual name; a list of them: x is a dict.
+        labels: Likewise, of the labels. One class index an example is selected by class;
+            anything else (floats, several a row, boxes) in one group, and needs a ``probe`` that
+            knows its loss, or a selector without gradients.
+        others: Keys, fields or positions of parts that policies transform with the inputs: masks,
+            boxes. They come back in their places: among them the labels, or with ``whole=True``.
+        whole: Yield batches in the structure that the collate function gave them, with the inputs
+            augmented and all tensors on the device: ``(batch, w)``, or ``batch`` in
+            ``mode="sample"``.
+        return_index: Yield the dataset index of each row as well, last.
+        layout: ``"mixed"``: rows in any order. ``"grouped"``: an example's original and copies in
+            one batch, where its item is fetched a single time; all batches are of one size.
+        resident: Keep the images of a uint8 ``TensorDataset`` on the device: no workers, no
+            collation; the same keys, order and augmentation.
         background: Solve in a thread while the epoch that probed trains on with the old selection;
             the new one is in force from the epoch after, which waits for it. The first selection
             has no predecessor and is made at once. An error in the thread is raised here, when
@@ -104,16 +116,22 @@ class SubsetAugmentLoader:
         recycle: Originals that the model saw in training at most this many epochs ago are not
             probed anew: what it said of them then counts, under the base augmentation and in
             training mode. Each batch must go through the model in one pass. ``None``: probe all.
+            On several ranks each reuses what it saw itself.
+        on_event: Called with each entry of :attr:`history` as it is made.
+        progress: Show bars while probing and gathering labels (needs tqdm).
+        timeout: How long a rank waits for another before it raises.
 
     Yields:
-        ``(x, y, w)`` on the device: x float (uint8 without ``normalize`` is divided by 255), y
-        int64, w float32. Other parts of dict batches are left behind.
+        ``(x, y, w)`` on the device: x float (uint8 without ``normalize`` is divided by 255; what
+        is no ``(B, C, H, W)`` image stays as it is), classes y int64, w float32. Other parts are
+        left behind without ``whole``.
 
     Raises:
         TypeError: At construction, if the loader, model, dataset or a batch is of the wrong kind.
         ValueError: At construction, if a value is out of range, images are outside [0, 1], or the
             loader has a sampler or batch sampler of its own.
-        AugsubsetError: If a second iterator is started while one is live.
+        AugsubsetError: If a second iterator is started while one is live, the dataset changed its
+            length, or ranks are not sharded, or twice.
 
     Cost:
         A selection is one forward pass over the data and a solve (see
@@ -137,8 +155,8 @@ class SubsetAugmentLoader:
         every: int = 20,
         start_epoch: int = 0,
         selector: Selector | None = None,
-        raw: Literal["all", "unselected", "selected", "none"] = "all",
-        mode: Literal["weight"] = "weight",
+        raw: Raw = "all",
+        mode: Mode = "weight",
         weights: Literal["paper", "uniform", "unscaled"] = "paper",
         max_weight: float | None = None,
         base: Policy | None = None,
@@ -148,135 +166,210 @@ class SubsetAugmentLoader:
         device: torch.device | str | None = None,
         seed: int = 0,
         channels_last: bool = False,
-        inputs: str | None = None,
-        labels: str | None = None,
+        inputs: str | int | Sequence[str | int] | None = None,
+        labels: str | int | None = None,
+        others: Sequence[str | int] = (),
+        whole: bool = False,
+        return_index: bool = False,
+        layout: Layout = "mixed",
+        resident: bool = False,
         background: bool = False,
         recycle: int | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        progress: bool = False,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        check_choice("mode", mode, ("weight",))
+        order = loader_order(loader)
+        check_choice("mode", mode, ("weight", "sample"))
         check_choice("weights", weights, ("paper", "uniform", "unscaled"))
-        check_choice("background", background, (False, True))
-        check_choice("channels_last", channels_last, (False, True))
-        shuffle = loader_shuffles(loader)
-        _check_types(model, augment, base, probe, selector)
+        flags = {
+            "background": background,
+            "channels_last": channels_last,
+            "progress": progress,
+            "resident": resident,
+            "return_index": return_index,
+            "whole": whole,
+        }
+        for name, flag in flags.items():
+            check_choice(name, flag, (False, True))
+        if mode == "sample" and weights != "paper":
+            raise ValueError(f'weights must be "paper" in mode="sample", got weights={weights!r}.')
+        selector = CoresetSelector() if selector is None else selector
+        _check_types(model, probe, selector, on_event)
         if max_weight is not None and not max_weight > 0:
             raise ValueError(f"max_weight must be positive, got max_weight={max_weight}.")
         self._model = model
-        self._augment = augment
-        self._every = check_int("every", every, 1)
-        self._start_epoch = check_int("start_epoch", start_epoch, 0)
-        self._selector: Selector = CoresetSelector() if selector is None else selector
         self._weights = weights
         self._max_weight = max_weight
-        self._base = base
         self._pixels = PixelRange(normalize, denormalize, channels_last)
         self._probe = GradientProbe(model, device=device) if probe is None else probe
         self._device = None if device is None else torch.device(device)
         self._seed = check_int("seed", seed, 0, MAX_SEED)
-        # Policies of one class would draw the same numbers for a row; the base has its own seed.
-        self._base_seed = mix_seed(self._seed, 1)
-        self._parts = {"inputs": inputs, "labels": labels}
+        self._delivery = Delivery(
+            BatchParts(inputs, labels, others),
+            self._pixels,
+            augment,
+            base,
+            seed=self._seed,
+            whole=whole,
+            return_index=return_index,
+        )
+        self._progress = progress
+        self._on_event = on_event
+        self._history: list[Event] = []
 
-        self._dataset = SubsetAugmentDataset(loader.dataset, seed=self._seed)
+        self._world_size = world_size()
+        ranks = Ranks(None, timeout) if self._world_size > 1 else None
+        self._guard = Ranks(None, timeout) if self._world_size > 1 else None
+        self._dataset: SubsetAugmentDataset | ResidentDataset = SubsetAugmentDataset(
+            loader.dataset, seed=self._seed
+        )
         self._options = loader_options(loader)
-        self._check_one_batch()
+        if resident:
+            self._dataset = ResidentDataset(loader.dataset, loader.collate_fn)
+            self._options = {"batch_size": loader.batch_size, "collate_fn": as_fetched}
         n = len(self._dataset)
+        if ranks is not None and n < ranks.world_size:
+            raise ValueError(
+                f"dataset must hold at least one example a rank, got {n} for "
+                f"{ranks.world_size} ranks."
+            )
+        has_classes = self._check_one_batch(selector, layout)
+        known = self._class_labels(loader.dataset) if has_classes else torch.zeros(1)
+        self._labels_digest = hashlib.sha256(known.numpy().tobytes()).hexdigest()
         budget = (
             n  # the one rule that takes everything whatever the fraction
-            if isinstance(self._selector, AllSelector)
-            else budget_from_fraction(fraction, n, self._count_classes(loader.dataset))
+            if isinstance(selector, AllSelector)
+            else budget_from_fraction(fraction, n, len(torch.unique(known)))
         )
+        num_replicas, rank = order.num_replicas, order.rank
+        if num_replicas is None and ranks is not None:
+            num_replicas, rank = ranks.world_size, ranks.rank
         self._sampler = WeightedCoresetSampler(
-            self._dataset, budget=budget, copies=copies, raw=raw, shuffle=shuffle, seed=self._seed
+            self._dataset.dataset,
+            budget=budget,
+            copies=copies,
+            raw=raw,
+            mode=mode,
+            shuffle=order.shuffle,
+            seed=self._seed,
+            num_replicas=num_replicas,
+            rank=rank,
+            drop_last=order.drop_last,
+            layout=layout,
+            batch_size=loader.batch_size,
         )
         self._batches = self._data_loader(self._sampler, drop_last=loader.drop_last)
+        self._schedule = SelectionSchedule(
+            selector,
+            every=every,
+            start_epoch=start_epoch,
+            budget=budget,
+            num_examples=n,
+            seed=self._seed,
+            background=background,
+            probe=self._probed,
+            record=self._record,
+            ranks=ranks,
+            timeout=timeout,
+        )
         self._recycle = recycle if recycle is None else check_int("recycle", recycle, 1)
         self._harvest = Harvest(n)
         if recycle is not None:
+            if not has_classes:
+                raise ValueError(
+                    "recycle must be None where labels are no class index an example, got "
+                    f"recycle={recycle}."
+                )
             with self._probe.attached(into=self._harvest):
                 pass  # refuses a probe that cannot be attached
         self._next_epoch = 0
         self._live = False
-        self._selection: Selection | None = None
-        self._selected_period: int | None = None
-        self._background = background
-        self._solving: _Solving | None = None
-        self._history: list[dict[str, Any]] = []
+        self._position = 0  # rows of the epoch handed out, over all ranks
+        self._in_force: Selection | None = None  # in the epoch that runs or will go on
+        self._is_guarded = False
 
     # The main path, from the top: an epoch, a batch, a row.
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         """Start the next epoch, with a selection first where one is due."""
         if self._live:
             raise AugsubsetError(
                 "this loader already has a live iterator, and each one is an epoch of its own. "
                 "Finish it, close() it, or construct a second loader."
             )
+        self._check_world()
         self._live = True
-        epoch = self._next_epoch
+        epoch, resumes_at = self._next_epoch, self._position
         device = self._device or model_device(self._model)
         clock = EpochClock(device)
-        num_rows = num_copies = 0
+        num_yielded = num_copies = 0
         completed = False
         observed = ExitStack()
         try:
-            self._sampler.set_epoch(epoch)
             with clock.on_host("selection"):
-                self._take_over(before=epoch)
-                if self._period(epoch) != self._selected_period or self._selection is None:
-                    self._select(epoch, background=self._background and self._selection is not None)
+                if not resumes_at:
+                    self._schedule.before(epoch)
+                    self._in_force = self._schedule.latest
+                assert self._in_force is not None
+                self._sampler.set_selection(self._capped(self._in_force))
+            self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
+            if isinstance(self._dataset, ResidentDataset):
+                self._dataset.to(device)
             if self._recycle is not None:
                 observed.enter_context(self._probe.attached(into=self._harvest))
-            batches = iter(self._batches)
-            while True:
-                with clock.on_host("loading"):
-                    fetched = next(batches, None)
-                    if fetched is None:
-                        completed = True
-                        break
-                    x, y, keys = self._checked(*fetched)
-                    w = self._weights_of(keys, epoch)
-                    rows = _row_keys(self._seed, keys)
-                num_rows += len(keys)
-                num_copies += int(_are_copies(rows).sum())
-                with clock.augmentation():
-                    x = self._augmented(self._moved(x, device), rows)
+            batches = self._ready_batches(clock, epoch, device)
+            for batch in self._delivery.ahead(batches, device):
+                if not self._is_guarded:
+                    self._check_shards(batch.keys, resumes_at)
+                num_yielded += len(batch.keys)
+                num_copies += batch.num_copies
                 if self._recycle is not None:
-                    self._harvest.expect(torch.where(rows.copy == 0, rows.index, -1), y)
-                yield x, self._moved(y, device), self._moved(w, device)
-            solving = self._solving
-            if solving and solving.selection.done() and solving.selection.exception():
-                self._result_of(solving)  # raises
+                    self._harvest.expect(batch.originals, batch.labels)
+                # Counted before it is handed out: a checkpoint that its consumer makes has it.
+                self._position += len(batch.keys) * self._sampler.num_replicas
+                yield batch.output
+            completed = True
+            self._schedule.after()
         finally:
             self._live = False
+            self._position = 0
             observed.close()
-            self._history.append(
+            self._record(
                 {
                     "event": "epoch",
                     "epoch": epoch,
-                    "num_rows": num_rows,
+                    "num_rows": num_yielded,
                     "num_copies": num_copies,
                     "completed": completed,
                     **clock.read(),
                 }
             )
 
-    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return model inputs: the strong policy on copies, the base on all, normalised last."""
-        x = self._strongly_augmented(self._pixels.to_unit(x), rows)
-        if self._base is not None:
-            rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
-            x = _applied("base", self._base, x, rows)
-        return self._pixels.to_model(x)
+    def _ready_batches(
+        self, clock: EpochClock, epoch: int, device: torch.device
+    ) -> Iterator[Ready]:
+        """Yield the epoch's batches on the device, each made when it is asked for."""
 
-    def _strongly_augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        copies = _are_copies(rows).nonzero().squeeze(1)
-        if len(copies) == 0:
-            return x
-        at = sent(copies, x.device)
-        augmented = _applied("augment", self._augment, x.index_select(0, at), rows[copies])
-        return x.index_copy(0, at, augmented)
+        def move(part: Any) -> Any:
+            return map_tensors(lambda tensor: self._moved(tensor, device), part)
+
+        batches = iter(self._batches)
+        while True:
+            with clock.on_host("loading"):
+                fetched = next(batches, None)
+                if fetched is None:
+                    return
+                batch, keys = fetched
+                parts = self._delivery.checked(batch, keys)
+                w = self._weights_of(keys, epoch) if self._sampler.plan.mode == "weight" else None
+            with clock.augmentation():
+                ready = self._delivery.ready(batch, parts, keys, w, move)
+            yield ready
+
+    def _moved(self, part: Tensor, device: torch.device) -> Tensor:
+        return part.to(device, non_blocking=self._batches.pin_memory)
 
     def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
         w = self._sampler.weights_for(keys)
@@ -292,109 +385,32 @@ class SubsetAugmentLoader:
         """Select now, with the model as it is; in force from the next epoch that starts.
 
         The schedule goes on: between epochs this stands for the selection due at the next one;
-        while an epoch runs it does not, since the model goes on training.
+        while an epoch runs it does not, since the model goes on training. On several ranks, call
+        it on all.
         """
-        period = self._period(self._next_epoch - self._live)
-        self._select(self._next_epoch)
-        self._selected_period = period
-        assert self._selection is not None
-        return self._selection
+        return self._schedule.reselect(self._next_epoch, stands_for=self._next_epoch - self._live)
 
-    def _select(self, epoch: int, background: bool = False) -> None:
-        """Probe now, and solve: now, or in a thread for the epoch after."""
-        if self._solving is not None:
-            self._result_of(self._solving)  # something newer is asked for
-        selector = self._selector if epoch >= self._start_epoch else RandomSelector()
-        begin = time.perf_counter()
-        num_recycled = 0
-        if selector.needs_gradients and self._recycle is not None:
-            max_age = self._recycle * len(self)
-            ages = self._harvest.ages
-            num_recycled = int(((ages >= 0) & (ages <= max_age)).sum())
-            gradients = self._probe.scan(
-                self._data_loader(), prepare=self._original, reuse=self._harvest, max_age=max_age
-            )
-        elif selector.needs_gradients:
-            gradients = self._probe.scan(self._data_loader(), prepare=self._original)
-        else:
-            gradients = LastLayerGradients.unprobed(len(self._dataset))
-        entry: dict[str, Any] = {
-            "event": "selection",
-            "epoch": epoch,
-            "in_force_from": epoch + background,
-            "selector": type(selector).__name__,
-            "probe_seconds": time.perf_counter() - begin,
-            "num_recycled": num_recycled,
+    def _probed(self, indices: range) -> Probed:
+        """Probe a shard of the examples, or all of them."""
+        chosen = None if indices == range(len(self._dataset)) else indices
+        if isinstance(self._dataset, ResidentDataset):
+            self._dataset.to(self._device or model_device(self._model))
+        options: dict[str, Any] = {
+            "prepare": self._delivery.original,
+            "indices": chosen,
+            "progress": self._progress,
         }
-        budget = self._sampler.budget
+        if self._recycle is None:
+            return Probed(self._probe.scan(self._data_loader(), **options))
+        max_age = self._recycle * len(self)
+        ages = self._harvest.ages[torch.arange(indices.start, indices.stop, indices.step)]
+        gradients = self._probe.scan(
+            self._data_loader(), reuse=self._harvest, max_age=max_age, **options
+        )
+        return Probed(gradients, int(((ages >= 0) & (ages <= max_age)).sum()))
 
-        def solve() -> Selection:
-            begin = time.perf_counter()
-            found = selector.select(gradients, budget=budget, seed=self._seed, epoch=epoch)
-            entry["solve_seconds"] = time.perf_counter() - begin
-            if not isinstance(found, Selection):
-                raise TypeError(
-                    f"selector must return a Selection, got {type(found).__name__} from "
-                    f"{type(selector).__name__}."
-                )
-            return found
-
-        if background:
-            thread = ThreadPoolExecutor(1, thread_name_prefix="augsubset-select")
-            self._solving = _Solving(epoch, thread.submit(solve), entry)
-            thread.shutdown(wait=False)
-        else:
-            self._put_in_force(solve(), entry)
-        self._selected_period = self._period(epoch)
-
-    def _take_over(self, before: int) -> None:
-        """Put what was solved in the background in force, if an earlier epoch asked for it."""
-        if self._solving is not None and self._solving.epoch < before:
-            entry = self._solving.entry
-            self._put_in_force(self._result_of(self._solving), entry)
-
-    def _result_of(self, solving: _Solving) -> Selection:
-        """Wait for a thread's selection; after an error the next epoch selects anew."""
-        self._solving = None
-        try:
-            return solving.selection.result()
-        except BaseException:
-            self._selected_period = None
-            raise
-
-    def _put_in_force(self, selection: Selection, entry: dict[str, Any]) -> None:
-        capped = selection if self._max_weight is None else selection.capped(self._max_weight)
-        self._sampler.set_selection(capped)
-        self._selection = selection
-        entry["num_selected"] = len(selection)
-        entry["effective_sample_size"] = selection.effective_sample_size
-        entry["digest"] = selection.digest
-        if selection.certificate is not None:
-            entry.update(vars(selection.certificate))
-        self._history.append(entry)
-
-    def _period(self, epoch: int) -> int:
-        """Number the stretches of ``every`` epochs; negative before ``start_epoch``."""
-        return (epoch - self._start_epoch) // self._every
-
-    def _original(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Turn a fetched batch of originals into what the model sees of them unaugmented."""
-        x, y, _ = self._checked(*batch)
-        return self._pixels.to_model(self._pixels.to_unit(x)), y
-
-    def _checked(self, batch: Any, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split a fetched batch, and refuse on the host what would be clamped on the device."""
-        x, y = split_batch(batch, **self._parts)
-        if len(x) != len(keys):
-            raise ValueError(
-                f"collate_fn must keep every row, got {len(x)} rows for {len(keys)} keys. "
-                "Filter the dataset instead of the batch."
-            )
-        self._pixels.check(x)
-        return x, y, keys
-
-    def _moved(self, part: Tensor, device: torch.device) -> Tensor:
-        return part.to(device, non_blocking=self._batches.pin_memory)
+    def _capped(self, selection: Selection) -> Selection:
+        return selection if self._max_weight is None else selection.capped(self._max_weight)
 
     # The user's DataLoader, rebuilt.
 
@@ -417,25 +433,67 @@ class SubsetAugmentLoader:
             **options,
         )
 
-    def _check_one_batch(self) -> None:
+    def _check_one_batch(self, selector: Selector, layout: Layout) -> bool:
         """Fetch two examples the way training will, and refuse what would fail later.
 
         In a worker where there are workers: a dataset that opens a file on first access must not
         do so here and then be forked.
+
+        Returns:
+            Whether labels are one class index an example.
         """
         few: Any = range(min(2, len(self._dataset)))
-        num_workers = min(1, self._options["num_workers"])
+        num_workers = min(1, self._options.get("num_workers", 0))
         loader = self._data_loader(few, num_workers=num_workers, persistent_workers=False)
-        x, y = self._original(next(iter(loader)))
-        if self._selector.needs_gradients:
+        batch, keys = next(iter(loader))
+        self._delivery.check_names(batch)
+        x, y = self._delivery.original((batch, keys))
+        if selector.needs_gradients:
             self._probe.check(x, y)
+        return is_classes(y)
 
-    def _count_classes(self, dataset: Any) -> int:
+    def _class_labels(self, dataset: Any) -> Tensor:
+        """Return every example's class: as the dataset offers them, or by fetching all once."""
         known = known_labels(dataset)
         if known is None:
             _log.info("the dataset has no .targets or .labels: fetching every example for them")
-            known = torch.cat([self._checked(*batch)[1] for batch in self._data_loader()])
-        return len(torch.unique(known))
+            gathered = []
+            loader = self._data_loader()
+            with progress_bar(self._progress, len(loader), "gathering labels", "batch") as bar:
+                for batch, keys in loader:
+                    gathered.append(class_labels(self._delivery.checked(batch, keys).labels))
+                    if bar is not None:
+                        bar.update()
+            known = torch.cat(gathered)
+        return known
+
+    # Ranks.
+
+    def _check_world(self) -> None:
+        """Refuse what changed since construction."""
+        n = len(self._dataset.dataset)
+        if n != len(self._dataset):
+            raise AugsubsetError(
+                f"the dataset must keep its length {len(self._dataset)}, got {n}. Selections and "
+                "keys are of the examples there were: construct a new loader."
+            )
+        if world_size() != self._world_size:
+            raise AugsubsetError(
+                f"the world must be of {self._world_size} ranks as at construction, got "
+                f"{world_size()}: what is sharded for one would be missing or doubled in the "
+                "other. Construct the loader after init_process_group; in Lightning, in the hook "
+                "train_dataloader()."
+            )
+
+    def _check_shards(self, keys: Tensor, begin: int) -> None:
+        """Compare the ranks' first batches: each must have its own share of one order."""
+        self._is_guarded = True
+        if self._guard is not None:
+            sampler = self._sampler
+            expected = sampler.first_keys(begin, len(keys))
+            self._guard.check_shares(sampler.rank, expected, keys.tolist())
+
+    # Around the loop.
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Return images as the model sees originals that nobody augmented, on its device.
@@ -451,24 +509,45 @@ class SubsetAugmentLoader:
         """
         self._pixels.check(x)
         x = self._moved(x, self._device or model_device(self._model))
-        return self._pixels.to_model(self._pixels.to_unit(x))
+        seen: Tensor = self._pixels.to_model(self._pixels.to_unit(x))
+        return seen
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch: the same every epoch."""
+        """Return the number of batches in an epoch: the same every epoch.
+
+        Only what is left of an epoch after :meth:`load_state_dict` is shorter.
+        """
         return len(self._batches)
 
+    @property
+    def batch_size(self) -> int:
+        """Rows a batch, as the user's DataLoader has it."""
+        assert self._batches.batch_size is not None
+        return self._batches.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or else the one that the next ``iter()`` starts."""
+        return self._next_epoch - self._live
+
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next ``iter()`` starts; without it, the one after the last."""
+        """Say which epoch the next ``iter()`` starts; without it, the one after the last.
+
+        Said of the epoch that :meth:`load_state_dict` was in the middle of, nothing changes.
+        """
+        before = self._next_epoch
         self._sampler.set_epoch(epoch)
         self._next_epoch = int(epoch)
+        if self._next_epoch != before and not self._live:
+            self._position = 0
 
     @property
     def selection(self) -> Selection | None:
         """The latest selection, weights uncapped; ``None`` before the first epoch."""
-        return self._selection
+        return self._schedule.latest
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Event]:
         """One dict a selection and one an epoch, oldest first.
 
         ``event="selection"``: epoch (of the probe), in_force_from, selector, num_selected,
@@ -479,36 +558,88 @@ class SubsetAugmentLoader:
         """
         return self._history
 
+    def _record(self, entry: Event) -> None:
+        self._history.append(entry)
+        if self._on_event is not None:
+            self._on_event(entry)
+
     @property
     def dataset(self) -> Any:
         """The user's dataset."""
         return self._dataset.dataset
 
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled or copied."""
+        raise TypeError(
+            "a SubsetAugmentLoader cannot be pickled: it holds the model, workers and a stream. "
+            "Save loader.state_dict(), and construct it anew where it is needed."
+        )
 
-def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any) -> None:
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on, beside the model.
+
+        Made while an epoch runs, the batches yielded so far count as consumed. Tensors, numbers
+        and strings alone, which ``torch.load`` reads with ``weights_only=True``; the tensors are
+        the loader's own, not copies. All ranks return the same, but for ``recycle``. Waits for a
+        selection that is solved in the background.
+        """
+        return {
+            "version": 1,
+            **self._identity(),
+            "epoch": self.epoch,
+            "position": self._position,
+            "in_force": pack_selection(self._in_force),
+            "schedule": self._schedule.state_dict(),
+            "harvest": None if self._recycle is None else self._harvest.state_dict(),
+            "history": [dict(entry) for entry in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was made, on any number of workers or ranks.
+
+        The next ``iter()`` yields what was left of the epoch, and nothing where the state was
+        made at its last batch: a loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
+
+        Raises:
+            AugsubsetError: While an epoch runs.
+            TypeError: If it is no mapping.
+            ValueError: If something is missing or damaged, or it is of another dataset, seed or
+                shape of epoch. Nothing is changed then.
+        """
+        if self._live:
+            raise AugsubsetError("a state cannot be loaded while an epoch runs. Close it first.")
+        keys = ("epoch", "position", "in_force", "schedule", "harvest", "history")
+        check_state("state_dict", state, ("version", *keys, *self._identity()))
+        check_state("state_dict", state, (), same={"version": 1, **self._identity()})
+        epoch = check_int("epoch", state["epoch"], 0)
+        position = check_int("position", state["position"], 0)
+        in_force = unpack_selection(state["in_force"], len(self._dataset))
+        schedule = self._schedule.checked(state["schedule"])
+        if position and in_force is None:
+            raise ValueError("state_dict must hold a selection in the middle of an epoch.")
+        if self._recycle is not None and state["harvest"] is not None:
+            self._harvest.load_state_dict(state["harvest"])
+        if in_force is not None:
+            self._sampler.set_selection(self._capped(in_force))
+        self._sampler.load_state_dict(
+            {**self._sampler.state_dict(), "epoch": epoch, "position": position}
+        )
+        self._schedule.take(schedule)
+        self._in_force, self._next_epoch, self._position = in_force, epoch, position
+        self._history = [dict(entry) for entry in state["history"]]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for keys and positions to mean the same."""
+        return {**self._sampler.identity, "labels_digest": self._labels_digest}
+
+
+def _check_types(model: Any, probe: Any, selector: Any, on_event: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    for name, policy in (("augment", augment), ("base", base)):
-        if isinstance(policy, nn.Module):
-            raise TypeError(
-                f"{name} must be a policy (x, rows) -> x, got the module "
-                f"{type(policy).__name__}. Wrap it: KorniaModule(module)."
-            )
-        if isinstance(policy, type):
-            raise TypeError(f"{name} must be a policy, got the class {policy.__name__}. Call it.")
-        if name == "base" and policy is None:
-            continue
-        if not callable(policy):
-            raise TypeError(f"{name} must be callable, got {type(policy).__name__}.")
-        try:
-            signature(policy).bind(None, None)
-        except TypeError:
-            raise TypeError(
-                f"{name} must be a policy (x, rows) -> x, got {policy!r}, which does not take two "
-                "arguments. For a function of x alone pass KorniaModule(function)."
-            ) from None
-        except ValueError:  # a builtin that does not tell its signature
-            pass
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event must be callable, got {type(on_event).__name__}.")
     if probe is not None and not isinstance(probe, GradientProbe):
         raise TypeError(f"probe must be a GradientProbe, got {type(probe).__name__}.")
     if isinstance(selector, type):
@@ -518,28 +649,3 @@ def _check_types(model: Any, augment: Any, base: Any, probe: Any, selector: Any)
             "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
             f"got {type(selector).__name__}."
         )
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world_size = torch.distributed.get_world_size()
-        if world_size > 1:
-            raise ValueError(
-                f"world size must be 1, got {world_size}: sharding is not implemented, and every "
-                "rank would train on everything."
-            )
-
-
-def _applied(name: str, policy: Policy, x: Tensor, rows: RowKeys) -> Tensor:
-    """Return a policy's result, or refuse one that would change what other rows hold."""
-    out = policy(x, rows)
-    if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
-        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"{name} must keep shape and dtype {tuple(x.shape)} {x.dtype}, got {got}.")
-    return out
-
-
-def _row_keys(seed: int, keys: Tensor) -> RowKeys:
-    epoch, copy, index = unpack(keys)
-    return RowKeys(seed, epoch, index, copy)
-
-
-def _are_copies(rows: RowKeys) -> Tensor:
-    return (rows.copy > 0) & (rows.copy != PADDING)

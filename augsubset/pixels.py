@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class PixelRange:
                 )
             self._statistics = mean[:, None, None], std[:, None, None]
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Any) -> None:
         """Refuse, before the copy to the device, what would be clamped in silence there.
 
         Raises:
@@ -64,8 +65,14 @@ class PixelRange:
         Cost:
             Two reductions over a float batch; nothing for uint8.
         """
+        if self._statistics is None and not (isinstance(x, Tensor) and x.ndim == 4):
+            return  # token ids, columns of a table, a dict: the model's own affair
         if self._statistics is not None:
             channels = len(self._statistics[0])
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"images must be a tensor to be normalised, got {type(x).__name__}."
+                )
             if x.ndim != 4 or x.shape[1] != channels:
                 raise ValueError(
                     f"images must be (B, C, H, W) with C = {channels}, one channel a mean, got "
@@ -103,19 +110,23 @@ class PixelRange:
                 "let no transform after its Normalize leave the range."
             )
 
-    def to_unit(self, x: Tensor) -> Tensor:
+    def to_unit(self, x: Any) -> Any:
         """Return what policies take: uint8, or float in [0, 1]."""
         if not self._arrives_normalised:
             return x
         mean, std = self._on(x)
         return (x * std + mean).clamp(0, 1)  # checked on the host: cuts off rounding alone
 
-    def to_model(self, x: Tensor) -> Tensor:
+    def to_model(self, x: Any) -> Any:
         """Return what the model takes: float, normalised if so told; uint8 is divided by 255.
+
+        What is no ``(B, C, H, W)`` tensor, nor uint8, is returned as it is.
 
         Cost:
             Two passes: for uint8 the cast, the division by 255 and by the deviation are one.
         """
+        if not isinstance(x, Tensor) or (x.ndim != 4 and x.dtype != torch.uint8):
+            return x
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # of bytes, where these arrive
         if self._statistics is None:

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from augsubset.batches import split_batch
+from augsubset.batches import class_labels, is_classes, map_tensors, num_rows, split_batch
 from augsubset.errors import check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
 from augsubset.progress import progress_bar
 from augsubset.rng import forked_rng
 
-__all__ = ["GradientProbe", "model_device"]
+__all__ = ["GradientProbe", "model_device", "unwrapped"]
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Forward = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]
+Measure = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 
 _HARVEST_CHUNK = 1 << 14  # recorded rows turned into residuals at once
 
@@ -60,13 +60,16 @@ class GradientProbe:
     """Last-layer gradients of the loss, for every example of a dataset.
 
     At the logits of cross-entropy that is softmax(z) - onehot(y): one forward pass, no backward
-    pass. The model runs in evaluation mode; weights, buffers, gradients, every module's
-    ``training`` flag and all random generators are bit-identical afterwards. An ``autocast`` around
-    :meth:`scan` applies to the forward pass; residuals are float32. An averaged copy of the model
-    (``torch.optim.swa_utils.AveragedModel``) can be probed in its place.
+    pass. Labels that are no class index an example (floats for regression, several a row, a list)
+    put all examples in one group. The model runs in evaluation mode; weights, buffers, gradients,
+    every module's ``training`` flag and all random generators are bit-identical afterwards. An
+    ``autocast`` around :meth:`scan` applies to the forward pass; residuals are float32. An averaged
+    copy of the model (``torch.optim.swa_utils.AveragedModel``) can be probed in its place.
 
     Args:
-        model: Any module whose output is a ``(B, C)`` tensor of logits.
+        model: Any module whose output is a ``(B, C)`` tensor of logits. Of one wrapped in
+            ``DistributedDataParallel`` the module inside is probed: the wrapper's forward pass
+            waits for other ranks.
         layer: ``"auto"``: the output of ``forward`` is the logits, and the last Linear layer that
             runs is found by execution order, see :attr:`layer_name`. A Linear module of the model
             or its name: that layer's output is the logits, whatever the model returns. A list for
@@ -75,7 +78,8 @@ class GradientProbe:
         kind: ``"logits"``: the gradient at the logits. ``"last_layer"``: in the last layer's
             weights, residual ⊗ input, kept as its two factors.
         loss: ``"cross_entropy"``, ``"mse"`` (half the squared distance to the one-hot label, of
-            gradient f - y), or a callable ``(logits (B, C), labels (B,)) -> losses (B,)``.
+            gradient f - y; float labels are taken as they are), or a callable
+            ``(logits (B, C), labels) -> losses (B,)``, with labels as the batch has them.
         forward: ``(model, inputs) -> logits``, where calling the model is not enough.
         device: Where inputs go; ``None`` asks the model's first parameter at each scan.
 
@@ -103,10 +107,11 @@ class GradientProbe:
         check_choice("kind", kind, ("logits", "last_layer"))
         if not callable(loss):
             check_choice("loss", loss, ("cross_entropy", "mse"), "Or pass a callable.")
-        self.model = model
+        self.model = unwrapped(model)
         self.layer_name: str | None = None
         """Name of the last Linear layer: as given, or as the last scan found it by execution."""
         self._kind = kind
+        self._loss = loss
         self._layer: nn.Linear | None = None
         self._earlier: list[tuple[str, nn.Linear]] = []
         if isinstance(layer, (list, tuple)):
@@ -152,7 +157,7 @@ class GradientProbe:
         batch_size: int = 512,
         num_workers: int = 0,
         progress: bool = False,
-        prepare: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+        prepare: Callable[[Any], tuple[Any, Any]] | None = None,
         indices: Sequence[int] | Tensor | None = None,
         reuse: Harvest | None = None,
         max_age: int = 0,
@@ -207,7 +212,7 @@ class GradientProbe:
         self,
         loader: DataLoader[Any],
         chosen: Tensor,
-        prepare: Callable[[Any], tuple[Tensor, Tensor]] | None,
+        prepare: Callable[[Any], tuple[Any, Any]] | None,
         progress: bool,
         ages: Tensor | None = None,
     ) -> LastLayerGradients:
@@ -225,8 +230,9 @@ class GradientProbe:
         ):
             for batch in loader:
                 x, y = prepare(batch)
-                measured.append(self.measure(x.to(device), y.to(device)).cpu())
-                labels.append(y.cpu())
+                x, target = map_tensors(lambda part: part.to(device), (x, y))
+                measured.append(self.measure(x, target).cpu())
+                labels.append(class_labels(y))
                 if bar is not None:
                     bar.update()
         if executed:
@@ -318,20 +324,22 @@ class GradientProbe:
 
     # One batch.
 
-    def check(self, x: Tensor, y: Tensor) -> None:
+    def check(self, x: Any, y: Any) -> None:
         """Run one batch and refuse what a scan would refuse; no trace is left in the model."""
         device = self._device or model_device(self.model)
         with self._untouched(device):
-            self.measure(x.to(device), y.to(device))
+            self.measure(*map_tensors(lambda part: part.to(device), (x, y)))
 
     @torch.no_grad()
-    def measure(self, x: Tensor, y: Tensor) -> Measured:
+    def measure(self, x: Any, y: Any) -> Measured:
         """Return one batch's gradients; the model's modes are the caller's."""
         with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
             logits = captured.logits(self._forward(self.model, x))
+        if self._loss == "mse" and isinstance(logits, Tensor) and logits.ndim == 1:
+            logits = logits[:, None]
         _check_logits(
             logits,
-            len(x),
+            num_rows(x),
             "Pass forward=lambda model, x: ... to a GradientProbe, and that as probe= to the "
             "loader.",
         )
@@ -340,9 +348,14 @@ class GradientProbe:
             residual, losses, captured.inputs, captured.earlier_gradients(logits, residual)
         )
 
-    def _at_logits(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _at_logits(self, logits: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         """Return residual and losses, in float32 whatever the caller's autocast says."""
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        if (
+            is_classes(y)
+            and len(y)
+            and not callable(self._loss)
+            and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]
+        ):
             raise ValueError(
                 f"labels must be in 0..{logits.shape[1] - 1}, one of the model's "
                 f"{logits.shape[1]} outputs, got labels from {int(y.min())} to {int(y.max())}."
@@ -653,6 +666,19 @@ def _merged(
     return LastLayerGradients(**{name: rows(name) for name in names})  # type: ignore[arg-type]
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what is inside DistributedDataParallel, compiled around it or not.
+
+    Its forward pass sends buffers between ranks, and would wait where they probe other numbers of
+    batches.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        inside: nn.Module = inner.module
+        return inside
+    return model
+
+
 def model_device(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer, the CPU if it has none."""
     for tensor in chain(model.parameters(), model.buffers()):
@@ -660,7 +686,7 @@ def model_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _call(model: nn.Module, inputs: Tensor) -> Tensor:
+def _call(model: nn.Module, inputs: Any) -> Tensor:
     output: Tensor = model(inputs)
     return output
 
@@ -668,8 +694,28 @@ def _call(model: nn.Module, inputs: Tensor) -> Tensor:
 def _closed_form(loss: str) -> Measure:
     """Return residual and losses for the two losses whose residual is a formula."""
 
-    def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    def measure(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
+        if is_classes(labels):
+            target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        elif loss == "mse" and isinstance(labels, Tensor) and labels.is_floating_point():
+            target = labels.flatten(1) if labels.ndim > 1 else labels[:, None]
+            if target.shape != logits.shape:
+                raise ValueError(
+                    f"labels must be one value an output {tuple(logits.shape)}, got labels of "
+                    f"shape {tuple(labels.shape)}."
+                )
+        else:
+            kind = (
+                f"(shape {tuple(labels.shape)}, dtype {labels.dtype})"
+                if isinstance(labels, Tensor)
+                else type(labels).__name__
+            )
+            raise ValueError(
+                f"labels must be one class index an example, got labels of {kind}. For "
+                'regression probe with GradientProbe(model, loss="mse"), which takes floats; for '
+                "anything else pass a callable as its loss=, and as forward= what makes (B, C) "
+                "outputs of the model's."
+            )
         if loss == "mse":
             residual = logits - target
             return residual, 0.5 * residual.square().sum(1)
@@ -679,7 +725,7 @@ def _closed_form(loss: str) -> Measure:
 
 
 def _by_autograd(loss: Loss) -> Measure:
-    def measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             losses = loss(leaf, labels)

@@ -532,11 +532,20 @@ def test_the_probe_sees_denormalised_data_as_the_model_does():
     assert loader.selection.certificate.error == pytest.approx(certificate.error, rel=1e-4)
 
 
-def test_a_world_of_several_ranks_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="world size must be 1, got 2: sharding is not"):
+def test_a_world_that_was_launched_but_not_introduced_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(AugsubsetError, match="got WORLD_SIZE=2 from a launcher"):
         make()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    make()
+
+
+def test_a_world_that_appears_later_is_refused(monkeypatch):
+    loader = make()
+    monkeypatch.setattr("augsubset.loader.world_size", lambda: 2)
+    with pytest.raises(AugsubsetError, match="the world must be of 1 ranks as at construction"):
+        list(loader)
 
 
 def test_images_are_checked_before_they_are_moved():
@@ -598,6 +607,10 @@ def dropping(items):
 UNIT = X.float() / 255
 
 
+def regression_probe():
+    return GradientProbe(MODEL, loss=lambda logits, y: (logits[:, 0] - y).square())
+
+
 @pytest.mark.parametrize(
     ("call", "error", "reason"),
     [
@@ -608,7 +621,55 @@ UNIT = X.float() / 255
         (lambda: make(every=2.5), TypeError, "every must be an int, got float 2.5"),
         (lambda: make(start_epoch=-1), ValueError, "start_epoch must be at least 0"),
         (lambda: make(raw="half"), ValueError, "raw must be one of 'all'"),
-        (lambda: make(mode="sample"), ValueError, "mode must be one of 'weight'"),
+        (lambda: make(mode="draw"), ValueError, "mode must be one of 'weight', 'sample'"),
+        (lambda: make(layout="rows"), ValueError, "layout must be one of 'mixed', 'grouped'"),
+        (
+            lambda: make(layout="grouped", batch_size=4),
+            ValueError,
+            "batch_size must have room for an example and its copies, 5 rows",
+        ),
+        (
+            lambda: make(mode="sample", weights="uniform"),
+            ValueError,
+            'weights must be "paper" in mode="sample"',
+        ),
+        (lambda: make(whole=1), ValueError, "whole must be one of False, True"),
+        (lambda: make(on_event=3), TypeError, "on_event must be callable, got int"),
+        (lambda: make(others="mask"), TypeError, "others must be a list of names or positions"),
+        (
+            lambda: make(
+                TensorDataset(X, Y, X),
+                inputs=0,
+                labels=1,
+                others=[2],
+                policy=lambda x, rows, mask: (x, mask),
+            ),
+            ValueError,
+            r"others must be the labels 1 alone without whole=True, got \[2\]",
+        ),
+        (
+            lambda: make(TensorDataset(X, Y, X), inputs=0, labels=5),
+            ValueError,
+            r"labels must name a part of the batch \[0, 1, 2\], got labels=5",
+        ),
+        (
+            lambda: make(TensorDataset(UNIT, Y), resident=True),
+            TypeError,
+            "images must be uint8 to be resident",
+        ),
+        (lambda: make(Dicts(), resident=True), TypeError, "dataset must be a TensorDataset of"),
+        (
+            lambda: make(resident=True, collate_fn=dropping),
+            ValueError,
+            "collate_fn must be the default to be resident",
+        ),
+        (
+            lambda: make(
+                TensorDataset(X, torch.rand(N)), probe=regression_probe(), model=MODEL, recycle=1
+            ),
+            ValueError,
+            "recycle must be None where labels are no class index",
+        ),
         (lambda: make(weights="mean"), ValueError, "weights must be one of 'paper'"),
         (lambda: make(max_weight=0), ValueError, "max_weight must be positive"),
         (
@@ -693,9 +754,9 @@ UNIT = X.float() / 255
             "loader must draw every example once",
         ),
         (
-            lambda: make(sampler=DistributedSampler(DATA, 2, 0)),
+            lambda: make(sampler=DistributedSampler(range(9), 2, 0)),
             ValueError,
-            "got sampler=DistributedSampler: not implemented",
+            "must be of the loader's own dataset, got one of 9 examples for 60",
         ),
         (
             lambda: SubsetAugmentLoader(DataLoader(Iterable()), make_model(), blacken),

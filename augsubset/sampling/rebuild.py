@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import (
     BatchSampler,
@@ -15,11 +15,27 @@ from torch.utils.data import (
 
 from augsubset.sampling.dataset import KeyedCollate, check_map_style
 
-__all__ = ["loader_options", "loader_shuffles"]
+__all__ = ["LoaderOrder", "loader_options", "loader_order"]
 
 
-def loader_shuffles(loader: Any) -> bool:
-    """Return whether a DataLoader shuffles; refuse any whose order we could not take over.
+class LoaderOrder(NamedTuple):
+    """What a DataLoader's sampler says.
+
+    Args:
+        shuffle: Whether it shuffles.
+        num_replicas: Ranks that share its order; ``None`` where it does not shard.
+        rank: This one, likewise.
+        drop_last: Whether sharding drops an uneven tail.
+    """
+
+    shuffle: bool
+    num_replicas: int | None = None
+    rank: int | None = None
+    drop_last: bool = False
+
+
+def loader_order(loader: Any) -> LoaderOrder:
+    """Return what there is to take over of a DataLoader's order; refuse any other.
 
     Raises:
         TypeError: If it is no plain DataLoader over a map-style dataset. A subclass may do anything
@@ -36,7 +52,8 @@ def loader_shuffles(loader: Any) -> bool:
     if type(loader) is not DataLoader:
         raise TypeError(
             f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
-            "It is rebuilt around our sampler, which would lose what the subclass adds."
+            "It is rebuilt around our sampler, which would lose what the subclass adds. Pass the "
+            "DataLoader as it was before a framework prepared it: we shard."
         )
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
@@ -45,24 +62,28 @@ def loader_shuffles(loader: Any) -> bool:
             "subset decides which rows there are."
         )
     sampler: Any = loader.sampler
-    if isinstance(sampler, DistributedSampler):
-        raise ValueError(
-            "loader must not be sharded, got sampler=DistributedSampler: not implemented."
-        )
+    examples = check_map_style(loader.dataset)
+    if type(sampler) is DistributedSampler:
+        if len(sampler.dataset) != examples:  # type: ignore[arg-type]
+            raise ValueError(
+                "the DistributedSampler must be of the loader's own dataset, got one of "
+                f"{len(sampler.dataset)} examples for {examples}."  # type: ignore[arg-type]
+            )
+        return LoaderOrder(sampler.shuffle, sampler.num_replicas, sampler.rank, sampler.drop_last)
     if type(sampler) not in (SequentialSampler, RandomSampler):
         raise ValueError(
             f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. "
             "Use shuffle=True or False: the subset decides which rows there are."
         )
     replaces = isinstance(sampler, RandomSampler) and sampler.replacement
-    draws, examples = len(sampler), check_map_style(loader.dataset)
+    draws = len(sampler)
     if replaces or draws != examples:
         raise ValueError(
             f"loader must draw every example once, got a sampler of {draws} draws "
             f"{'with replacement ' if replaces else ''}for {examples} examples. Pass "
             "shuffle=True, and a Subset of the dataset for fewer examples."
         )
-    return isinstance(sampler, RandomSampler)
+    return LoaderOrder(isinstance(sampler, RandomSampler))
 
 
 def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:

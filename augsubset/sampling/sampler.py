@@ -1,10 +1,10 @@
-"""Which rows an epoch has, in what order, and what each one weighs."""
+"""Which rows an epoch has on this rank, and what each one weighs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from augsubset.errors import AugsubsetError, check_choice, check_int
-from augsubset.rng import MAX_SEED, mix_seed
+from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
+from augsubset.rng import MAX_SEED
 from augsubset.sampling.dataset import SubsetAugmentDataset, check_map_style
-from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, pack, unpack
+from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, unpack
+from augsubset.sampling.order import EpochPlan, Layout, Mode, Raw
 
 __all__ = ["WeightedCoresetSampler"]
 
-Raw = Literal["all", "unselected", "selected", "none"]
 _RAW_MODES = ("all", "unselected", "selected", "none")
 _EPOCHS_REMEMBERED = 64
+_YIELDED_AT_ONCE = 1 << 14  # Python ints take four times the memory of the keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,14 @@ class WeightedCoresetSampler(Sampler[int]):
 
     A copy weighs cluster size / r. The order is a function of (seed, epoch, selection) alone, and
     the length is fixed: a later selection with fewer examples is padded with rows of weight zero,
-    a larger one refused.
+    a larger one refused. On several ranks, each yields its share of that one order.
+
+    For losses without a per-example form ``mode="sample"`` draws instead of weighing: r k copies,
+    each of an example drawn with probability cluster size / n, a repeated draw being another copy;
+    with ``raw="selected"`` also k originals. All weights are 1, and there is no padding: further
+    draws fill up. With ``raw="none"`` the expected gradient is proportional to the weighted one.
+    With ``raw="all"`` rows count, so n L_raw + r k L_copies is optimised in expectation, where
+    weights make both count the same.
 
     Args:
         dataset: The user's dataset, or it wrapped in :class:`SubsetAugmentDataset`; only its
@@ -61,20 +69,27 @@ class WeightedCoresetSampler(Sampler[int]):
         budget: Selected examples that an epoch has room for; the selection's size if ``None``.
         copies: Augmented copies of each selected example, r.
         raw: Which originals take part.
-        mode: ``"weight"``: each row once, weighted.
+        mode: ``"weight"``: each row once, weighted. ``"sample"``: see above.
         shuffle: Whether the rows are permuted afresh each epoch.
         seed: Distinguishes runs.
-        num_replicas: Only one so far.
-        rank: Likewise.
-        drop_last: Only ``False`` so far; the DataLoader's own ``drop_last`` is another matter.
+        num_replicas: Ranks that share the order; 1 if ``None``: a framework that shards the
+            DataLoader by itself does not shard twice.
+        rank: This one.
+        drop_last: Whether the order's tail is dropped, instead of padded with rows of weight
+            zero, to make it divide evenly; the DataLoader's own ``drop_last`` is another matter.
+        layout: ``"mixed"``: any order. ``"grouped"``: an example's original and copies in one
+            batch, where its item is fetched a single time; the epoch is padded to whole batches.
+        batch_size: The DataLoader's, for ``layout="grouped"``.
 
     Raises:
         TypeError: If the dataset is not map-style.
         ValueError: If a value is out of range, or neither selection nor budget is given.
 
     Cost:
-        O(n + r k) time and 8 bytes a row when an epoch starts; 16 bytes a selected example for
-        each of the last 64 epochs.
+        Starting an epoch of m rows takes O(m) time and 16 bytes a row; ``state_dict`` is O(1).
+
+    Reference:
+        Liu & Mirzasoleiman, 2022 (arXiv:2210.08363), algorithm 1; systematic sampling: Madow, 1949.
     """
 
     def __init__(
@@ -85,23 +100,25 @@ class WeightedCoresetSampler(Sampler[int]):
         budget: int | None = None,
         copies: int = 1,
         raw: Raw = "all",
-        mode: Literal["weight"] = "weight",
+        mode: Mode = "weight",
         shuffle: bool = True,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
         drop_last: bool = False,
+        layout: Layout = "mixed",
+        batch_size: int | None = None,
     ) -> None:
         check_choice("raw", raw, _RAW_MODES)
-        check_choice("mode", mode, ("weight",))
-        check_choice("num_replicas", num_replicas, (None, 1), "Sharding is not implemented.")
-        check_choice("rank", rank, (None, 0), "Sharding is not implemented.")
-        check_choice("drop_last", drop_last, (False,), "Sharding is not implemented.")
+        check_choice("mode", mode, ("weight", "sample"))
+        check_choice("layout", layout, ("mixed", "grouped"))
+        check_choice("shuffle", shuffle, (True, False))
+        check_choice("drop_last", drop_last, (False, True))
         copies = check_int("copies", copies, 1, MAX_COPIES)
         if isinstance(dataset, SubsetAugmentDataset):
-            self._num_examples = len(dataset)
+            num_examples = len(dataset)
         else:
-            self._num_examples = check_map_style(dataset)
+            num_examples = check_map_style(dataset)
         if budget is None:
             if selection is None:
                 raise ValueError(
@@ -109,26 +126,80 @@ class WeightedCoresetSampler(Sampler[int]):
                     "The length of an epoch follows from it."
                 )
             budget = len(selection.indices)
-        self.budget = check_int("budget", budget, 1, self._num_examples)
-        self.copies = copies
-        self.raw = raw
-        self.shuffle = shuffle
-        self.seed = check_int("seed", seed, 0, MAX_SEED)
+        if layout == "mixed":
+            batch_size = None  # no order depends on it
+        elif batch_size is None or check_int("batch_size", batch_size, 1) < 1 + copies:
+            raise ValueError(
+                f"batch_size must have room for an example and its copies, {1 + copies} rows, in "
+                f'layout="grouped", got batch_size={batch_size}.'
+            )
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(
+                f"num_replicas and rank must both be given or neither, got "
+                f"num_replicas={num_replicas}, rank={rank}."
+            )
+        self.num_replicas = check_int(
+            "num_replicas", 1 if num_replicas is None else num_replicas, 1
+        )
+        self.rank = check_int("rank", 0 if rank is None else rank, 0, self.num_replicas - 1)
+        self.drop_last = drop_last
+        self.plan = EpochPlan(
+            num_examples=num_examples,
+            budget=check_int("budget", budget, 1, num_examples),
+            copies=copies,
+            raw=raw,
+            mode=mode,
+            layout=layout,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=check_int("seed", seed, 0, MAX_SEED),
+        )
+        if drop_last and len(self.plan) < self._unit * self.num_replicas:
+            raise ValueError(
+                f"drop_last must leave at least one row a rank, got {len(self.plan)} rows for "
+                f"{self.num_replicas} ranks."
+            )
         self._epoch = 0
+        self._position = 0
+        self._resumes = False
         self._selection: Any | None = None
         self._started: dict[int, _EpochWeights] = {}
         if selection is not None:
             self.set_selection(selection)
 
+    @property
+    def budget(self) -> int:
+        """Selected examples that an epoch has room for."""
+        return self.plan.budget
+
+    @property
+    def _unit(self) -> int:
+        """Consecutive rows of the order that stay on one rank: a batch, where it is a unit."""
+        return self.plan.batch_size or 1
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of an epoch over all ranks: a multiple of ``num_replicas``."""
+        step = self._unit * self.num_replicas
+        whole = len(self.plan) // step * step
+        return whole if self.drop_last or whole == len(self.plan) else whole + step
+
     def __len__(self) -> int:
-        """Return how many keys an epoch yields, padding included: the same every epoch."""
-        n, k, r = self._num_examples, self.budget, self.copies
-        lengths = {"all": n + r * k, "unselected": n + (r - 1) * k, "selected": k + r * k}
-        return lengths.get(self.raw, r * k)
+        """Return how many keys an epoch yields on this rank: the same every epoch.
+
+        Only the first epoch after :meth:`load_state_dict` is shorter.
+        """
+        return self.num_keys // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is: 0..8191."""
-        self._epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
+        """Say which epoch the next iteration is: 0..8191; it begins at the beginning.
+
+        Said of the very epoch that :meth:`load_state_dict` was in, as loops do, nothing changes.
+        """
+        epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
+        if epoch != self._epoch:
+            self._resumes = False
+        self._epoch = epoch
 
     def set_selection(self, selection: Any) -> None:
         """Take a selection, from the next epoch that starts.
@@ -147,9 +218,10 @@ class WeightedCoresetSampler(Sampler[int]):
                 "The length of an epoch is fixed; construct the sampler with a larger budget."
             )
         top = int(selection.indices.max())
-        if len(selection.clusters) != self._num_examples or top >= self._num_examples:
+        n = self.plan.num_examples
+        if len(selection.clusters) != n or top >= n:
             raise ValueError(
-                f"selection must be of this dataset of {self._num_examples} examples, got one of "
+                f"selection must be of this dataset of {n} examples, got one of "
                 f"{len(selection.clusters)} rows and indices up to {top}."
             )
         self._selection = selection
@@ -159,48 +231,77 @@ class WeightedCoresetSampler(Sampler[int]):
         if self._selection is None:
             raise AugsubsetError("no selection is set. Call set_selection before iterating.")
         epoch = self._epoch
-        keys = self._rows(epoch)
-        self._start(epoch, len(keys))
-        padding = len(self) - len(keys)
-        if padding:
-            filler = np.arange(padding, dtype=np.int64) % self._num_examples
-            keys = np.concatenate([keys, pack(epoch, PADDING, filler)])
-        if self.shuffle:
-            keys = keys[np.random.default_rng(mix_seed(self.seed, epoch)).permutation(len(keys))]
-        return iter(keys.tolist())
+        begin = self._position if self._resumes else 0
+        self._resumes = False
+        self._position = begin
+        return self._yielded(self._mine(self._started_keys(epoch), begin, self.rank), begin)
 
-    def _rows(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return the epoch's keys unpadded: originals by index, then copies 1..r by index."""
-        assert self._selection is not None
-        selected = np.sort(self._selection.indices.numpy())
-        everything = np.arange(self._num_examples, dtype=np.int64)
-        if self.raw == "all":
-            originals = everything
-        elif self.raw == "unselected":
-            originals = np.delete(everything, selected)
-        elif self.raw == "selected":
-            originals = selected
-        else:
-            originals = everything[:0]
-        copies = np.repeat(np.arange(1, self.copies + 1), len(selected))
-        return np.concatenate(
-            [pack(epoch, 0, originals), pack(epoch, copies, np.tile(selected, self.copies))]
-        )
+    def _started_keys(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the keys over all ranks, and remember how to weigh them."""
+        at = self._start(epoch)
+        keys = self.plan.keys(epoch, at.indices, at.cluster_sizes)
+        missing = self.num_keys - len(keys)
+        if missing > 0:
+            filler = self.plan.fillers(epoch, at.indices, at.cluster_sizes, len(keys), missing)
+            return np.concatenate([keys, filler])
+        return keys[: self.num_keys]
 
-    def _start(self, epoch: int, num_rows: int) -> None:
+    def _mine(self, keys: npt.NDArray[np.int64], begin: int, rank: int) -> npt.NDArray[np.int64]:
+        """Return a rank's share of what comes from a position on: every num_replicas-th unit.
+
+        A run that goes on with another number of ranks may end unevenly; padding is repeated then.
+        """
+        rest = keys[begin:]
+        step = self._unit * self.num_replicas
+        missing = -len(rest) % step
+        if missing and self.drop_last:
+            rest = rest[: len(rest) - len(rest) % step]
+        elif missing:
+            at = self._of(self._epoch)
+            fillers = self.plan.fillers(
+                self._epoch, at.indices, at.cluster_sizes, self.num_keys, missing
+            )
+            rest = np.concatenate([rest, fillers])
+        units = rest.reshape(-1, self.num_replicas, self._unit)
+        return units[:, rank].reshape(-1)
+
+    def first_keys(self, begin: int, count: int) -> list[list[int]]:
+        """Return the first keys of each rank's share of the epoch from a position on."""
+        keys = self._started_keys(self._epoch)
+        return [self._mine(keys, begin, rank)[:count].tolist() for rank in range(self.num_replicas)]
+
+    def _yielded(self, keys: npt.NDArray[np.int64], begin: int) -> Iterator[int]:
+        """Yield keys, and keep :meth:`state_dict` up to date."""
+        step = self._unit * self.num_replicas
+        for start in range(0, len(keys), _YIELDED_AT_ONCE):
+            for number, key in enumerate(
+                keys[start : start + _YIELDED_AT_ONCE].tolist(), start + 1
+            ):
+                self._position = begin + number // self._unit * step
+                yield key
+
+    def _start(self, epoch: int) -> _EpochWeights:
         """Remember how to weigh the epoch's rows, and forget the oldest epoch beyond the limit."""
         assert self._selection is not None
         order = np.argsort(self._selection.indices.numpy())
         indices = self._selection.indices.numpy()[order]
         sizes = self._selection.weights.numpy()[order]
-        of_copies = float(sizes.sum())
-        n = self._num_examples
-        of_originals = {"all": n, "unselected": n - len(sizes), "selected": of_copies, "none": 0}
-        mean = (of_originals[self.raw] + of_copies) / num_rows
+        mean = 1.0
+        if self.plan.mode == "weight":
+            of_copies = float(sizes.sum())
+            n = self.plan.num_examples
+            of_originals = {
+                "all": n,
+                "unselected": n - len(sizes),
+                "selected": of_copies,
+                "none": 0,
+            }
+            mean = (of_originals[self.plan.raw] + of_copies) / self.plan.num_rows(len(sizes))
         self._started.pop(epoch, None)
         self._started[epoch] = _EpochWeights(indices, sizes, mean)
         while len(self._started) > _EPOCHS_REMEMBERED:
             del self._started[next(iter(self._started))]
+        return self._started[epoch]
 
     def mean_weight(self, epoch: int) -> float:
         """Return the mean weight of a started epoch's rows, padding left out."""
@@ -233,13 +334,15 @@ class WeightedCoresetSampler(Sampler[int]):
         for epoch in np.unique(epochs):
             at = self._of(int(epoch))
             counted = (epochs == epoch) & (copies != PADDING)
-            if self.raw != "selected":
+            if self.plan.raw != "selected" or self.plan.mode == "sample":
                 counted &= copies > 0
             seats = np.searchsorted(at.indices, indices[counted])
             if not np.array_equal(at.indices[seats % len(at.indices)], indices[counted]):
                 raise AugsubsetError(f"keys hold rows that epoch {epoch} did not select.")
-            weights[counted] = at.cluster_sizes[seats]
-        weights[copies > 0] /= self.copies
+            if self.plan.mode == "weight":
+                weights[counted] = at.cluster_sizes[seats]
+        if self.plan.mode == "weight":
+            weights[copies > 0] /= self.plan.copies
         weights[copies == PADDING] = 0.0
         return weights
 
@@ -250,3 +353,59 @@ class WeightedCoresetSampler(Sampler[int]):
                 f"{_EPOCHS_REMEMBERED} epochs ago: its weights are not known."
             )
         return self._started[epoch]
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the iteration stands, in O(1) and with a few numbers.
+
+        The position counts keys handed out over all ranks, which runs ahead of training where
+        somebody prefetches: a stateful loader keeps the state that belongs to each batch. The
+        selection is not in it but by its digest: save it once, when it is made.
+        """
+        return {
+            **self.identity,
+            "epoch": self._epoch,
+            "position": self._position,
+            "selection": None if self._selection is None else self._selection.digest,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a position to mean the same."""
+        plan = self.plan
+        return {
+            name: getattr(plan, name)
+            for name in (
+                "num_examples",
+                "budget",
+                "copies",
+                "raw",
+                "mode",
+                "layout",
+                "batch_size",
+                "shuffle",
+                "seed",
+            )
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, on any number of ranks: the next iteration yields what was left.
+
+        Raises:
+            ValueError: If it is the state of another sampler, or made with another selection than
+                the one that is set. Nothing is changed then.
+        """
+        keys = {**self.identity, "epoch": 0, "position": 0, "selection": None}
+        check_state("state_dict", state, keys, same=self.identity)
+        epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS - 1)
+        position = check_int("position", state["position"], 0)
+        if position % self._unit:
+            raise ValueError(f"position must be a whole number of batches, got {position} keys.")
+        current = None if self._selection is None else self._selection.digest
+        if position and state["selection"] != current:
+            raise ValueError(
+                "selection must be the one that the state was made with, got digest "
+                f"{current} for {state['selection']}. Call set_selection with it first."
+            )
+        self._epoch, self._position, self._resumes = epoch, position, True

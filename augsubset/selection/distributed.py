@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from augsubset.errors import AugsubsetError
 from augsubset.gradients import LastLayerGradients
 from augsubset.pairwise import Factors
+from augsubset.ranks import Ranks
 from augsubset.selection import partition
 from augsubset.selection.certificate import ClassMeasure, measure
 from augsubset.selection.coreset import assemble, quotas
@@ -93,7 +93,7 @@ def select_coreset_distributed(
         everybody's representative (16 bytes an example, to each rank). A rank holds its shard and
         the rows that it solves.
     """
-    ranks = _Ranks(group, timeout)
+    ranks = Ranks(group, timeout)
     with ranks.phase("preparing its shard"):
         options = Options(
             similarity=similarity,
@@ -136,7 +136,7 @@ def select_coreset_distributed(
     owners = np.array(deal_by_cost(costs, ranks.world_size))
     row_class = np.searchsorted(classes, shard.labels)
     here = np.flatnonzero(~np.array(spread)[row_class])
-    received = ranks.send(shard.at(here), owners[row_class[here]])
+    received = _send(ranks, shard.at(here), owners[row_class[here]])
     results: list[tuple[int, Int64Array, ClassSolution]] = []
     with ranks.phase("solving its classes"):
         problems = received.problems(classes, shares)
@@ -251,79 +251,24 @@ class _Shard:
         ]
 
 
-class _Ranks:
-    """The processes that take part, and what they say to one another."""
-
-    def __init__(self, group: dist.ProcessGroup | None, timeout: timedelta) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            raise AugsubsetError(
-                "torch.distributed must be initialised before a distributed selection. Call "
-                "torch.distributed.init_process_group, or use select_coreset."
-            )
-        self._timeout = timeout
-        self._group: Any = group
-        if dist.get_backend(group) != "gloo":
-            self._group = dist.new_group(
-                dist.get_process_group_ranks(group or dist.group.WORLD),
-                timeout=timeout,
-                backend="gloo",
-                use_local_synchronization=True,
-            )
-        self.rank = dist.get_rank(self._group)
-        self.world_size = dist.get_world_size(self._group)
-
-    def _meet(self) -> None:
-        """Wait for everybody, but not for ever: a collective with a rank missing would hang."""
-        try:
-            dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True)
-        except RuntimeError as error:
-            raise AugsubsetError(
-                f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
-                f"{error}"
-            ) from error
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in the order of ranks."""
-        self._meet()
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def send(self, shard: _Shard, to: Int64Array) -> _Shard:
-        """Send each row to a rank; return what was sent here, by ascending dataset index."""
-        order = np.argsort(to, kind="stable")
-        outgoing = np.bincount(to, minlength=self.world_size).tolist()
-        incoming = [counts[self.rank] for counts in self.gather(outgoing)]
-        received = []
-        for array in shard.arrays:
-            rows = torch.from_numpy(np.ascontiguousarray(array[order]))
-            there = torch.empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
-            if rows.ndim == 1 or rows.shape[1]:
-                dist.all_to_all_single(there, rows, incoming, outgoing, group=self._group)
-            received.append(there.numpy())
-        by_index = np.argsort(received[1], kind="stable")
-        return shard.like([array[by_index] for array in received])
-
-    @contextmanager
-    def phase(self, what: str) -> Iterator[None]:
-        """Raise on every rank what was raised on one; no rank goes on alone."""
-        error: Exception | None = None
-        try:
-            yield
-        except AugsubsetError:
-            raise  # of a collective: everybody has it
-        except Exception as raised:  # noqa: BLE001 - whatever it is, the others wait for us
-            error = raised
-        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                raise AugsubsetError(f"rank {rank} failed while {what}: {failure}")
+def _send(ranks: Ranks, shard: _Shard, to: Int64Array) -> _Shard:
+    """Send each row to a rank; return what was sent here, by ascending dataset index."""
+    order = np.argsort(to, kind="stable")
+    outgoing = np.bincount(to, minlength=ranks.world_size).tolist()
+    incoming = [counts[ranks.rank] for counts in ranks.gather(outgoing)]
+    received = []
+    for array in shard.arrays:
+        rows = torch.from_numpy(np.ascontiguousarray(array[order]))
+        there = torch.empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
+        if rows.ndim == 1 or rows.shape[1]:
+            dist.all_to_all_single(there, rows, incoming, outgoing, group=ranks.group)
+        received.append(there.numpy())
+    by_index = np.argsort(received[1], kind="stable")
+    return shard.like([array[by_index] for array in received])
 
 
 def _solve_in_parts(
-    ranks: _Ranks, shard: _Shard, num_rows: int, budget: int, options: Options
+    ranks: Ranks, shard: _Shard, num_rows: int, budget: int, options: Options
 ) -> tuple[Int64Array, ClassSolution]:
     """Solve one class by all ranks; return its dataset indices and the solution, everywhere."""
     size = options.part_size
@@ -335,7 +280,7 @@ def _solve_in_parts(
         leaf = tree.parts_of(shard.factors)
     counts = sum(ranks.gather(np.bincount(leaf, minlength=tree.num_parts)))
     owners = np.array(deal_by_cost([float(count) ** 2 for count in counts], ranks.world_size))
-    mine = ranks.send(shard, owners[leaf])
+    mine = _send(ranks, shard, owners[leaf])
 
     with ranks.phase("solving its parts"):
         leaves = tree.parts_of(mine.factors)

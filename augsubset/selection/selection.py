@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -108,7 +109,7 @@ class Selection:
         """(Sum of weights)^2 / sum of squared weights: k if all are equal, 1 if one has it all."""
         return float(self.weights.sum() ** 2 / self.weights.square().sum())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the arrays: equal digests mean the same selection, on any rank or day."""
         sha = hashlib.sha256()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +16,7 @@ from augsubset.gradients import LastLayerGradients
 from augsubset.rng import mix_seed
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.coreset import class_members, select_coreset
+from augsubset.selection.distributed import select_coreset_distributed
 from augsubset.selection.facility_location import Similarity
 from augsubset.selection.selection import Selection
 from augsubset.selection.solver import Method, Options
@@ -74,6 +77,26 @@ class CoresetSelector:
         return replace(
             select_coreset(gradients, budget=budget, seed=seed, **self._options), epoch=epoch
         )
+
+    def select_on_ranks(
+        self,
+        gradients: Callable[[], LastLayerGradients],
+        *,
+        budget: int,
+        seed: int,
+        epoch: int,
+        group: Any,
+        timeout: timedelta,
+    ) -> Selection:
+        """Return the same coreset on every rank, each of which probes a shard and solves a share.
+
+        Rules without this method get all ranks' gradients on every rank.
+        """
+        options = {name: value for name, value in self._options.items() if name != "progress"}
+        found = select_coreset_distributed(
+            gradients, budget=budget, seed=seed, group=group, timeout=timeout, **options
+        )
+        return replace(found, epoch=epoch)
 
 
 class RandomSelector:

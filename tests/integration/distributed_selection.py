@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from augsubset import AugsubsetError, LastLayerGradients, select_coreset
 from augsubset.selection import select_coreset_distributed
-from augsubset.selection.distributed import _Ranks
 
 SHORT = timedelta(seconds=20)
 
@@ -146,14 +145,14 @@ def missing():
 def killed():
     """A rank that dies in the middle raises on the others; torchrun would hide its own end."""
     if dist.get_rank() == 1:
-        gather = _Ranks.gather
+        gather = Ranks.gather
 
         def dying(self, value):
             if isinstance(value, tuple):
                 os.kill(os.getpid(), signal.SIGKILL)
             return gather(self, value)
 
-        _Ranks.gather = dying
+        Ranks.gather = dying
     with pytest.raises(AugsubsetError):
         select_coreset_distributed(mine(everything()), fraction=0.1, timeout=SHORT)
     say("saw it")

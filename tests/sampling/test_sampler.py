@@ -146,15 +146,18 @@ def test_epochs_that_no_key_can_hold_are_refused(epoch):
     ("arguments", "reason"),
     [
         ({"raw": "some"}, "raw must be one of 'all', 'unselected', 'selected', 'none'"),
-        ({"mode": "sample"}, "mode must be one of 'weight'"),
+        ({"mode": "draw"}, "mode must be one of 'weight', 'sample'"),
+        ({"layout": "rows"}, "layout must be one of 'mixed', 'grouped'"),
+        ({"layout": "grouped"}, "batch_size must have room .* 2 rows.*got batch_size=None"),
+        ({"layout": "grouped", "batch_size": 1}, "batch_size must have room .*got batch_size=1"),
         ({"copies": 0}, "copies must be between 1 and 16382"),
         ({"copies": 16383}, "copies must be between 1 and 16382"),
         ({"budget": 0}, "budget must be between 1 and 8"),
         ({"budget": 9}, "budget must be between 1 and 8"),
         ({"budget": None}, "budget must be given when there is no selection"),
-        ({"num_replicas": 2}, "num_replicas must be one of None, 1"),
-        ({"rank": 1}, "rank must be one of None, 0"),
-        ({"drop_last": True}, "drop_last must be one of False"),
+        ({"num_replicas": 2}, "num_replicas and rank must both be given or neither"),
+        ({"num_replicas": 2, "rank": 2}, "rank must be between 0 and 1"),
+        ({"num_replicas": 99, "rank": 0, "drop_last": True}, "at least one row a rank"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, reason):

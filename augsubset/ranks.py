@@ -1,0 +1,136 @@
+"""What processes say to one another, so that none goes on alone or waits for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from augsubset.errors import AugsubsetError
+
+__all__ = ["Ranks", "world_size"]
+
+
+def world_size() -> int:
+    """Return the number of processes that torch.distributed knows of, 1 without it.
+
+    Raises:
+        AugsubsetError: If a launcher started several and they were not introduced yet: each would
+            take itself for the only one.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched.isdecimal() and int(launched) > 1 and "RANK" in os.environ:
+        raise AugsubsetError(
+            f"torch.distributed must be initialised first, got WORLD_SIZE={launched} from a "
+            "launcher: every rank would train on everything. Call "
+            "torch.distributed.init_process_group before the loader is constructed."
+        )
+    return 1
+
+
+class Ranks:
+    """The processes that take part, and what they say to one another.
+
+    Values travel by gloo, between hosts; beside another backend a gloo group is made, by a
+    collective call.
+
+    Args:
+        group: Who takes part; ``None``: all.
+        timeout: How long a rank waits for the slowest before it raises.
+
+    Raises:
+        AugsubsetError: If torch.distributed is not initialised.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, timeout: timedelta) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise AugsubsetError(
+                "torch.distributed must be initialised before a distributed selection. Call "
+                "torch.distributed.init_process_group, or use select_coreset."
+            )
+        self._timeout = timeout
+        self.group: Any = group
+        if dist.get_backend(group) != "gloo":
+            self.group = dist.new_group(
+                dist.get_process_group_ranks(group or dist.group.WORLD),
+                timeout=timeout,
+                backend="gloo",
+                use_local_synchronization=True,
+            )
+        self.rank = dist.get_rank(self.group)
+        self.world_size = dist.get_world_size(self.group)
+
+    def meet(self) -> None:
+        """Wait for everybody, but not for ever: a collective with a rank missing would hang."""
+        try:
+            dist.monitored_barrier(self.group, self._timeout, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise AugsubsetError(
+                f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
+                f"{error}"
+            ) from error
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks."""
+        self.meet()
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    @contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        """Raise on every rank what was raised on one; no rank goes on alone."""
+        error: Exception | None = None
+        try:
+            yield
+        except AugsubsetError:
+            raise  # of a collective: everybody has it
+        except Exception as raised:  # noqa: BLE001 - whatever it is, the others wait for us
+            error = raised
+        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                raise AugsubsetError(f"rank {rank} failed while {what}: {failure}")
+
+    def check_shares(self, rank: int, expected: Sequence[Sequence[int]], first: Any) -> None:
+        """Compare what each rank began with to its share of the one order.
+
+        Args:
+            rank: Whose share this process should have.
+            expected: The first keys of each share.
+            first: The first keys that came.
+
+        Raises:
+            AugsubsetError: On all ranks, if sharding is missing or happens twice.
+        """
+        if self.world_size % len(expected):
+            raise AugsubsetError(
+                f"ranks must share the order evenly, got num_replicas={len(expected)} for "
+                f"{self.world_size} ranks: sharding is missing."
+            )
+        everybody = self.gather((rank, [list(keys) for keys in expected], list(first)))
+        for other, (share, order, keys) in enumerate(everybody):
+            sharing = sum(each[0] == share for each in everybody)
+            if sharing != self.world_size // len(expected):
+                raise AugsubsetError(
+                    f"each rank must have a share of its own, got rank={share} in {sharing} of "
+                    f"{self.world_size} processes: sharding is missing."
+                )
+            if order != everybody[0][1]:
+                raise AugsubsetError(
+                    f"ranks must share one order from one position on, got another on rank {other} "
+                    "than on rank 0. Give all the same seed, data and checkpoint."
+                )
+            if keys != order[share]:
+                raise AugsubsetError(
+                    f"rank {other} must begin with its share of the order, got other rows: "
+                    "something shards this loader a second time."
+                )
