@@ -1,5 +1,9 @@
 """Checks that more than one test makes of the same promise."""
 
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import torch
 
 from augsubset import Selection, WeightedCoresetSampler
@@ -35,3 +39,54 @@ def assert_order_pure(make_sampler, epochs=(0, 1, 5)) -> None:
             found = list(used)
         assert found == expected
         assert len(used) == len(expected)
+
+
+def saved_and_read(state: Any) -> Any:
+    """Through a checkpoint file's bytes, read without pickle."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def batches_from(loader, until_epoch: int) -> Iterator[tuple]:
+    """What a training loop gets, to the end of an epoch, as tuples of tensors."""
+    while loader.epoch < until_epoch:
+        for batch in loader:
+            parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+            yield tuple(part.clone() for part in parts)
+
+
+def assert_same_batches(found: Sequence[tuple], expected: Sequence[tuple]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs)
+        for part, other in zip(ours, theirs, strict=True):
+            assert torch.equal(part, other)
+
+
+def assert_resumable(
+    make: Callable[[], Any],
+    make_again: Callable[[], Any] | None = None,
+    *,
+    stops: Sequence[int],
+    num_epochs: int = 3,
+) -> None:
+    """Stop after any batch, reload into a fresh loader, go on: the rest is the uninterrupted one.
+
+    Args:
+        make: Returns a fresh loader.
+        make_again: The loader that goes on; the same by default.
+        stops: After how many batches.
+        num_epochs: How long the run is.
+    """
+    whole = list(batches_from(make(), num_epochs))
+    for stop in stops:
+        loader = make()
+        running = batches_from(loader, num_epochs)
+        before = [next(running) for _ in range(stop)]
+        state = saved_and_read(loader.state_dict())
+        running.close()
+        again = (make_again or make)()
+        again.load_state_dict(state)
+        assert_same_batches([*before, *batches_from(again, num_epochs)], whole)

@@ -37,10 +37,26 @@ def settings(draw):
         "raw": draw(RAW),
         "shuffle": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**40)),
+        "mode": "weight",
+        "layout": "mixed",
+        "batch_size": None,
     }
 
 
-def make(case, dataset=None):
+@st.composite
+def any_settings(draw):
+    """All modes and layouts too."""
+    case = draw(settings())
+    layout = draw(st.sampled_from(["mixed", "grouped"]))
+    return {
+        **case,
+        "mode": draw(st.sampled_from(["weight", "sample"])),
+        "layout": layout,
+        "batch_size": case["copies"] + draw(st.integers(1, 9)) if layout == "grouped" else None,
+    }
+
+
+def make(case, dataset=None, **options):
     sampler = WeightedCoresetSampler(
         range(case["n"]) if dataset is None else dataset,
         budget=case["budget"],
@@ -48,6 +64,10 @@ def make(case, dataset=None):
         raw=case["raw"],
         shuffle=case["shuffle"],
         seed=case["seed"],
+        mode=case["mode"],
+        layout=case["layout"],
+        batch_size=case["batch_size"],
+        **options,
     )
     sampler.set_selection(random_selection(case["n"], case["k"], case["seed"]))
     return sampler
@@ -88,9 +108,150 @@ def test_an_epoch_yields_len_rows_each_once_weighted_and_padded_with_zeros(case,
     assert all(abs(found[pair] - expected[pair]) < 1e-5 for pair in expected)
 
 
-@given(settings())
+@given(any_settings())
 def test_order_is_a_function_of_seed_epoch_and_selection(case):
     assert_order_pure(lambda: make(case))
+
+
+@given(any_settings(), st.integers(0, 8191))
+def test_a_grouped_epoch_has_the_rows_of_a_mixed_one_each_example_in_whole_groups(case, epoch):
+    case["layout"], case["batch_size"] = "grouped", case["batch_size"] or 1 + 2 * case["copies"]
+    sampler, mixed = make(case), make({**case, "layout": "mixed"})
+    for each in (sampler, mixed):
+        each.set_epoch(epoch)
+    keys, size = np.array(list(sampler)), case["batch_size"]
+    assert len(keys) == len(sampler)
+    assert len(keys) % size == 0
+    _, copies, indices = unpack(keys)
+    drawn = {key for key in mixed if unpack(key)[1] not in (PADDING,)}
+    if case["mode"] == "weight":
+        assert set(keys[copies != PADDING].tolist()) == drawn
+        assert len(drawn) == int((copies != PADDING).sum())
+        batch = np.arange(len(keys)) // size
+        selected = random_selection(case["n"], case["k"], case["seed"]).indices.tolist()
+        for index in selected:
+            mine = batch[(indices == index) & (copies != PADDING)]
+            assert len(set(mine.tolist())) == 1
+    else:
+        assert drawn <= set(keys.tolist())
+
+
+@given(any_settings(), st.integers(1, 5), st.integers(0, 8191))
+def test_ranks_share_one_order_with_nothing_twice_and_nothing_lost(case, num_replicas, epoch):
+    alone = make(case)
+    alone.set_epoch(epoch)
+    expected = list(alone)
+    unit = case["batch_size"] or 1
+    shares = []
+    for rank in range(num_replicas):
+        sampler = make(case, num_replicas=num_replicas, rank=rank)
+        sampler.set_epoch(epoch)
+        share = list(sampler)
+        assert len(share) == len(sampler)
+        shares.append([share[at : at + unit] for at in range(0, len(share), unit)])
+    union = [key for step in zip(*shares, strict=True) for piece in step for key in piece]
+    assert union[: len(expected)] == expected
+    rest = torch.tensor(union[len(expected) :], dtype=torch.int64)
+    assert len(rest) < unit * num_replicas
+    if case["mode"] == "weight":
+        assert bool((unpack(rest)[1] == PADDING).all())
+        assert bool((alone.weights_for(rest) == 0).all())
+    else:
+        assert not set(rest.tolist()) & set(expected)
+
+
+@given(any_settings(), st.integers(1, 4))
+def test_drop_last_leaves_a_prefix_that_divides_evenly(case, num_replicas):
+    alone = make(case)
+    if len(alone) < num_replicas * (case["batch_size"] or 1):
+        return
+    samplers = [
+        make(case, num_replicas=num_replicas, rank=rank, drop_last=True)
+        for rank in range(num_replicas)
+    ]
+    lengths = {len(list(sampler)) for sampler in samplers}
+    assert lengths == {len(samplers[0])}
+    kept = len(samplers[0]) * num_replicas
+    expected = set(list(alone)[:kept])
+    assert {key for sampler in samplers for key in sampler} == expected
+
+
+@given(any_settings(), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_stopping_anywhere_and_going_on_with_other_ranks_loses_and_repeats_nothing(
+    case, before, after, data
+):
+    alone = make(case)
+    alone.set_epoch(7)
+    expected = list(alone)
+    unit = case["batch_size"] or 1
+    sampler = make(case, num_replicas=before, rank=0)
+    sampler.set_epoch(7)
+    iterator = iter(sampler)
+    num_units = data.draw(st.integers(0, len(sampler) // unit))
+    for _ in range(num_units * unit):
+        next(iterator)
+    state = sampler.state_dict()
+    assert state["position"] == num_units * unit * before
+    left = []
+    for rank in range(after):
+        resumed = make(case, num_replicas=after, rank=rank)
+        resumed.load_state_dict(state)
+        resumed.set_epoch(7)  # as loops do; it changes nothing
+        share = list(resumed)
+        left.append([share[at : at + unit] for at in range(0, len(share), unit)])
+        resumed.set_epoch(8)
+        assert len(list(resumed)) == len(resumed)
+    union = [key for step in zip(*left, strict=True) for piece in step for key in piece]
+    remaining = expected[state["position"] :]
+    assert union[: len(remaining)] == remaining
+    copies = unpack(torch.tensor(union[len(remaining) :], dtype=torch.int64))[1]
+    if case["mode"] == "weight":
+        assert bool((copies == PADDING).all())
+
+
+@given(any_settings(), st.integers(0, 8191))
+def test_drawn_rows_are_as_many_as_their_weight_rounded_up_or_down_and_distinct(case, epoch):
+    case = {**case, "mode": "sample"}
+    sampler = make(case)
+    sampler.set_epoch(epoch)
+    keys = torch.tensor(list(sampler))
+    assert sampler.weights_for(keys).tolist() == [1.0] * len(keys)
+    _, copies, indices = unpack(keys)
+    assert PADDING not in copies.tolist()
+    own = keys[copies > 0]
+    assert len(torch.unique(own)) == len(own)
+    selection = random_selection(case["n"], case["k"], case["seed"])
+    share = selection.weights / selection.weights.sum() * case["k"] * case["copies"]
+    for index, expected in zip(selection.indices.tolist(), share.tolist(), strict=True):
+        drawn = int(((indices == index) & (copies > 0) & (copies < 8192)).sum())
+        assert np.floor(expected) <= drawn <= np.ceil(expected)
+
+
+def test_the_expected_number_of_draws_is_in_proportion_to_the_weights():
+    """Contract 13: with it the expected gradient is proportional to the weighted one."""
+    case = {
+        "n": 20,
+        "budget": 6,
+        "k": 6,
+        "copies": 1,
+        "raw": "none",
+        "shuffle": False,
+        "seed": 3,
+        "mode": "sample",
+        "layout": "mixed",
+        "batch_size": None,
+    }
+    sampler = make(case)
+    counts = torch.zeros(20)
+    for epoch in range(8000):
+        sampler.set_epoch(epoch)
+        counts += torch.bincount(unpack(torch.tensor(list(sampler)))[2], minlength=20)
+    selection = random_selection(20, 6, 3)
+    share = selection.weights / selection.weights.sum() * 6
+    # A number of draws is its share rounded: its deviation is at most half, the mean's 0.0056.
+    assert torch.allclose(counts[selection.indices] / 8000, share.float(), atol=0.025)
+    uniform = torch.ones(6)
+    assert not torch.allclose(counts[selection.indices] / 8000, uniform, atol=0.025)
 
 
 @given(settings())

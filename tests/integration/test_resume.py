@@ -1,0 +1,310 @@
+"""Contract 11 at the loader: stop anywhere, reload, go on, with other workers or ranks too."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from augsubset import (
+    AugsubsetError,
+    CropFlip,
+    GradientProbe,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentLoader,
+)
+from tests.contracts import assert_resumable, assert_same_batches, batches_from, saved_and_read
+
+N = 40
+X = torch.randint(
+    0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+Y = torch.arange(N) % 3
+
+
+class Jittered(Dataset):
+    """Draws from all three global generators in its transform."""
+
+    targets = Y.tolist()
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        noise = random.random() + float(np.random.rand()) + float(torch.rand(()))
+        return X[index].float() / 255 * (noise / 3), int(Y[index])
+
+
+def make(data=None, *, num_replicas=1, rank=0, batch_size=8, num_workers=0, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    data = TensorDataset(X, Y) if data is None else data
+    sampler = DistributedSampler(data, num_replicas, rank) if num_replicas > 1 else None
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=sampler,
+        shuffle=None if sampler else True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+    options = {"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options}
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+LAYOUTS, RAW = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
+KINDS = list(itertools.product(LAYOUTS, RAW, ("weight", "sample")))
+
+
+@pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+@pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 1)])
+def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, rank):
+    def again():
+        return make(
+            Jittered(), layout=layout, raw=raw, mode=mode, num_replicas=num_replicas, rank=rank
+        )
+
+    num_batches = len(again())
+    assert_resumable(again, stops=[0, 1, num_batches, num_batches + 2, 3 * num_batches])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_every_kind_resumes_with_other_workers(layout, raw, mode, context):
+    if context != "fork" and (raw, mode) != ("all", "weight"):
+        pytest.skip("one kind is enough for the start methods that take seconds")
+    options = {"layout": layout, "raw": raw, "mode": mode}
+
+    def with_workers():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+        loader = DataLoader(
+            Jittered(),
+            batch_size=8,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+            multiprocessing_context=context,
+        )
+        return SubsetAugmentLoader(
+            loader,
+            model,
+            RandomOps.paper(),
+            fraction=0.2,
+            copies=3,
+            every=2,
+            base=CropFlip(1),
+            **options,
+        )
+
+    assert_resumable(
+        lambda: make(Jittered(), **options), with_workers, stops=[1, len(make(**options)) + 1]
+    )
+
+
+def rows_of(batches):
+    return [row for batch in batches for row in zip(*batch, strict=True)]
+
+
+@pytest.mark.parametrize(("layout", "raw"), list(itertools.product(LAYOUTS, RAW)))
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after):
+    """Rows of the built-in policies do not depend on the batch, so the union is the same rows."""
+    options = {"layout": layout, "raw": raw, "return_index": True}
+    expected = rows_of(batches_from(make(**options), 1))
+
+    def share(loader, stop=None):
+        return rows_of(itertools.islice(batches_from(loader, 1), stop))
+
+    unit = 8 if layout == "grouped" else 1
+
+    def union(shares):
+        pieces = [[each[i : i + unit] for i in range(0, len(each), unit)] for each in shares]
+        return [row for step in zip(*pieces, strict=True) for piece in step for row in piece]
+
+    running = [make(**options, num_replicas=before, rank=rank) for rank in range(before)]
+    iterators = [iter(loader) for loader in running]
+    first = union([rows_of([next(iterator)]) for iterator in iterators])
+    states = [saved_and_read(loader.state_dict()) for loader in running]
+    assert len({(state["epoch"], state["position"]) for state in states}) == 1
+    resumed = [make(**options, num_replicas=after, rank=rank) for rank in range(after)]
+    for loader in resumed:
+        loader.load_state_dict(states[0])
+    rows = first + union([share(loader) for loader in resumed])
+    assert len(rows) >= len(expected)
+    for row, other in zip(rows, expected, strict=False):
+        assert all(torch.equal(part, same) for part, same in zip(row, other, strict=True))
+    assert all(float(row[2]) == 0 for row in rows[len(expected) :])
+
+
+def test_a_state_made_between_epochs_or_at_the_last_batch_swallows_no_epoch():
+    loader = make()
+    batches = list(batches_from(make(), 3))
+    per_epoch = len(loader)
+    list(loader)
+    between = make()
+    between.load_state_dict(saved_and_read(loader.state_dict()))
+    assert between.epoch == 1
+    assert_same_batches(list(batches_from(between, 3)), batches[per_epoch:])
+    running = iter(loader)
+    for _ in range(per_epoch):
+        next(running)
+    at_the_end = make()
+    at_the_end.load_state_dict(saved_and_read(loader.state_dict()))
+    assert at_the_end.epoch == 1
+    assert list(at_the_end) == []
+    assert_same_batches(list(batches_from(at_the_end, 3)), batches[2 * per_epoch :])
+
+
+def test_loops_that_set_the_epoch_resume_too_and_another_epoch_begins_whole():
+    loader = make()
+    running = iter(loader)
+    next(running)
+    state = loader.state_dict()
+    again = make()
+    again.load_state_dict(state)
+    again.set_epoch(0)
+    assert len(list(again)) == len(loader) - 1
+    again = make()
+    again.load_state_dict(state)
+    again.set_epoch(1)
+    assert len(list(again)) == len(loader)
+
+
+def test_a_selection_made_in_the_middle_of_an_epoch_is_resumed_for_the_next():
+    def run(stop):
+        loader = make(selector=RandomSelector(), every=100)
+        running = iter(loader)
+        rows = [next(running) for _ in range(2)]
+        loader.set_epoch(5)  # a random selection depends on the epoch: another one
+        loader.reselect()
+        if stop:
+            state = saved_and_read({**loader.state_dict(), "epoch": 0})
+            running.close()
+            loader = make(selector=RandomSelector(), every=100)
+            loader.load_state_dict(state)
+            rows += list(loader)
+        else:
+            rows += list(running)
+        loader.set_epoch(1)
+        return rows + list(loader)
+
+    assert_same_batches(run(stop=True), run(stop=False))
+
+
+def test_a_selection_that_is_solved_in_the_background_is_resumed():
+    def again():
+        return make(every=1, background=True)
+
+    per_epoch = len(again())
+    assert_resumable(again, stops=[per_epoch + 1, 2 * per_epoch + 1], num_epochs=4)
+
+
+def test_recycled_gradients_are_resumed():
+    def trained(stop=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+        data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
+        options = {"every": 1, "recycle": 1, "fraction": 0.2}
+        loader = SubsetAugmentLoader(data, model, RandomOps.paper(), **options)
+        digests, seen = [], 0
+        while loader.epoch < 3:
+            for x, _, _ in loader:
+                model(x)
+                with torch.no_grad():
+                    model[1].weight.add_(0.001)
+                seen += 1
+                if seen == stop:
+                    state = saved_and_read(loader.state_dict())
+            digests.append(loader.selection.digest)
+        if stop is None:
+            return digests, loader.history
+        weights = {"1.weight": model[1].weight, "1.bias": model[1].bias}
+        model.load_state_dict({name: value.detach() for name, value in weights.items()})
+        return state
+
+    digests, history = trained()
+    assert [e["num_recycled"] for e in history if e["event"] == "selection"] == [0, N, N]
+    state = trained(stop=len(make(fraction=0.2, copies=4)))  # the last batch of epoch 0
+    assert state["epoch"] == 0
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
+    loader = SubsetAugmentLoader(data, model, RandomOps.paper(), every=1, recycle=1, fraction=0.2)
+    loader.load_state_dict(state)
+    assert list(loader) == []
+    next(iter(loader))
+    assert loader.selection.digest == digests[1]
+
+
+def damaged(state, **changes):
+    return {**state, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        (lambda s: None, TypeError, "state_dict must be a mapping, got NoneType"),
+        (lambda s: {}, ValueError, "state_dict must be a saved state, got one without"),
+        (lambda s: damaged(s, seed=1), ValueError, "same seed, got seed=1 for seed=0 here"),
+        (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
+        (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
+        (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),
+        (lambda s: damaged(s, position=-1), ValueError, "position must be at least 0"),
+        (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
+        (lambda s: damaged(s, version=2), ValueError, "same version, got version=2"),
+        (lambda s: damaged(s, in_force=None), ValueError, "hold a selection in the middle"),
+        (
+            lambda s: damaged(
+                s, in_force=damaged(s["in_force"], weights=s["in_force"]["weights"] * 2)
+            ),
+            ValueError,
+            "the checkpoint was altered or damaged",
+        ),
+        (lambda s: damaged(s, schedule={}), ValueError, "got one without .*'latest'"),
+        (
+            lambda s: damaged(s, in_force=damaged(s["in_force"], indices=torch.zeros(2))),
+            (TypeError, ValueError),
+            "indices must",
+        ),
+    ],
+)
+def test_a_state_of_something_else_is_refused_and_nothing_is_changed(change, error, reason):
+    loader = make()
+    running = iter(loader)
+    next(running)
+    good = loader.state_dict()
+    fresh = make()
+    with pytest.raises(error, match=reason):
+        fresh.load_state_dict(change(good))
+    assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(), 1)))
+
+
+def test_a_state_of_another_dataset_of_the_same_length_is_refused():
+    loader = make()
+    with pytest.raises(ValueError, match="same labels_digest"):
+        make(TensorDataset(X, Y.flip(0))).load_state_dict(loader.state_dict())
+
+
+def test_a_state_is_not_loaded_while_an_epoch_runs():
+    loader = make()
+    running = iter(loader)
+    next(running)
+    with pytest.raises(AugsubsetError, match="cannot be loaded while an epoch runs"):
+        loader.load_state_dict(loader.state_dict())
+
+
+def test_a_regression_run_resumes_too():
+    def again():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 1))
+        data = DataLoader(TensorDataset(X, Y.float()), batch_size=8, shuffle=True)
+        probe = GradientProbe(model, loss="mse")
+        return SubsetAugmentLoader(data, model, RandomOps.paper(), probe=probe)
+
+    assert_resumable(again, stops=[1, 9], num_epochs=2)
