@@ -219,8 +219,8 @@ class SubsetAugmentLoader:
         self._history: list[Event] = []
 
         self._world_size = world_size()
-        ranks = Ranks(None, timeout) if self._world_size > 1 else None
-        self._guard = Ranks(None, timeout) if self._world_size > 1 else None
+        ranks = Ranks.apart(timeout) if self._world_size > 1 else None
+        self._guard = Ranks.apart(timeout) if self._world_size > 1 else None
         self._dataset: SubsetAugmentDataset | ResidentDataset = SubsetAugmentDataset(
             loader.dataset, seed=self._seed
         )
@@ -243,8 +243,13 @@ class SubsetAugmentLoader:
             else budget_from_fraction(fraction, n, len(torch.unique(known)))
         )
         num_replicas, rank = order.num_replicas, order.rank
-        if num_replicas is None and ranks is not None:
+        if ranks is not None and num_replicas is None:
             num_replicas, rank = ranks.world_size, ranks.rank
+        if ranks is not None and num_replicas == 1:
+            raise ValueError(
+                f"loader must be sharded among the {ranks.world_size} ranks, got a "
+                "DistributedSampler with num_replicas=1: each would train on everything."
+            )
         self._sampler = WeightedCoresetSampler(
             self._dataset.dataset,
             budget=budget,

@@ -83,6 +83,14 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    @classmethod
+    def apart(cls, timeout: timedelta) -> Ranks:
+        """Return all ranks in a group of their own, where a thread may talk beside the trainer's.
+
+        A collective call.
+        """
+        return cls(dist.new_group(timeout=timeout, backend="gloo"), timeout)
+
     @contextmanager
     def phase(self, what: str) -> Iterator[None]:
         """Raise on every rank what was raised on one; no rank goes on alone."""

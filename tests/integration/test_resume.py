@@ -72,38 +72,40 @@ def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, r
     assert_resumable(again, stops=[0, 1, num_batches, num_batches + 2, 3 * num_batches])
 
 
+def with_workers(context, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    loader = DataLoader(
+        Jittered(),
+        batch_size=8,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context=context,
+    )
+    options = {"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options}
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-def test_every_kind_resumes_with_other_workers(layout, raw, mode, context):
-    if context != "fork" and (raw, mode) != ("all", "weight"):
-        pytest.skip("one kind is enough for the start methods that take seconds")
+def test_every_kind_resumes_with_other_workers(layout, raw, mode):
     options = {"layout": layout, "raw": raw, "mode": mode}
-
-    def with_workers():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-        loader = DataLoader(
-            Jittered(),
-            batch_size=8,
-            shuffle=True,
-            num_workers=2,
-            persistent_workers=True,
-            multiprocessing_context=context,
-        )
-        return SubsetAugmentLoader(
-            loader,
-            model,
-            RandomOps.paper(),
-            fraction=0.2,
-            copies=3,
-            every=2,
-            base=CropFlip(1),
-            **options,
-        )
-
+    stops = [1, len(make(**options)) + 1]
     assert_resumable(
-        lambda: make(Jittered(), **options), with_workers, stops=[1, len(make(**options)) + 1]
+        lambda: make(Jittered(), **options), lambda: with_workers("fork", **options), stops=stops
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_started_another_way_resume_too(context):
+    options = {"selector": RandomSelector()}  # a probe would start workers of its own: seconds each
+    assert_resumable(
+        lambda: make(Jittered(), **options),
+        lambda: with_workers(context, **options),
+        stops=[3],
+        num_epochs=2,
     )
 
 

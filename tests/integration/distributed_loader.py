@@ -1,0 +1,267 @@
+"""Run by torchrun: a loader on several ranks, a model under DistributedDataParallel."""
+
+import itertools
+import os
+import signal
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from augsubset import (
+    AugsubsetError,
+    CoresetSelector,
+    GradientProbe,
+    MaxLossSelector,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentLoader,
+    weighted_loss,
+)
+from tests.contracts import saved_and_read
+
+N = 60
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
+Y = torch.arange(N) % 3
+SHORT = timedelta(seconds=20)
+
+
+def say(text):
+    sys.stdout.write(f"rank {dist.get_rank()} {text}\n")
+    sys.stdout.flush()
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def make(model, batch_size, *, sampler=None, data=None, **options):
+    data = TensorDataset(X, Y) if data is None else data
+    loader = DataLoader(data, batch_size, sampler=sampler, shuffle=None if sampler else True)
+    options = {"fraction": 0.2, "copies": 3, "every": 2, "timeout": SHORT, **options}
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+def train(model, loader, num_epochs=3):
+    """Return the loss of each step, averaged over ranks, and each selection's digest."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    while loader.epoch < num_epochs:
+        for x, y, w in loader:
+            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    total = torch.stack(losses)
+    if isinstance(model, DistributedDataParallel):
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    digests = [e["digest"] for e in loader.history if e["event"] == "selection"]
+    return total, digests
+
+
+def alone(monkeypatch, **options):
+    """The run of one process with the batches of all ranks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: False)
+        patch.delenv("WORLD_SIZE")
+        model = make_model()
+        return train(model, make(model, 8 * world(), **options))
+
+
+def world():
+    return dist.get_world_size()
+
+
+def losses(monkeypatch):
+    """Losses of DDP equal those of one process: 96 rows an epoch divide evenly."""
+    for selector in (CoresetSelector(), MaxLossSelector(), RandomSelector()):
+        options = {"selector": selector}
+        model = DistributedDataParallel(make_model())
+        found, digests = train(model, make(model, 8, **options))
+        expected, same_digests = alone(monkeypatch, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert digests == same_digests or type(selector) is not RandomSelector
+        assert len(digests) == 2
+
+
+def tails(monkeypatch):
+    """Uneven tails are padded at weight 0; the union is the one-process order."""
+    for layout, drop_last in itertools.product(("mixed", "grouped"), (False, True)):
+        sampler = DistributedSampler(range(N - 3), drop_last=drop_last)
+        data = TensorDataset(X[: N - 3], Y[: N - 3])
+        sampler.dataset = data
+        options = {"layout": layout, "return_index": True, "selector": RandomSelector()}
+        loader = make(make_model(), 8, sampler=sampler, data=data, **options)
+        mine = [(index, w) for _, _, w, index in loader]
+        assert len(mine) == len(loader)
+        gathered = [None] * world()
+        dist.all_gather_object(gathered, mine)
+        rows = {}
+        for index, w in (pair for each in gathered for pair in each):
+            for i, weight in zip(index.tolist(), w.tolist(), strict=True):
+                rows.setdefault(i, []).append(weight)
+        real = sum(weight > 0 for weights in rows.values() for weight in weights)
+        total = (N - 3) + 3 * loader._sampler.budget
+        if drop_last:
+            assert total - 8 * world() < real <= total
+        else:
+            assert real == total
+
+
+def compiled(monkeypatch):
+    """The probe goes through DDP and torch.compile to the same gradients, and waits for nobody."""
+    expected = GradientProbe(make_model()).scan(TensorDataset(X.float(), Y))
+    plain = nn.Sequential(*make_model(), nn.BatchNorm1d(3))
+    for model in (
+        DistributedDataParallel(make_model()),
+        torch.compile(DistributedDataParallel(make_model()), backend="eager"),
+        DistributedDataParallel(torch.compile(make_model(), backend="eager")),
+    ):
+        model(X[:2].float()).sum().backward()
+        for kind in ("logits", "last_layer"):
+            found = GradientProbe(model, kind=kind).scan(TensorDataset(X.float(), Y))
+            torch.testing.assert_close(found.residual, expected.residual)
+    # Buffers would be sent at each forward pass: as many as this rank has batches, and no other.
+    model = DistributedDataParallel(plain)
+    model(X[:4].float()).sum().backward()
+    number = 2 + 5 * dist.get_rank()
+    GradientProbe(model).scan(TensorDataset(X[:number].float(), Y[:number]), batch_size=1)
+    dist.barrier()
+
+
+def resumed(monkeypatch):
+    """A state saved on one number of ranks goes on with another, and mid-epoch."""
+    model = make_model()
+    loader = make(model, 8, return_index=True)
+    running = iter(loader)
+    first = next(running)
+    states = [None] * world()
+    dist.all_gather_object(states, {**loader.state_dict(), "history": []})
+    assert len({str(sorted((k, str(v)) for k, v in state.items())) for state in states}) == 1
+    assert loader.state_dict()["position"] == 8 * world()
+    again = make(model, 8, return_index=True)
+    again.load_state_dict(saved_and_read(loader.state_dict()))
+    for ours, theirs in zip(again, running, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: False)
+        patch.delenv("WORLD_SIZE")
+        single = make(model, 8, return_index=True)
+        single.load_state_dict(saved_and_read(states[0]))
+        left = [row for batch in single for row in batch[3].tolist()]
+    rows = [None] * world()
+    dist.all_gather_object(rows, first[3].tolist())
+    counts = torch.bincount(torch.tensor([i for each in rows for i in each] + left), minlength=N)
+    selected = set(loader.selection.indices.tolist())
+    assert counts.tolist() == [4 if i in selected else 1 for i in range(N)]
+
+
+def guards(monkeypatch):
+    """Missing and double sharding are named on the first batch, on every rank."""
+    rank = dist.get_rank()
+    same = DistributedSampler(TensorDataset(X, Y), num_replicas=world(), rank=0)
+    with pytest.raises(AugsubsetError, match=r"got rank=0 in . of .*sharding is missing"):
+        next(iter(make(make_model(), 8, sampler=same)))
+    none = DistributedSampler(TensorDataset(X, Y), num_replicas=1, rank=0)
+    with pytest.raises(ValueError, match="got a DistributedSampler with num_replicas=1"):
+        make(make_model(), 8, sampler=none)
+    twice = make(make_model(), 8)
+    batch_sampler = twice._batches.batch_sampler
+    twice._batches = DataLoader(
+        twice._dataset,
+        batch_sampler=_Every(batch_sampler),
+        collate_fn=twice._batches.collate_fn,
+    )
+    with pytest.raises(AugsubsetError, match="shards this loader a second time"):
+        next(iter(twice))
+    next(iter(make(make_model(), 8)))
+    other = make(make_model(), 8, seed=rank)
+    with pytest.raises(
+        AugsubsetError, match=r"ranks must (agree|share one order)|arguments must be"
+    ):
+        next(iter(other))
+
+
+class _Every:
+    """Batches as somebody who shards them again would leave them to this rank."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches) // world()
+
+    def __iter__(self):
+        return itertools.islice(self.batches, dist.get_rank(), None, world())
+
+
+def failures(monkeypatch):
+    """What fails on one rank is raised on all."""
+
+    class Broken(RandomSelector):
+        def select(self, gradients, **arguments):
+            if dist.get_rank() == 1:
+                raise OSError("disk")
+            return super().select(gradients, **arguments)
+
+    error = OSError if dist.get_rank() == 1 else AugsubsetError
+    with pytest.raises(error, match="disk"):
+        next(iter(make(make_model(), 8, selector=Broken())))
+
+    class Differs(RandomSelector):
+        def select(self, gradients, *, budget, seed, epoch):
+            return super().select(gradients, budget=budget, seed=dist.get_rank(), epoch=epoch)
+
+    with pytest.raises(AugsubsetError, match="ranks must agree on the selection"):
+        next(iter(make(make_model(), 8, selector=Differs())))
+    model = make_model()
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            model[1].weight.fill_(float("nan"))
+    error = ValueError if dist.get_rank() == 1 else AugsubsetError
+    with pytest.raises(error, match="gradients must be finite"):
+        next(iter(make(model, 8)))
+    few = TensorDataset(X[:1], Y[:1])
+    if world() > 1:
+        with pytest.raises(ValueError, match="at least one example a rank, got 1 for"):
+            make(make_model(), 8, data=few)
+
+
+def background(monkeypatch):
+    """Solving in a thread on all ranks while DDP trains."""
+    model = DistributedDataParallel(make_model())
+    _, digests = train(model, make(model, 8, every=1, background=True), num_epochs=4)
+    gathered = [None] * world()
+    dist.all_gather_object(gathered, digests)
+    assert all(each == digests for each in gathered)
+    assert len(digests) == 3  # the fourth, asked for in epoch 3, is in force from epoch 4
+
+
+def killed(monkeypatch):
+    """A rank that dies during selection raises on the others."""
+    loader = make(make_model(), 8)
+    if dist.get_rank() == 1:
+        loader._schedule._probe = lambda indices: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(AugsubsetError):
+        next(iter(loader))
+    say("saw it")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in sys.argv[1:]:
+            globals()[name](patch)
+    say(f"of {world()} is done")
+    dist.destroy_process_group()

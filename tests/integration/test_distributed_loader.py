@@ -1,0 +1,36 @@
+"""Loaders on several ranks, started by torchrun: one order, one selection, no hanging."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import augsubset
+
+pytestmark = pytest.mark.distributed
+SCRIPT = Path(__file__).with_name("distributed_loader.py")
+ROOT = Path(augsubset.__file__).parent.parent
+
+
+def torchrun(num_processes, *names, timeout=200):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={num_processes}", "-m", "tests.integration.distributed_loader"]
+    return subprocess.run(
+        [*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_ranks_train_as_one_process_does(num_processes):
+    names = ("losses", "tails", "compiled", "resumed", "guards", "failures", "background")
+    run = torchrun(num_processes, *names)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for rank in range(num_processes):
+        assert f"rank {rank} of {num_processes} is done" in run.stdout
+
+
+def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute():
+    run = torchrun(2, "killed", timeout=60)
+    assert run.returncode != 0
+    assert "rank 0 saw it" in run.stdout, run.stdout + run.stderr
