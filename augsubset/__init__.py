@@ -12,6 +12,7 @@ from augsubset.augment import (
     RowKeys,
     SubPolicies,
 )
+from augsubset.checkpoint import load_checkpoint, save_checkpoint
 from augsubset.errors import AugsubsetError
 from augsubset.gradients import LastLayerGradients
 from augsubset.loader import SubsetAugmentLoader
@@ -51,6 +52,8 @@ __all__ = [
     "SubsetAugmentDataset",
     "SubsetAugmentLoader",
     "WeightedCoresetSampler",
+    "load_checkpoint",
+    "save_checkpoint",
     "select_coreset",
     "weighted_loss",
 ]

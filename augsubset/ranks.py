@@ -89,7 +89,8 @@ class Ranks:
 
         A collective call.
         """
-        return cls(dist.new_group(timeout=timeout, backend="gloo"), timeout)
+        group: Any = dist.new_group(timeout=timeout, backend="gloo")
+        return cls(group, timeout)
 
     @contextmanager
     def phase(self, what: str) -> Iterator[None]:

@@ -12,8 +12,9 @@ import augsubset
 ROOT = Path(augsubset.__file__).parent
 
 # What each room may import of the package, beside the leaf modules that everybody may.
-LEAVES = {"errors", "progress", "rng", "transfer"}
+LEAVES = {"checkpoint", "errors", "progress", "rng", "transfer"}
 ALLOWED = {
+    "checkpoint": set(),
     "errors": set(),
     "progress": set(),
     "rng": set(),

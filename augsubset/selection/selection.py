@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augsubset.checkpoint import write_whole
 from augsubset.gradients import check_finite_rows
 from augsubset.selection.certificate import Certificate
 
@@ -137,8 +139,9 @@ class Selection:
                 ]
             )
         figures.update({name: getattr(self, name).numpy() for name in _ARRAYS})
-        with open(path, "wb") as file:  # an open file: numpy would append .npz to a bare name
-            np.savez(file, **figures)
+        file = io.BytesIO()
+        np.savez(file, **figures)
+        write_whole(path, file.getvalue())
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Selection:

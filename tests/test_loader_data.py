@@ -1,0 +1,322 @@
+"""Any data through the loader: other structures, other targets, other inputs, on the device."""
+
+from typing import NamedTuple
+
+import kornia.augmentation as K
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from augsubset import (
+    CropFlip,
+    GradientProbe,
+    KorniaModule,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentLoader,
+    select_coreset,
+)
+
+N = 40
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
+Y = torch.arange(N) % 3
+
+
+def make_model(width=108, outputs=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, outputs))
+
+
+def make(data, policy=None, *, model=None, collate_fn=None, **options):
+    loader = DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate_fn)
+    options = {"fraction": 0.2, "copies": 2, **options}
+    policy = RandomOps.paper() if policy is None else policy
+    return SubsetAugmentLoader(loader, make_model() if model is None else model, policy, **options)
+
+
+class Items(Dataset):
+    """Items made by a function of the index."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return self.item(index)
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: int
+    path: str
+
+
+REFERENCE = TensorDataset(X, Y)
+
+
+# Structures.
+
+
+@pytest.mark.parametrize(
+    ("item", "names", "get"),
+    [
+        (lambda i: (X[i], int(Y[i])), {}, lambda b: (b[0], b[1])),
+        (lambda i: Pair(X[i], int(Y[i]), f"{i}"), {}, lambda b: (b.image, b.label)),
+        (lambda i: (int(Y[i]), X[i], f"{i}"), {"inputs": 1, "labels": 0}, lambda b: (b[1], b[0])),
+        (
+            lambda i: {"scan": X[i], "label": int(Y[i]), "path": f"{i}"},
+            {"inputs": "scan"},
+            lambda b: (b["scan"], b["label"]),
+        ),
+    ],
+)
+def test_whole_batches_keep_their_structure_and_hold_the_same_values(item, names, get):
+    expected = list(make(REFERENCE))
+    loader = make(Items(item), whole=True, **names)
+    kinds = set()
+    for (batch, w), (x, y, same_w) in zip(loader, expected, strict=True):
+        kinds.add(type(batch))
+        ours = get(batch)
+        assert torch.equal(ours[0], x)
+        assert torch.equal(ours[1], y)
+        assert torch.equal(w, same_w)
+    assert kinds == {type(default_collate([item(0), item(1)]))}
+    parts = make(Items(item), **names)
+    for ours, theirs in zip(parts, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_mode_sample_yields_the_users_own_batches():
+    loader = make(Items(lambda i: {"x": X[i], "y": int(Y[i])}), mode="sample", whole=True)
+    for batch in loader:
+        assert set(batch) == {"x", "y"}
+        assert len(batch["x"]) == len(batch["y"])
+    for batch in make(REFERENCE, mode="sample"):
+        x, y = batch
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+
+
+def test_return_index_names_each_row():
+    for loader in (
+        make(REFERENCE, return_index=True),
+        make(REFERENCE, return_index=True, whole=True),
+    ):
+        for *_, index in loader:
+            assert index.dtype == torch.int64
+    seen = torch.zeros(N)
+    blacken = lambda x, rows: torch.zeros_like(x)  # noqa: E731
+    for x, y, _, index in make(REFERENCE, blacken, return_index=True):
+        original = x.flatten(1).sum(1) > 0
+        assert torch.equal(x[original], X[index[original]].float() / 255)
+        assert torch.equal(y, Y[index])
+        seen += torch.bincount(index[original], minlength=N)
+    assert seen.tolist() == [1.0] * N
+
+
+# What goes with the images.
+
+
+def test_masks_are_transformed_with_the_images():
+    masks = (X[:, :1] > 127).float()
+    flip = KorniaModule(
+        K.AugmentationSequential(K.RandomHorizontalFlip(p=1.0), data_keys=["input", "mask"])
+    )
+    probe = GradientProbe(
+        make_model(),
+        loss=lambda logits, mask: F.mse_loss(logits, mask.flatten(1)[:, :3], reduction="none").mean(
+            1
+        ),
+    )
+    loader = make(TensorDataset(X, masks), flip, others=[1], probe=probe, return_index=True)
+    flipped = 0
+    for x, mask, _, index in loader:
+        for image, its_mask, i in zip(x, mask, index.tolist(), strict=True):
+            original = X[i].float() / 255
+            turned = not torch.equal(image, original)
+            expected = original.flip(-1) if turned else original
+            torch.testing.assert_close(image, expected)
+            assert torch.equal(its_mask, masks[i].flip(-1) if turned else masks[i])
+            flipped += turned
+    assert flipped == 16  # 8 selected of one group, two copies
+
+
+def test_ragged_boxes_travel_with_their_images():
+    boxes = [torch.arange(4.0 * (1 + i % 3)).view(-1, 4) for i in range(N)]
+
+    def collate(items):
+        return torch.stack([x for x, _ in items]), [{"boxes": box} for _, box in items]
+
+    def shift(x, rows, targets):
+        return x, [{"boxes": target["boxes"] + 100} for target in targets]
+
+    data = Items(lambda i: (X[i], boxes[i]))
+    loader = make(
+        data, shift, collate_fn=collate, others=[1], selector=RandomSelector(), return_index=True
+    )
+    shifted = 0
+    for _, targets, _, index in loader:
+        for target, i in zip(targets, index.tolist(), strict=True):
+            moved = bool((target["boxes"] >= 100).all())
+            assert torch.equal(target["boxes"], boxes[i] + 100 * moved)
+            shifted += moved
+    assert shifted == 16
+
+
+def test_a_policy_that_loses_what_goes_along_is_refused():
+    loader = make(
+        REFERENCE, lambda x, rows, y: x, others=[1], selector=RandomSelector(), raw="none"
+    )
+    with pytest.raises(ValueError, match="augment must return the 2 parts it got"):
+        list(loader)
+    with pytest.raises(TypeError, match="does not take two arguments and 1 others"):
+        make(REFERENCE, lambda x, rows: x, others=[1])
+
+
+# Other inputs.
+
+
+def test_text_is_augmented_by_a_plain_callable():
+    ids = torch.randint(1, 50, (N, 12), generator=GENERATOR)
+    model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 3))
+
+    def blank(ids, rows):
+        return torch.zeros_like(ids)
+
+    loader = make(TensorDataset(ids, Y), blank, model=model, return_index=True)
+    for x, _, _, index in loader:
+        assert x.dtype == torch.int64
+        original = (x > 0).all(1)
+        assert torch.equal(x[original], ids[index[original]])
+        assert bool((x[~original] == 0).all())
+
+
+def test_several_inputs_reach_model_and_policy_as_a_dict():
+    ids = torch.randint(1, 50, (N, 12), generator=GENERATOR)
+    mask = torch.ones(N, 12)
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head((self.embed(input_ids) * attention_mask[..., None]).mean(1))
+
+    model = Tagger()
+    data = Items(lambda i: {"input_ids": ids[i], "attention_mask": mask[i], "label": int(Y[i])})
+
+    def hide(x, rows):
+        return {**x, "attention_mask": torch.zeros_like(x["attention_mask"])}
+
+    loader = make(
+        data,
+        hide,
+        model=model,
+        inputs=["input_ids", "attention_mask"],
+        probe=GradientProbe(model, forward=lambda model, x: model(**x)),
+        whole=True,
+    )
+    hidden = 0
+    for batch, _ in loader:
+        model(batch["input_ids"], batch["attention_mask"])
+        hidden += int((batch["attention_mask"] == 0).all(1).sum())
+    assert hidden == 2 * len(loader.selection) == 16
+
+
+def test_tabular_floats_may_be_anything():
+    table = torch.randn(N, 7, generator=GENERATOR) * 100
+    model = nn.Linear(7, 3)
+    loader = make(TensorDataset(table, Y), lambda x, rows: x + 1, model=model, raw="none")
+    for x, _, _ in loader:
+        assert x.shape[1] == 7
+        assert all(bool((table + 1 == row).all(1).any()) for row in x)
+
+
+# Other targets.
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 2)])
+def test_regression_selects_in_one_group_by_squared_loss(shape):
+    target = torch.randn(shape, generator=GENERATOR)
+    model = make_model(outputs=target.flatten(1).shape[1] if target.ndim > 1 else 1)
+    loader = make(TensorDataset(X, target), model=model, probe=GradientProbe(model, loss="mse"))
+    list(loader)
+    with torch.no_grad():
+        residual = model(X.float() / 255) - target.view(N, -1)
+    expected = select_coreset(residual, budget=8)
+    assert torch.equal(loader.selection.indices, expected.indices)
+    found = GradientProbe(model, loss="mse").scan(TensorDataset(X.float() / 255, target))
+    torch.testing.assert_close(found.losses, 0.5 * residual.square().sum(1))
+
+
+def test_multi_label_goes_through_a_loss_of_ones_own():
+    target = (torch.rand(N, 3, generator=GENERATOR) > 0.5).float()
+    model = make_model()
+
+    def loss(logits, target):
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+    loader = make(TensorDataset(X, target), model=model, probe=GradientProbe(model, loss=loss))
+    list(loader)
+    with torch.no_grad():
+        residual = torch.sigmoid(model(X.float() / 255)) - target
+    assert torch.equal(loader.selection.indices, select_coreset(residual, budget=8).indices)
+
+
+def test_per_pixel_outputs_go_through_forward_and_loss():
+    masks = (X[:, 0] > 127).long()
+    model = nn.Conv2d(3, 2, 1)
+    probe = GradientProbe(
+        model,
+        forward=lambda model, x: model(x).flatten(1),
+        loss=lambda logits, mask: F.cross_entropy(
+            logits.view(-1, 2, 6, 6), mask, reduction="none"
+        ).mean((1, 2)),
+    )
+    loader = make(TensorDataset(X, masks), model=model, probe=probe)
+    for _, mask, _ in loader:
+        assert mask.shape[1:] == (6, 6)
+    assert len(loader.selection) == 8
+
+
+@pytest.mark.parametrize("target", [torch.rand(N), torch.rand(N, 3), torch.zeros(N, 6, 6).long()])
+def test_targets_that_cross_entropy_does_not_know_are_refused_with_the_reason(target):
+    with pytest.raises(ValueError, match=r'one class index.*loss="mse".*a callable as its loss='):
+        make(TensorDataset(X, target))
+
+
+def test_class_labels_beside_a_regression_of_another_width_are_refused():
+    model = make_model(outputs=2)
+    with pytest.raises(ValueError, match=r"labels must be one value an output \(2, 2\)"):
+        make(TensorDataset(X, torch.rand(N)), model=model, probe=GradientProbe(model, loss="mse"))
+
+
+# On the device.
+
+
+@pytest.mark.parametrize("layout", ["mixed", "grouped"])
+@pytest.mark.parametrize("mode", ["weight", "sample"])
+def test_resident_data_gives_the_same_batches(layout, mode):
+    options = {"layout": layout, "mode": mode, "base": CropFlip(1), "every": 1}
+    ours, theirs = (make(REFERENCE, resident=resident, **options) for resident in (True, False))
+    for _ in range(2):
+        for batch, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
+def test_resident_data_collates_nothing(monkeypatch):
+    loader = make(REFERENCE, resident=True)
+    monkeypatch.setattr(TensorDataset, "__getitem__", lambda *_: pytest.fail("fetched an item"))
+    list(loader)
+
+
+def test_labels_are_gathered_with_a_bar_when_asked(capsys):
+    make(Items(lambda i: (X[i], int(Y[i]))), progress=True)
+    assert "gathering labels" in capsys.readouterr().err
+    make(REFERENCE, progress=True)
+    assert "gathering labels" not in capsys.readouterr().err
