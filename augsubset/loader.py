@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -15,23 +17,27 @@ from torch.utils.data import DataLoader, Sampler
 
 from augsubset.batches import BatchParts, class_labels, is_classes, known_labels, map_tensors
 from augsubset.delivery import Delivery, Policy, Ready
+from augsubset.doctor import Diagnosis, Measured, seconds_of, synchronised, training_step
 from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
+from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
 from augsubset.progress import progress_bar
 from augsubset.ranks import Ranks, world_size
-from augsubset.rng import MAX_SEED
+from augsubset.rng import MAX_SEED, forked_rng
 from augsubset.sampling import (
     Layout,
     Mode,
     Raw,
-    ResidentDataset,
     SubsetAugmentDataset,
+    TensorBatches,
     WeightedCoresetSampler,
     as_fetched,
+    is_tensors,
     loader_options,
     loader_order,
+    pack,
 )
 from augsubset.schedule import Probed, SelectionSchedule, pack_selection, unpack_selection
 from augsubset.selection import (
@@ -221,12 +227,20 @@ class SubsetAugmentLoader:
         self._world_size = world_size()
         ranks = Ranks.apart(timeout) if self._world_size > 1 else None
         self._guard = Ranks.apart(timeout) if self._world_size > 1 else None
-        self._dataset: SubsetAugmentDataset | ResidentDataset = SubsetAugmentDataset(
+        self._dataset: SubsetAugmentDataset | TensorBatches = SubsetAugmentDataset(
             loader.dataset, seed=self._seed
         )
         self._options = loader_options(loader)
+        if is_tensors(loader.dataset, loader.collate_fn):
+            tensors: Any = loader.dataset
+            self._dataset = TensorBatches(tensors, resident=resident)
+            self._options["collate_fn"] = as_fetched
+        elif resident:
+            raise TypeError(
+                "dataset must be a TensorDataset, with the default collate_fn, to be resident, got "
+                f"{type(loader.dataset).__name__}. What its items go through would not run."
+            )
         if resident:
-            self._dataset = ResidentDataset(loader.dataset, loader.collate_fn)
             self._options = {"batch_size": loader.batch_size, "collate_fn": as_fetched}
         n = len(self._dataset)
         if ranks is not None and n < ranks.world_size:
@@ -320,7 +334,7 @@ class SubsetAugmentLoader:
                 self._sampler.set_selection(self._capped(self._in_force))
             self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
-            if isinstance(self._dataset, ResidentDataset):
+            if isinstance(self._dataset, TensorBatches):
                 self._dataset.to(device)
             if self._recycle is not None:
                 observed.enter_context(self._probe.attached(into=self._harvest))
@@ -398,7 +412,7 @@ class SubsetAugmentLoader:
     def _probed(self, indices: range) -> Probed:
         """Probe a shard of the examples, or all of them."""
         chosen = None if indices == range(len(self._dataset)) else indices
-        if isinstance(self._dataset, ResidentDataset):
+        if isinstance(self._dataset, TensorBatches):
             self._dataset.to(self._device or model_device(self._model))
         options: dict[str, Any] = {
             "prepare": self._delivery.original,
@@ -531,6 +545,18 @@ class SubsetAugmentLoader:
         return self._batches.batch_size
 
     @property
+    def num_replicas(self) -> int:
+        """Ranks that share the order."""
+        return self._sampler.num_replicas
+
+    @property
+    def num_batches_left(self) -> int:
+        """Batches that the next ``iter()`` yields, or that the running one still does."""
+        b, rows = self.batch_size, len(self._sampler) - self._position // self.num_replicas
+        whole, rest = divmod(max(0, rows), b)
+        return whole + (rest > 0 and not self._batches.drop_last)
+
+    @property
     def epoch(self) -> int:
         """The epoch that runs, or else the one that the next ``iter()`` starts."""
         return self._next_epoch - self._live
@@ -567,6 +593,111 @@ class SubsetAugmentLoader:
         self._history.append(entry)
         if self._on_event is not None:
             self._on_event(entry)
+
+    def doctor(
+        self, steps: int = 50, step: Callable[[Any, Any, Tensor], None] | None = None
+    ) -> Diagnosis:
+        """Measure this loop, and say whether subset augmentation would pay in it.
+
+        Leaves no trace in the model, the loader or the generators, but for what a ``step`` of your
+        own does.
+
+        Args:
+            steps: Batches to measure, or fewer where the data has no more.
+            step: A gradient step ``(x, y, w)``; by default a forward and a backward pass on a copy
+                of the model.
+
+        Returns:
+            A table and a verdict; ``print`` it.
+
+        Cost:
+            About four passes over so many batches. Solving is measured on the rows probed, and
+            taken to grow with their square, unless a selection was made: then its time counts.
+        """
+        steps = check_int("steps", steps, 1)
+        if self._live:
+            raise AugsubsetError("the doctor cannot come while an epoch runs. Close it first.")
+        device = self._device or model_device(self._model)
+        with forked_rng(self._seed, [device]):
+            return self._diagnosed(steps, step, device)
+
+    def _diagnosed(
+        self, steps: int, step: Callable[[Any, Any, Tensor], None] | None, device: torch.device
+    ) -> Diagnosis:
+        n, plan, schedule = len(self._dataset), self._sampler.plan, self._schedule
+        if isinstance(self._dataset, TensorBatches):
+            self._dataset.to(device)
+        batches = iter(self._data_loader())
+        fetched = [next(batches)]  # workers have started
+        begin = time.perf_counter()
+        fetched += itertools.islice(batches, steps)
+        seconds = time.perf_counter() - begin
+        del batches
+        rows = sum(len(keys) for _, keys in fetched)
+        num_timed = rows - len(fetched[0][1])
+        loading = seconds / num_timed if num_timed else 0.0
+
+        def move(part: Any) -> Any:
+            return map_tensors(lambda tensor: self._moved(tensor, device), part)
+
+        batch, keys = fetched[0]
+        parts, b = self._delivery.checked(batch, keys), len(keys)
+        w = torch.ones(b)
+        as_copies = pack(0, 1, keys)
+
+        def delivered(keys: Tensor) -> Any:
+            return self._delivery.ready(batch, parts, keys, w, move)
+
+        few = min(steps, 10)
+        plain = seconds_of(lambda: delivered(keys), device, few)
+        augmented = seconds_of(lambda: delivered(as_copies), device, few)
+        x, y = move(self._delivery.original((batch, keys)))
+        own = training_step(self._model, self._probe.forward)
+        run = (lambda: own(x)) if step is None else (lambda: step(x, y, w.to(device)))
+        step_seconds = seconds_of(run, device, few)
+        with synchronised(device) as clock:
+            gradients = self._probe.scan(
+                self._data_loader(), prepare=self._delivery.original, indices=range(min(n, rows))
+            )
+        num_sampled = min(n, rows)
+        k = max(len(torch.unique(gradients.labels)), round(plan.budget * num_sampled / n))
+        solve_seconds, size, k = self._solve_for_doctor(gradients, min(k, num_sampled))
+        measured = Measured(
+            loading=loading,
+            augmentation=max(0.0, augmented - plain) / b,
+            step=(plain + step_seconds) / b,
+            probe=clock[0] / num_sampled if schedule.selector.needs_gradients else 0.0,
+            solve=solve_seconds,
+            workers=self._options.get("num_workers", 0) > 0,
+        )
+        full, r = plan.num_rows(plan.budget), plan.copies
+        return Diagnosis(
+            none=measured.epoch(n, 0, 0, 0),
+            subset=measured.epoch(full, r * plan.budget, 1 / schedule.every, n),
+            full=measured.epoch(n + r * n, r * n, 0, 0),
+            in_place=measured.epoch(n, n, 0, 0),
+            num_selected=plan.budget,
+            effective_sample_size=size,
+            num_sampled=k,
+            every=schedule.every,
+        )
+
+    def _solve_for_doctor(
+        self, gradients: LastLayerGradients, budget: int
+    ) -> tuple[float, float, int]:
+        """Return seconds of a solve, an effective sample size, and of how many examples."""
+        made = [entry for entry in self._history if entry["event"] == "selection"]
+        if made and self.selection is not None:
+            latest = self.selection
+            return made[-1]["solve_seconds"], latest.effective_sample_size, len(latest)
+        if isinstance(self._schedule.selector, AllSelector):
+            return 0.0, float(len(gradients)), len(gradients)
+        begin = time.perf_counter()
+        found = self._schedule.selector.select(
+            gradients, budget=budget, seed=self._seed, epoch=self.epoch
+        )
+        scale = (len(self._dataset) / len(gradients)) ** 2
+        return (time.perf_counter() - begin) * scale, found.effective_sample_size, len(found)
 
     @property
     def dataset(self) -> Any:

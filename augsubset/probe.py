@@ -128,7 +128,7 @@ class GradientProbe:
         self._residual_and_losses = (
             _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
         )
-        self._forward = forward if forward is not None else _call
+        self.forward = forward if forward is not None else _call
         self._device = None if device is None else torch.device(device)
 
     def _find(self, layer: str | nn.Module) -> tuple[str, nn.Linear]:
@@ -334,7 +334,7 @@ class GradientProbe:
     def measure(self, x: Any, y: Any) -> Measured:
         """Return one batch's gradients; the model's modes are the caller's."""
         with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
-            logits = captured.logits(self._forward(self.model, x))
+            logits = captured.logits(self.forward(self.model, x))
         if self._loss == "mse" and isinstance(logits, Tensor) and logits.ndim == 1:
             logits = logits[:, None]
         _check_logits(

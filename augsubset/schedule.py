@@ -69,7 +69,7 @@ class SelectionSchedule:
         self.selector = selector
         self.latest: Selection | None = None
         """The selection in force from the next epoch that starts."""
-        self._every = check_int("every", every, 1)
+        self.every = check_int("every", every, 1)
         self._start_epoch = check_int("start_epoch", start_epoch, 0)
         self._budget, self._num_examples, self._seed = budget, num_examples, seed
         self._background = background
@@ -101,7 +101,7 @@ class SelectionSchedule:
 
     def _period(self, epoch: int) -> int:
         """Number the stretches of ``every`` epochs; negative before ``start_epoch``."""
-        return (epoch - self._start_epoch) // self._every
+        return (epoch - self._start_epoch) // self.every
 
     def _select(self, epoch: int, background: bool) -> None:
         """Probe now, and solve: now, or in a thread for the epoch after."""

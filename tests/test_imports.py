@@ -33,8 +33,13 @@ ALLOWED = {
     "selection": {"gradients", "pairwise", "ranks"},
     "schedule": {"gradients", "ranks", "selection"},
     "delivery": {"augment", "batches", "pixels", "sampling"},
+    "doctor": {"batches"},
+    "cli": {"loader"},
+    "integrations": {"loader"},
     "loader": {
         "batches",
+        "gradients",
+        "doctor",
         "delivery",
         "harvest",
         "pixels",

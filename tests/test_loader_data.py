@@ -309,10 +309,26 @@ def test_resident_data_gives_the_same_batches(layout, mode):
             assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
 
 
-def test_resident_data_collates_nothing(monkeypatch):
-    loader = make(REFERENCE, resident=True)
+@pytest.mark.parametrize("resident", [False, True])
+def test_tensors_are_gathered_and_never_fetched_one_by_one(monkeypatch, resident):
+    loader = make(REFERENCE, resident=resident)
     monkeypatch.setattr(TensorDataset, "__getitem__", lambda *_: pytest.fail("fetched an item"))
     list(loader)
+
+
+def test_tensors_gathered_at_once_are_what_their_items_would_be():
+    class Fetched(TensorDataset):
+        """A subclass may do anything in __getitem__, so its items are fetched."""
+
+    three = (X, Y, torch.rand(N, 2, generator=GENERATOR))
+    options = {"inputs": 0, "labels": 1, "whole": True, "copies": 3, "layout": "grouped"}
+    for ours, theirs in zip(
+        make(TensorDataset(*three), **options), make(Fetched(*three), **options), strict=True
+    ):
+        (batch, w), (other, same_w) = ours, theirs
+        assert type(batch) is type(other)
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        assert torch.equal(w, same_w)
 
 
 def test_labels_are_gathered_with_a_bar_when_asked(capsys):

@@ -4,8 +4,8 @@ from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
 from augsubset.sampling.keys import PADDING, pack, unpack
 from augsubset.sampling.order import EpochPlan, Layout, Mode, Raw
 from augsubset.sampling.rebuild import LoaderOrder, loader_options, loader_order
-from augsubset.sampling.resident import ResidentDataset, as_fetched
 from augsubset.sampling.sampler import WeightedCoresetSampler
+from augsubset.sampling.tensors import TensorBatches, as_fetched, is_tensors
 
 __all__ = [
     "PADDING",
@@ -15,10 +15,11 @@ __all__ = [
     "LoaderOrder",
     "Mode",
     "Raw",
-    "ResidentDataset",
     "SubsetAugmentDataset",
+    "TensorBatches",
     "WeightedCoresetSampler",
     "as_fetched",
+    "is_tensors",
     "loader_options",
     "loader_order",
     "pack",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ class WeightedCoresetSampler(Sampler[int]):
                 f"{self.num_replicas} ranks."
             )
         self._epoch = 0
-        self._position = 0
+        self._progress: tuple[int, int, Iterator[int]] = (0, 0, iter(()))
         self._resumes = False
         self._selection: Any | None = None
         self._started: dict[int, _EpochWeights] = {}
@@ -233,7 +234,7 @@ class WeightedCoresetSampler(Sampler[int]):
         epoch = self._epoch
         begin = self._position if self._resumes else 0
         self._resumes = False
-        self._position = begin
+        self._progress = (begin, 0, iter(()))
         return self._yielded(self._mine(self._started_keys(epoch), begin, self.rank), begin)
 
     def _started_keys(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -271,14 +272,12 @@ class WeightedCoresetSampler(Sampler[int]):
         return [self._mine(keys, begin, rank)[:count].tolist() for rank in range(self.num_replicas)]
 
     def _yielded(self, keys: npt.NDArray[np.int64], begin: int) -> Iterator[int]:
-        """Yield keys, and keep :meth:`state_dict` up to date."""
-        step = self._unit * self.num_replicas
+        """Yield keys at the speed of a list; where it stands is read off when somebody asks."""
         for start in range(0, len(keys), _YIELDED_AT_ONCE):
-            for number, key in enumerate(
-                keys[start : start + _YIELDED_AT_ONCE].tolist(), start + 1
-            ):
-                self._position = begin + number // self._unit * step
-                yield key
+            chunk = keys[start : start + _YIELDED_AT_ONCE].tolist()
+            rest = iter(chunk)
+            self._progress = (begin, start + len(chunk), rest)
+            yield from rest
 
     def _start(self, epoch: int) -> _EpochWeights:
         """Remember how to weigh the epoch's rows, and forget the oldest epoch beyond the limit."""
@@ -302,6 +301,13 @@ class WeightedCoresetSampler(Sampler[int]):
         while len(self._started) > _EPOCHS_REMEMBERED:
             del self._started[next(iter(self._started))]
         return self._started[epoch]
+
+    @property
+    def _position(self) -> int:
+        """Keys handed out over all ranks: whole units, times the ranks."""
+        begin, end, rest = self._progress
+        handed_out = end - length_hint(rest)
+        return begin + handed_out // self._unit * self._unit * self.num_replicas
 
     def mean_weight(self, epoch: int) -> float:
         """Return the mean weight of a started epoch's rows, padding left out."""
@@ -408,4 +414,5 @@ class WeightedCoresetSampler(Sampler[int]):
                 "selection must be the one that the state was made with, got digest "
                 f"{current} for {state['selection']}. Call set_selection with it first."
             )
-        self._epoch, self._position, self._resumes = epoch, position, True
+        self._epoch, self._resumes = epoch, True
+        self._progress = (position, 0, iter(()))

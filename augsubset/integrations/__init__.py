@@ -1,0 +1,1 @@
+"""Helpers for frameworks, each imported by who uses it."""

@@ -1,0 +1,431 @@
+"""What the loader costs when it does nothing, what it saves when it works, and what it never loses.
+
+``python -m benchmarks.loader --data CIFAR10 --out FILE`` measures each figure beside its
+counterpart in turn and prints it with its target, met or MISSED. ``--quick`` shrinks every size;
+``--only NAME ...`` runs some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms import v2
+
+from augsubset import (
+    AllSelector,
+    GradientProbe,
+    RandomOps,
+    RandomSelector,
+    Selection,
+    SubsetAugmentLoader,
+    WeightedCoresetSampler,
+    weighted_loss,
+)
+from benchmarks.crashes import kill_and_resume
+from benchmarks.harness import ImageData, build_model, environment, load_cifar10, unchanged
+from benchmarks.measuring import Figure, PeakMemory, in_turn
+
+BATCH_SIZE = 128
+COPIES = 4
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """Images as PIL, each with a transform, as torchvision's datasets have them.
+
+    Args:
+        data: Where images come from.
+        augment: Strong augmentation on PIL, for copies; ``None``: originals alone.
+        copies: Augmented copies of each example beside the original.
+    """
+
+    def __init__(
+        self, data: ImageData, augment: Callable[[Any], Any] | None = None, copies: int = 0
+    ) -> None:
+        self.images = data.x_train.permute(0, 2, 3, 1).contiguous().numpy()
+        self.targets = data.y_train.tolist()
+        self.augment, self.copies = augment, copies
+        self.to_tensor = v2.PILToTensor()
+
+    def __len__(self) -> int:
+        return len(self.targets) * (1 + self.copies)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        n = len(self.targets)
+        image = Image.fromarray(self.images[index % n])
+        if index >= n and self.augment is not None:
+            image = self.augment(image)
+        return self.to_tensor(image), self.targets[index % n]
+
+
+class Jpegs(Dataset[tuple[Tensor, int]]):
+    """JPEG files of 224 pixels in memory, decoded at each access and counted."""
+
+    def __init__(self, num_images: int) -> None:
+        rng = np.random.default_rng(0)
+        self.files = []
+        for _ in range(num_images):
+            coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(coarse).resize((224, 224)).save(file, "JPEG")
+            self.files.append(file.getvalue())
+        self.targets = [index % 10 for index in range(num_images)]
+        self.decoded = 0
+        self.to_tensor = v2.PILToTensor()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.decoded += 1
+        image = Image.open(io.BytesIO(self.files[index])).convert("RGB")
+        return self.to_tensor(image), self.targets[index]
+
+
+def linear(data: Any = None, num_features: int = 3 * 32 * 32) -> nn.Module:
+    """Return the smallest model: loaders are measured, not models."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(num_features, 10))
+
+
+def consumed(loader: Iterable[Any]) -> int:
+    """Go through an epoch and return its batches."""
+    return sum(1 for _ in loader)
+
+
+def _median_ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
+    """Return the median of the ratios of calls made next to each other."""
+    pairs = zip(seconds[over], seconds[under], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
+    """Compare batches a second with one copy of one example a class to the bare DataLoader."""
+    figures = []
+    floats = TensorDataset(data.x_train.float() / 255, data.y_train)
+    for name, dataset, workers, target in (
+        ("PIL data, 2 workers", Photos(data), 2, 0.98),
+        ("tensor data, 0 workers", floats, 0, 0.93),
+    ):
+        options = {"batch_size": BATCH_SIZE, "num_workers": workers}
+        bare = DataLoader(
+            dataset,
+            shuffle=True,
+            persistent_workers=workers > 0,
+            **options,  # type: ignore[arg-type]
+        )
+        inner = DataLoader(
+            dataset,
+            shuffle=True,
+            persistent_workers=workers > 0,
+            **options,  # type: ignore[arg-type]
+        )
+        ours = SubsetAugmentLoader(
+            inner,
+            linear(),
+            unchanged,
+            fraction=1e-9,
+            copies=1,
+            every=10**6,
+            selector=RandomSelector(),
+        )
+        counts = {"bare": consumed(bare), "ours": consumed(ours)}  # workers start, caches warm
+        seconds = in_turn(
+            {"bare": lambda b=bare: consumed(b), "ours": lambda o=ours: consumed(o)},  # type: ignore[misc]
+            5 if quick else 11,
+        )
+        ratio = _median_ratio(seconds, "bare", "ours") * counts["ours"] / counts["bare"]
+        figures.append(
+            Figure(
+                f"batches a second over the bare DataLoader, {name}", ratio, "x", "higher", target
+            )
+        )
+        del bare, ours
+    return figures
+
+
+def against_workers(data: ImageData, quick: bool) -> list[Figure]:
+    """Compare an epoch at 10% and at 100% to augmenting everything on the workers."""
+    everything = DataLoader(
+        Photos(data, v2.RandAugment(), COPIES),
+        BATCH_SIZE,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+    )
+    arms: dict[str, Iterable[Any]] = {"workers": everything}
+    for name, options in (
+        ("10%", {"fraction": 0.1, "selector": RandomSelector()}),
+        ("100%", {"selector": AllSelector()}),
+        ("10% grouped", {"fraction": 0.1, "selector": RandomSelector(), "layout": "grouped"}),
+        ("100% grouped", {"selector": AllSelector(), "layout": "grouped"}),
+    ):
+        inner = DataLoader(
+            Photos(data), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True
+        )
+        arms[name] = SubsetAugmentLoader(
+            inner,
+            linear(),
+            RandomOps.paper(),
+            copies=COPIES,
+            every=10**6,
+            **options,  # type: ignore[arg-type]
+        )
+    for loader in arms.values():
+        consumed(loader)
+    calls = {name: (lambda each=loader: consumed(each)) for name, loader in arms.items()}
+    seconds = in_turn(calls, 3 if quick else 5)  # type: ignore[arg-type]
+    return [
+        Figure(
+            f"epoch at {name} with {COPIES} copies, faster than all on workers",
+            _median_ratio(seconds, "workers", name),
+            "x",
+            "higher",
+            {"10%": 10.0}.get(name),
+        )
+        for name in arms
+        if name != "workers"
+    ]
+
+
+def decodes(data: ImageData, quick: bool) -> list[Figure]:
+    """Count the JPEG files decoded an example where all are selected, with four copies."""
+    figures = []
+    for layout, target in (("grouped", 1.0), ("mixed", None)):
+        files = Jpegs(40 if quick else 200)
+        loader = SubsetAugmentLoader(
+            DataLoader(files, 50, shuffle=True),
+            linear(num_features=3 * 224 * 224),
+            unchanged,
+            copies=COPIES,
+            selector=AllSelector(),
+            layout=layout,  # type: ignore[arg-type]
+        )
+        files.decoded = 0
+        consumed(loader)
+        figures.append(
+            Figure(f"decodes an example, {layout}", files.decoded / len(files), "", "lower", target)
+        )
+    return figures
+
+
+def probing(data: ImageData, quick: bool) -> list[Figure]:
+    """Compare a scan to a bare evaluation pass, and recording to a training step."""
+    few = data.limited(1000 if quick else 5000)
+    model = build_model("resnet20", few, seed=0)
+    images = TensorDataset(few.x_train.float() / 255, few.y_train)
+    loader = DataLoader(images, 512)
+    probe = GradientProbe(model)
+
+    def evaluate() -> None:
+        model.eval()
+        with torch.no_grad():
+            for x, y in loader:
+                F.cross_entropy(model(x), y, reduction="none")
+        model.train()
+
+    calls: dict[str, Callable[[], Any]] = {"bare": evaluate, "scan": lambda: probe.scan(loader)}
+    in_turn(calls, 1)
+    seconds = in_turn(calls, 3 if quick else 9)
+    figures = [
+        Figure(
+            "scan over a bare evaluation pass",
+            _median_ratio(seconds, "scan", "bare"),
+            "x",
+            "lower",
+            1.05,
+        )
+    ]
+
+    batches = list(DataLoader(images, BATCH_SIZE))[:8]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def steps(announce: Callable[[int, Tensor], None]) -> None:
+        for number, (x, y) in enumerate(batches):
+            announce(number, y)
+            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), torch.ones(len(y)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def recorded() -> None:
+        with probe.attached(len(images)) as harvest:
+            steps(
+                lambda number, y: harvest.expect(
+                    torch.arange(number * BATCH_SIZE, number * BATCH_SIZE + len(y)), y
+                )
+            )
+
+    calls = {"bare": lambda: steps(lambda number, y: None), "recorded": recorded}
+    in_turn(calls, 1)
+    seconds = in_turn(calls, 5 if quick else 15)
+    figures.append(
+        Figure(
+            "recording over a training step",
+            _median_ratio(seconds, "recorded", "bare") - 1,
+            "share",
+            "lower",
+            0.01,
+        )
+    )
+    return figures
+
+
+def memory(data: ImageData, quick: bool, num_batches: int | None = None) -> list[Figure]:
+    """Watch the memory of this process and its workers over a million batches of tiny rows."""
+    num_batches = (20_000 if quick else 1_000_000) if num_batches is None else num_batches
+    reselections = 100
+    n, batch_size = num_batches // reselections, 1
+    tiny = TensorDataset(torch.zeros(n, 1), torch.arange(n) % 2)
+    loader = SubsetAugmentLoader(
+        DataLoader(
+            tiny,
+            batch_size,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+            prefetch_factor=16,
+        ),
+        nn.Linear(1, 2),
+        unchanged,
+        fraction=1e-9,
+        copies=1,
+        every=1,
+        selector=RandomSelector(),
+    )
+    process = psutil.Process()
+
+    def resident() -> int:
+        gc.collect()
+        everybody = [process, *process.children(recursive=True)]
+        return sum(each.memory_full_info().uss for each in everybody)
+
+    found, seen = [], 0
+    for _ in range(reselections):
+        seen += consumed(loader)
+        found.append(resident())
+    early = max(found[: reselections // 10])
+    late = statistics.median(found[-reselections // 10 :])
+    selections = sum(entry["event"] == "selection" for entry in loader.history)
+    if selections != reselections or seen < num_batches:
+        raise RuntimeError(f"{seen} batches and {selections} selections were not what was asked.")
+    return [
+        Figure(
+            f"memory growth after the first tenth of {seen} batches, {selections} reselections",
+            late / early - 1,
+            "share",
+            "lower",
+            0.02,
+        )
+    ]
+
+
+def crashes(data: ImageData, quick: bool) -> list[Figure]:
+    """Kill runs at random points, restart them, and count what is not as it should be."""
+    wanted = 4 if quick else 50
+    kinds = [(layout, workers) for layout in ("mixed", "grouped") for workers in (0, 2)]
+    outcomes, kills = [], 0
+    while kills < wanted:
+        layout, workers = kinds[len(outcomes) % len(kinds)]
+        outcome = kill_and_resume(layout, workers, min(4, wanted - kills), len(outcomes))  # type: ignore[arg-type]
+        outcomes.append(outcome)
+        kills += outcome.kills
+    rows = sum(outcome.rows for outcome in outcomes)
+    return [
+        Figure(f"kills over {rows} rows", float(kills), "", "higher", float(wanted)),
+        Figure(
+            "mismatched rows", float(sum(each.mismatched for each in outcomes)), "", "lower", 0.0
+        ),
+        Figure("lost rows", float(sum(each.lost for each in outcomes)), "", "lower", 0.0),
+        Figure(
+            "runs with other weights at the end",
+            float(sum(not each.same_weights for each in outcomes)),
+            "",
+            "lower",
+            0.0,
+        ),
+    ]
+
+
+def keys(data: ImageData, quick: bool) -> list[Figure]:
+    """Start an epoch of ten million keys."""
+    num_keys = 100_000 if quick else 10_000_000
+    n = int(num_keys / (1 + 0.1 * COPIES))
+    rng = np.random.default_rng(0)
+    chosen = torch.from_numpy(rng.permutation(n)[: n // 10])
+    selection = Selection.equally_weighted(chosen, n)
+    sampler = WeightedCoresetSampler(range(n), selection, copies=COPIES)
+    with PeakMemory() as peak:
+        begin = time.perf_counter()
+        next(iter(sampler))
+        seconds = time.perf_counter() - begin
+    return [
+        Figure(f"starting an epoch of {len(sampler)} keys", seconds, "s", "lower", 1.0),
+        Figure("its memory", peak.extra_bytes / 1e6, "MB", "lower", 200.0),
+    ]
+
+
+WORKLOADS = {
+    # Memory first: what others leave with the allocator would be reused unseen.
+    "keys": keys,
+    "memory": memory,
+    "nothing selected": nothing_selected,
+    "against workers": against_workers,
+    "decodes": decodes,
+    "probing": probing,
+    "crashes": crashes,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print; with ``--out`` also write JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--data", default=os.environ.get("AUGSUBSET_CIFAR10"))
+    parser.add_argument("--limit", type=int, default=10_000, help="training images")
+    parser.add_argument("--quick", action="store_true", help="every workload at a small size")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    data = stand_in(given.limit) if given.data is None else load_cifar10(given.data)
+    data = data.limited(min(given.limit, 1000) if given.quick else given.limit)
+    found = {}
+    for name in WORKLOADS:
+        if name not in given.only:
+            continue
+        print(name)
+        figures = WORKLOADS[name](data, given.quick)
+        for figure in figures:
+            print(f"  {figure}", flush=True)
+        found[name] = [figure.as_record() for figure in figures]
+    if given.out is not None:
+        record = {"environment": environment(data), "workloads": found}
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def stand_in(num_images: int) -> ImageData:
+    """Return random images of CIFAR-10's shape, where there is no archive."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (num_images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    y = torch.arange(num_images) % 10
+    return ImageData("synthetic", x, y, x[:10], y[:10], ([0.5] * 3, [0.25] * 3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Loaders inside other people's trainers: one order, exact resume, their checkpoints."""
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, skip_first_batches
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from augsubset import (
+    AugsubsetError,
+    RandomOps,
+    RandomSelector,
+    Selection,
+    SubsetAugmentDataset,
+    SubsetAugmentLoader,
+    WeightedCoresetSampler,
+    weighted_loss,
+)
+from augsubset.integrations.accelerate import prepare
+from augsubset.integrations.lightning import SubsetAugmentCallback
+from augsubset.integrations.tensorboard import TensorBoardEvents
+from augsubset.sampling import KeyedCollate
+from tests.contracts import assert_same_batches
+
+pytestmark = pytest.mark.filterwarnings("default")  # what frameworks warn of is their affair
+
+N = 40
+X = torch.randint(
+    0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+DATA = TensorDataset(X, torch.arange(N) % 3)
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+
+
+def make(model=None, **options):
+    options = {"fraction": 0.2, "copies": 2, "every": 2, **options}
+    loader = DataLoader(DATA, batch_size=8, shuffle=True)
+    model = make_model() if model is None else model
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+# The parts in other loaders.
+
+
+def parts(loader_class=DataLoader, num_workers=0, **options):
+    selection = Selection.equally_weighted(torch.tensor([3, 30, 7, 12]), N)
+    sampler = WeightedCoresetSampler(DATA, selection, copies=2, **options)
+    return loader_class(
+        SubsetAugmentDataset(DATA),
+        batch_size=8,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=KeyedCollate(torch.utils.data.default_collate),
+    )
+
+
+def keys_of(batches):
+    return [keys.tolist() for _, keys in batches]
+
+
+@pytest.mark.parametrize("layout", ["mixed", "grouped"])
+@pytest.mark.parametrize("mode", ["weight", "sample"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchdatas_stateful_loader_resumes_the_sampler(layout, mode, num_workers):
+    options = {"layout": layout, "batch_size": 8, "mode": mode, "num_workers": num_workers}
+    expected = keys_of(parts(**{**options, "num_workers": 0}))
+    for stop in (1, 3, len(expected)):
+        first = parts(StatefulDataLoader, **options)
+        running = iter(first)
+        before = keys_of([next(running) for _ in range(stop)])
+        state = first.state_dict()
+        again = parts(StatefulDataLoader, **options)
+        again.load_state_dict(state)
+        assert before + keys_of(again) == expected
+        del running
+
+
+def test_accelerates_skip_first_batches_leaves_the_rest():
+    expected = keys_of(parts())
+    assert keys_of(skip_first_batches(parts(), 3)) == expected[3:]
+
+
+# accelerate.
+
+
+def test_a_prepared_loader_passes_through_accelerate_and_names_the_last_batch():
+    accelerator = Accelerator(cpu=True)
+    model = make_model()
+    loader = make(model)
+    assert accelerator.prepare(loader) is loader
+    prepared = prepare(accelerator, loader)
+    expected = list(make())
+    last = []
+    found = []
+    for batch in prepared:
+        found.append(batch)
+        last.append(accelerator.gradient_state.end_of_dataloader)
+    assert_same_batches(found, expected)
+    assert last == [False] * (len(expected) - 1) + [True]
+    assert len(prepared) == len(expected)
+
+
+def test_accelerates_accumulation_steps_at_the_end_of_an_epoch():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    prepared = prepare(accelerator, make(model))
+    synced = []
+    for x, y, w in prepared:
+        with accelerator.accumulate(model):
+            accelerator.backward(weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w))
+            synced.append(accelerator.sync_gradients)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert synced == [False, False, False, True, False, False, True]  # 7 batches
+
+
+@pytest.mark.parametrize("stop", [1, 7, 9])
+def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop):
+    whole = [batch for loader in [make()] for _ in range(3) for batch in loader]
+    accelerator = Accelerator(cpu=True)
+    prepared = prepare(accelerator, make())
+    before = []
+    while len(before) < stop:
+        for batch in prepared:
+            before.append(batch)
+            if len(before) == stop:
+                accelerator.save_state(tmp_path)
+                break
+    accelerator.free_memory()
+    accelerator = Accelerator(cpu=True)
+    prepared = prepare(accelerator, make())
+    accelerator.load_state(tmp_path)
+    after = []
+    while prepared.epoch < 3:
+        last = None
+        for batch in prepared:
+            after.append(batch)
+            last = accelerator.gradient_state.end_of_dataloader
+        assert last in (True, None)
+    assert_same_batches([*before, *after], whole)
+
+
+def test_a_loader_of_another_world_is_refused():
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(TypeError, match="must be a SubsetAugmentLoader, got DataLoader"):
+        prepare(accelerator, DataLoader(DATA))
+
+    class Two:
+        num_processes = 2
+
+    with pytest.raises(AugsubsetError, match="shared by accelerate's 2 processes, got one for 1"):
+        prepare(Two(), make())
+
+
+# Lightning.
+
+
+class Module(L.LightningModule):
+    """Collects what the loop got."""
+
+    def __init__(self, stop=None, folder=None):
+        super().__init__()
+        self.net = make_model()
+        self.stop, self.folder = stop, folder
+        self.seen = []
+
+    def forward(self, x):
+        return self.net(x)
+
+    def train_dataloader(self):
+        return make(self, selector=RandomSelector())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+    def training_step(self, batch, batch_idx):
+        x, y, w = batch
+        self.seen.append(tuple(part.clone() for part in batch))
+        return weighted_loss(F.cross_entropy(self(x), y, reduction="none"), w)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if len(self.seen) == self.stop:
+            self.trainer.save_checkpoint(self.folder / "stopped.ckpt")
+            self.trainer.should_stop = True
+            raise KeyboardInterrupt
+
+
+def trainer(**options):
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[SubsetAugmentCallback()],
+        **options,
+    )
+
+
+def test_lightning_trains_on_every_batch_of_every_epoch():
+    module = Module()
+    trainer().fit(module)
+    loader = make(module, selector=RandomSelector())
+    assert_same_batches(module.seen, [batch for _ in range(3) for batch in loader])
+
+
+@pytest.mark.parametrize("stop", [2, 8])
+def test_lightning_resumes_within_an_epoch(tmp_path, stop):
+    whole = Module()
+    trainer().fit(whole)
+    first = Module(stop, tmp_path)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer().fit(first)
+    again = Module()
+    trainer().fit(again, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert_same_batches([*first.seen, *again.seen], whole.seen)
+    for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_lightning_without_our_loader_is_refused():
+    class Plain(Module):
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(X.float(), torch.arange(N) % 3, torch.ones(N)), 8)
+
+    with pytest.raises(AugsubsetError, match="must return a SubsetAugmentLoader, got DataLoader"):
+        trainer().fit(Plain())
+
+
+# TensorBoard.
+
+
+def test_tensorboard_gets_the_numbers_of_each_event(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    class Writer:
+        def __init__(self):
+            self.scalars = {}
+
+        def add_scalar(self, tag, value, step):
+            self.scalars[tag, step] = value
+
+    writer = Writer()
+    loader = make(on_event=TensorBoardEvents(writer))
+    list(loader)
+    certificate = loader.selection.certificate
+    assert writer.scalars["augsubset/selection/error", 0] == certificate.error
+    assert writer.scalars["augsubset/epoch/num_rows", 0] == N + 16
+    assert ("augsubset/selection/digest", 0) not in writer.scalars
+    with SummaryWriter(tmp_path) as real:
+        list(make(on_event=TensorBoardEvents(real)))
+    assert list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="writer must have add_scalar, got int"):
+        TensorBoardEvents(3)
