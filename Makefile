@@ -11,7 +11,7 @@ help:
 	@echo "make test-slow  those that take longer: spawned workers, three-seed training, CIFAR-10"
 	@echo "make check      format, lint, types"
 	@echo "make bench      selection's ratios at a small size, held to those on record;"
-	@echo "                augmentation at 32 pixels"
+	@echo "                augmentation at 32 pixels; the loader on few images"
 	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=folder"
 	@echo "make docs       the pictures in docs/ anew: make docs DATA=path"
 
@@ -38,10 +38,12 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.selection --quick $(if $(OUT),--out $(OUT)/selection-quick.json)
 	$(BIN)/python -m benchmarks.augmentation --quick $(if $(OUT),--out $(OUT)/augmentation-quick.json)
+	$(BIN)/python -m benchmarks.loader --quick $(if $(OUT),--out $(OUT)/loader-quick.json)
 
 bench-full: .venv/installed
 	$(BIN)/python -m benchmarks.selection $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/selection.json)
 	$(BIN)/python -m benchmarks.augmentation $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/augmentation.json)
+	$(BIN)/python -m benchmarks.loader $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/loader.json)
 
 docs: .venv/installed
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))

@@ -116,6 +116,7 @@ def _median_ratio(seconds: dict[str, list[float]], over: str, under: str) -> flo
 
 def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
     """Compare batches a second with one copy of one example a class to the bare DataLoader."""
+    torch.set_num_threads(1)  # two workers have the cores; waiting for a third thread is no work
     figures = []
     floats = TensorDataset(data.x_train.float() / 255, data.y_train)
     for name, dataset, workers, target in (
@@ -286,10 +287,11 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
     return figures
 
 
-def memory(data: ImageData, quick: bool, num_batches: int | None = None) -> list[Figure]:
+def memory(
+    data: ImageData, quick: bool, num_batches: int | None = None, reselections: int = 100
+) -> list[Figure]:
     """Watch the memory of this process and its workers over a million batches of tiny rows."""
     num_batches = (20_000 if quick else 1_000_000) if num_batches is None else num_batches
-    reselections = 100
     n, batch_size = num_batches // reselections, 1
     tiny = TensorDataset(torch.zeros(n, 1), torch.arange(n) % 2)
     loader = SubsetAugmentLoader(
@@ -365,9 +367,9 @@ def crashes(data: ImageData, quick: bool) -> list[Figure]:
 def keys(data: ImageData, quick: bool) -> list[Figure]:
     """Start an epoch of ten million keys."""
     num_keys = 100_000 if quick else 10_000_000
-    n = int(num_keys / (1 + 0.1 * COPIES))
-    rng = np.random.default_rng(0)
-    chosen = torch.from_numpy(rng.permutation(n)[: n // 10])
+    k = num_keys // (10 + COPIES)
+    n = num_keys - COPIES * k
+    chosen = torch.from_numpy(np.random.default_rng(0).permutation(n)[:k])
     selection = Selection.equally_weighted(chosen, n)
     sampler = WeightedCoresetSampler(range(n), selection, copies=COPIES)
     with PeakMemory() as peak:

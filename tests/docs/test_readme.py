@@ -32,6 +32,7 @@ def test_snippets_run(page, number, code):
         x = x.float() / 255
     names = {
         "DataLoader": DataLoader,
+        "TensorDataset": TensorDataset,
         "SubsetAugmentLoader": SubsetAugmentLoader,
         "model": model,
         "train_set": TensorDataset(x, torch.arange(80) % 4),
