@@ -156,7 +156,8 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
                 f"batches a second over the bare DataLoader, {name}", ratio, "x", "higher", target
             )
         )
-        del bare, ours
+        del bare, inner, ours
+        gc.collect()
     return figures
 
 
@@ -416,6 +417,7 @@ def main(arguments: list[str] | None = None) -> None:
         for figure in figures:
             print(f"  {figure}", flush=True)
         found[name] = [figure.as_record() for figure in figures]
+        gc.collect()  # workers that are forked next would find their predecessors' handles
     if given.out is not None:
         record = {"environment": environment(data), "workloads": found}
         given.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -336,3 +336,17 @@ def test_labels_are_gathered_with_a_bar_when_asked(capsys):
     assert "gathering labels" in capsys.readouterr().err
     make(REFERENCE, progress=True)
     assert "gathering labels" not in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("resident", [False, True])
+def test_one_side_stream_for_the_life_of_the_loader_gives_the_same_batches(resident):
+    ours = make(REFERENCE, model=make_model().cuda(), resident=resident, every=1)
+    theirs = make(REFERENCE, model=make_model().cuda(), every=1)
+    theirs._delivery.ahead = lambda batches, device: batches
+    streams = set()
+    for _ in range(3):
+        for batch, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+        streams.add(ours._delivery._stream)
+    assert len(streams) == 1

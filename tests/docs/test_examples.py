@@ -1,6 +1,9 @@
-"""The two scripts under docs/examples: how far apart they are, and that both run."""
+"""The scripts under docs/examples: how far apart the two of a pair are, and that all run."""
 
+import os
+import re
 import runpy
+import subprocess
 import sys
 from difflib import unified_diff
 from pathlib import Path
@@ -11,12 +14,50 @@ from tests.fake_cifar10 import write_fake_cifar10
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PLAIN, OURS = (EXAMPLES / f"cifar_{name}.py" for name in ("plain", "augsubset"))
+TOPICS = sorted(path.stem.removesuffix("_plain") for path in EXAMPLES.glob("*_plain.py"))
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def scripts(*topics):
+    """Both scripts of each, as parameters."""
+    found = [EXAMPLES / f"{topic}_{name}.py" for topic in topics for name in ("plain", "augsubset")]
+    return pytest.mark.parametrize("script", found, ids=lambda script: script.stem)
 
 
 def changed_lines(before: str, after: str) -> tuple[int, int]:
     """Return (removed, added), blank lines included."""
     difference = list(unified_diff(before.splitlines(), after.splitlines(), n=0))[2:]
     return sum(line[0] == "-" for line in difference), sum(line[0] == "+" for line in difference)
+
+
+def run_here(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "2", *arguments])
+    monkeypatch.syspath_prepend(str(script.parent))  # as python does with a script's folder
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def run_apart(script, *launcher):
+    """Run it in a process of its own, as a user would, and return what it printed.
+
+    Frameworks keep state in their process, and some warn of what is theirs.
+    """
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), "--epochs", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return done.stdout
+
+
+def assert_two_epochs(printed):
+    lines = printed.splitlines()
+    assert len(lines) == 2
+    for epoch, line in enumerate(lines):
+        assert re.match(rf"epoch {epoch}: test (accuracy|error) \d+\.\d\d%", line), line
 
 
 def test_adopting_it_adds_two_lines_and_changes_two():
@@ -28,12 +69,43 @@ def test_the_count_sees_another_line():
     assert changed_lines(PLAIN.read_text(), OURS.read_text() + "\nprint()\n") == (2, 6)
 
 
-@pytest.mark.parametrize("script", [PLAIN, OURS], ids=lambda script: script.stem)
-def test_both_scripts_run(script, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("topic", TOPICS)
+def test_adopting_it_takes_at_most_five_lines(topic):
+    plain, ours = ((EXAMPLES / f"{topic}_{name}.py").read_text() for name in ("plain", "augsubset"))
+    removed, added = changed_lines(plain, ours)
+    assert removed <= added <= 5
+    assert "augsubset" not in plain
+    assert "SubsetAugmentLoader(" in ours
+
+
+def test_every_pair_is_among_those_that_run_below():
+    known = ["cifar", "detection", "text", "timm", "accelerate", "lightning", "trainer", "ddp"]
+    assert sorted(known) == TOPICS
+    assert sorted(path.name for path in EXAMPLES.glob("*_augsubset.py")) == [
+        f"{topic}_augsubset.py" for topic in TOPICS
+    ]
+
+
+@scripts("cifar")
+def test_both_cifar_scripts_run(script, tmp_path, monkeypatch, capsys):
     write_fake_cifar10(tmp_path, monkeypatch)
-    arguments = [str(script), "--root", str(tmp_path), "--epochs", "2", "--workers", "0"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(script), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all("test accuracy" in line for line in lines)
+    run_here(script, monkeypatch, "--root", str(tmp_path), "--workers", "0")
+    assert_two_epochs(capsys.readouterr().out)
+
+
+@scripts("detection", "text")
+def test_scripts_on_other_data_run(script, monkeypatch, capsys):
+    run_here(script, monkeypatch)
+    assert_two_epochs(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@scripts("accelerate", "lightning", "timm", "trainer")
+def test_scripts_with_other_libraries_run(script):
+    assert_two_epochs(run_apart(script))
+
+
+@pytest.mark.distributed
+@scripts("accelerate", "ddp")
+def test_scripts_run_on_two_ranks(script):
+    assert_two_epochs(run_apart(script, *TORCHRUN))
