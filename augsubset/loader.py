@@ -755,8 +755,10 @@ class SubsetAugmentLoader:
         schedule = self._schedule.checked(state["schedule"])
         if position and in_force is None:
             raise ValueError("state_dict must hold a selection in the middle of an epoch.")
+        harvest = Harvest(len(self._dataset))
         if self._recycle is not None and state["harvest"] is not None:
-            self._harvest.load_state_dict(state["harvest"])
+            harvest.load_state_dict(state["harvest"])
+        history = [dict(entry) for entry in state["history"]]
         if in_force is not None:
             self._sampler.set_selection(self._capped(in_force))
         self._sampler.load_state_dict(
@@ -764,7 +766,7 @@ class SubsetAugmentLoader:
         )
         self._schedule.take(schedule)
         self._in_force, self._next_epoch, self._position = in_force, epoch, position
-        self._history = [dict(entry) for entry in state["history"]]
+        self._harvest, self._history = harvest, history
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for keys and positions to mean the same."""

@@ -287,6 +287,17 @@ def test_a_state_of_something_else_is_refused_and_nothing_is_changed(change, err
     assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(), 1)))
 
 
+def test_a_damaged_record_of_recycling_changes_nothing_either():
+    loader = make(recycle=1)
+    running = iter(loader)
+    next(running)
+    state = damaged(loader.state_dict(), harvest={"seen": torch.zeros(3)})
+    fresh = make(recycle=1)
+    with pytest.raises(ValueError, match="harvest must be a saved state"):
+        fresh.load_state_dict(state)
+    assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(recycle=1), 1)))
+
+
 def test_a_state_of_another_dataset_of_the_same_length_is_refused():
     loader = make()
     with pytest.raises(ValueError, match="same labels_digest"):
