@@ -248,6 +248,79 @@ def background(monkeypatch):
     assert len(digests) == 3  # the fourth, asked for in epoch 3, is in force from epoch 4
 
 
+def assert_union_is_one_epoch(loader, mine):
+    """What ranks got together is each row of an epoch once."""
+    gathered = [None] * world()
+    dist.all_gather_object(gathered, mine)
+    counts = torch.bincount(torch.tensor([i for each in gathered for i in each]), minlength=N)
+    selected = set(loader.selection.indices.tolist())
+    assert counts.tolist() == [4 if i in selected else 1 for i in range(N)]
+
+
+def with_accelerate(monkeypatch):
+    """accelerate's ranks share one order, and each knows its last batch."""
+    from accelerate import Accelerator
+
+    from augsubset.integrations.accelerate import prepare
+
+    accelerator = Accelerator(cpu=True)
+    model = make_model()
+    loader = make(model, 8, return_index=True)
+    model = accelerator.prepare(model)
+    prepared = prepare(accelerator, loader)
+    mine, ends = [], []
+    for x, y, w, index in prepared:
+        accelerator.backward(weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w))
+        mine += index.tolist()
+        ends.append(accelerator.gradient_state.end_of_dataloader)
+    assert ends == [False] * (len(loader) - 1) + [True]
+    assert_union_is_one_epoch(loader, mine)
+
+
+def with_lightning(monkeypatch):
+    """Lightning's ranks share one order."""
+    import lightning as L
+
+    from augsubset.integrations.lightning import SubsetAugmentCallback
+
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.mine = make_model(), []
+
+        def forward(self, x):
+            return self.net(x)
+
+        def train_dataloader(self):
+            self.loader = make(self, 8, return_index=True)
+            return self.loader
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+        def training_step(self, batch, batch_idx):
+            x, y, w, index = batch
+            self.mine += index.tolist()
+            return weighted_loss(F.cross_entropy(self(x), y, reduction="none"), w)
+
+        def on_train_end(self):
+            assert_union_is_one_epoch(self.loader, self.mine)
+            say("checked its share")
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world(),
+        strategy="ddp",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[SubsetAugmentCallback()],
+    )
+    trainer.fit(Module())
+
+
 def killed(monkeypatch):
     """A rank that dies during selection raises on the others."""
     loader = make(make_model(), 8)

@@ -30,6 +30,13 @@ def test_ranks_train_as_one_process_does(num_processes):
         assert f"rank {rank} of {num_processes} is done" in run.stdout
 
 
+def test_ranks_of_accelerate_and_lightning_share_one_order():
+    run = torchrun(2, "with_accelerate", "with_lightning")
+    assert run.returncode == 0, run.stdout + run.stderr
+    for rank in range(2):
+        assert f"rank {rank} checked its share" in run.stdout
+
+
 def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute():
     run = torchrun(2, "killed", timeout=60)
     assert run.returncode != 0
