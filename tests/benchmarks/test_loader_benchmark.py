@@ -51,7 +51,8 @@ def test_an_epoch_is_counted_in_batches(data):
     assert loader.consumed(DataLoader(loader.Photos(data), 128)) == 3
 
 
-def test_the_record_names_every_workload(tmp_path, capsys):
+def test_the_record_names_every_workload(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("AUGSUBSET_CIFAR10", raising=False)
     out = tmp_path / "loader.json"
     loader.main(["--quick", "--limit", "300", "--only", "keys", "decodes", "--out", str(out)])
     record = json.loads(out.read_text())
