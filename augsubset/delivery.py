@@ -128,7 +128,7 @@ class Delivery:
         """
         epoch, copy, index = unpack(keys)
         rows = RowKeys(self._seed, epoch, index, copy)
-        x, others = self._augmented(move(parts.inputs), move(parts.others), rows)
+        x, others = self.augmented(move(parts.inputs), move(parts.others), rows)
         names, y = self._parts.others, parts.labels
         labels = y
         if names and self._parts.label_of(batch) in names:
@@ -166,17 +166,17 @@ class Delivery:
                 upcoming = next(batches, None)
             yield batch
 
-    def _augmented(
+    def augmented(
         self, x: Any, others: tuple[Any, ...], rows: RowKeys
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return model inputs: the strong policy on copies, the base on all, normalised last."""
-        x, others = self._strongly_augmented(self._pixels.to_unit(x), others, rows)
+        x, others = self.strongly_augmented(self._pixels.to_unit(x), others, rows)
         if self._base is not None:
             rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
             x, others = _applied("base", self._base, x, rows, others)
         return self._pixels.to_model(x), others
 
-    def _strongly_augmented(
+    def strongly_augmented(
         self, x: Any, others: tuple[Any, ...], rows: RowKeys
     ) -> tuple[Any, tuple[Any, ...]]:
         copies = _are_copies(rows).nonzero().squeeze(1)

@@ -243,9 +243,9 @@ def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dic
     for share in (0.0, 0.1, 1.0):
         copies = (torch.arange(num_rows) < share * num_rows).long()
         rows = RowKeys(0, 0, torch.arange(num_rows), copies[torch.randperm(num_rows)])
-        calls[f"{share:.0%}"] = partial(loader._delivery._strongly_augmented, x, (), rows)
+        calls[f"{share:.0%}"] = partial(loader._delivery.strongly_augmented, x, (), rows)
         with patch.object(Engine, "__call__", side_effect=Engine.__call__, autospec=True) as ran:
-            loader._strongly_augmented(x, rows)
+            loader._delivery.strongly_augmented(x, (), rows)
         counts[f"{share:.0%}"] = ran.call_count
     raw = in_turn(calls, repeats)
     ratio = median(raw["10%"]) / median(raw["100%"])

@@ -79,9 +79,9 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
     loader = small_loader(RandomOps.paper())
     rows = RowKeys(0, 0, torch.arange(8), 0)
     x = images(8, 8)
-    calls = calls_of(lambda: loader._strongly_augmented(x, rows))
+    calls = calls_of(lambda: loader._delivery.strongly_augmented(x, (), rows))
     assert calls <= 6  # reading the keys, on the host
-    assert loader._strongly_augmented(x, rows) is x
+    assert loader._delivery.strongly_augmented(x, (), rows)[0] is x
     none, policy = x[:0], RandomOps.paper()
     no_keys = keys(0)
     with Forbidden():

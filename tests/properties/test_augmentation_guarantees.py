@@ -155,10 +155,10 @@ def test_a_loaders_batch_path_never_waits_for_the_device():
     )
     x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8).cuda()
     rows = RowKeys(0, 0, torch.arange(64), torch.arange(64) % 3)
-    loader._augmented(x, rows)  # statistics are sent once
+    loader._delivery.augmented(x, (), rows)  # statistics are sent once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loader._augmented(x, rows)
+        loader._delivery.augmented(x, (), rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
