@@ -179,6 +179,7 @@ class Delivery:
     def strongly_augmented(
         self, x: Any, others: tuple[Any, ...], rows: RowKeys
     ) -> tuple[Any, tuple[Any, ...]]:
+        """Return inputs and what goes along with the strong policy's results for the copies."""
         copies = _are_copies(rows).nonzero().squeeze(1)
         if len(copies) == 0:
             return x, others
