@@ -1,8 +1,8 @@
 """What goes wrong in weeks of training ends in a clear error or in recovery, never in silence."""
 
-import os
-import resource
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from augsubset import (
     AugsubsetError,
     RandomOps,
     RandomSelector,
-    Selection,
     SubsetAugmentLoader,
     load_checkpoint,
     save_checkpoint,
 )
 
+ROOT = Path(__file__).parents[2]
 N = 40
 X = torch.randint(
     0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -58,11 +58,6 @@ def raising(index):
         raise OSError("file 30 is truncated")
 
 
-def dying(index):
-    if index == 30:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_item_that_raises_reaches_the_loop_and_the_next_epoch_runs(num_workers):
     broken = Items(raising)
@@ -74,11 +69,13 @@ def test_an_item_that_raises_reaches_the_loop_and_the_next_epoch_runs(num_worker
     assert [e["completed"] for e in loader.history if e["event"] == "epoch"] == [False, True]
 
 
-@pytest.mark.timeout(60)
-def test_a_worker_that_is_killed_is_an_error_and_not_a_hang():
-    loader = make(Items(dying), num_workers=1, selector=RandomSelector())
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
-        list(loader)
+@pytest.mark.parametrize(
+    "scene", ["a_worker_that_is_killed", "a_full_disk_under_a_checkpoint", "and_under_a_selection"]
+)
+def test_what_would_harm_this_process_is_met_in_one_of_its_own(scene, tmp_path):
+    command = [sys.executable, "-m", "tests.integration.faulty", scene, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dataset_that_changes_its_length_is_refused():
@@ -149,46 +146,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     save_checkpoint(tmp_path / "code", loader=make_model())
     with pytest.raises(ValueError, match="must hold tensors, numbers and strings alone"):
         load_checkpoint(tmp_path / "code")
-
-
-def on_a_full_disk(action):
-    """Return what an action raises where files end at 1000 bytes: writing more fails.
-
-    In a process of its own: the limit would hold for the tests' own output too.
-    """
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        message = b"nothing"
-        try:
-            action()
-        except OSError as error:
-            message = str(error).encode()
-        finally:
-            os.write(writable, message)
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writable)
-    with os.fdopen(readable) as pipe:
-        return pipe.read()
-
-
-def test_a_full_disk_keeps_the_older_checkpoint(checkpoint):
-    before = checkpoint.read_bytes()
-    states = {"loader": make().state_dict(), "more": torch.zeros(1000)}
-    assert "File too large" in on_a_full_disk(lambda: save_checkpoint(checkpoint, **states))
-    assert checkpoint.read_bytes() == before
-    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
-
-
-def test_a_full_disk_keeps_the_older_selection(tmp_path):
-    path = tmp_path / "selection.npz"
-    path.write_bytes(b"older")
-    selection = Selection.equally_weighted(torch.arange(3), 9)
-    assert "File too large" in on_a_full_disk(lambda: selection.save(path))
-    assert path.read_bytes() == b"older"
 
 
 def test_an_event_hook_that_fails_surfaces_and_leaves_the_loader_usable():
