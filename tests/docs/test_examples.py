@@ -18,6 +18,11 @@ TOPICS = sorted(path.stem.removesuffix("_plain") for path in EXAMPLES.glob("*_pl
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+# What gloo does now and then, without this library too, when one rank leaves before another: after
+# the last line of the script. What was printed says whether it ran.
+GLOO_ABORT = "terminate called without an active exception"
+
+
 def scripts(*topics):
     """Both scripts of each, as parameters."""
     found = [EXAMPLES / f"{topic}_{name}.py" for topic in topics for name in ("plain", "augsubset")]
@@ -48,7 +53,7 @@ def run_apart(script, *launcher):
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 or GLOO_ABORT in done.stderr, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
 
