@@ -18,8 +18,8 @@ TOPICS = sorted(path.stem.removesuffix("_plain") for path in EXAMPLES.glob("*_pl
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-# What gloo does now and then, without this library too, when one rank leaves before another: after
-# the last line of the script. What was printed says whether it ran.
+# What gloo does now and then, without this library too, when one rank leaves before another; the
+# launcher then ends the others. Such a run says nothing, and is made again.
 GLOO_ABORT = "terminate called without an active exception"
 
 
@@ -46,14 +46,17 @@ def run_apart(script, *launcher):
 
     Frameworks keep state in their process, and some warn of what is theirs.
     """
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), "--epochs", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0 or GLOO_ABORT in done.stderr, done.stderr
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), "--epochs", "2"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if GLOO_ABORT not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
 

@@ -16,28 +16,28 @@ ROOT = Path(augsubset.__file__).parent.parent
 def torchrun(num_processes, *names, timeout=200):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={num_processes}", "-m", "tests.integration.distributed_loader"]
-    return subprocess.run(
-        [*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
-
-
-def ended_well(run):
-    """No rank failed; gloo aborts now and then when one rank leaves before another, at the end."""
-    return run.returncode == 0 or "terminate called without an active exception" in run.stderr
+    for _ in range(3):
+        run = subprocess.run(
+            [*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+        # gloo aborts now and then when one rank leaves before another, plain scripts' too.
+        if "terminate called without an active exception" not in run.stderr:
+            break
+    return run
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_ranks_train_as_one_process_does(num_processes):
     names = ("losses", "tails", "compiled", "resumed", "guards", "failures", "background")
     run = torchrun(num_processes, *names)
-    assert ended_well(run), run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
     for rank in range(num_processes):
         assert f"rank {rank} of {num_processes} is done" in run.stdout
 
 
 def test_ranks_of_accelerate_and_lightning_share_one_order():
     run = torchrun(2, "with_accelerate", "with_lightning")
-    assert ended_well(run), run.stdout + run.stderr
+    assert run.returncode == 0, run.stdout + run.stderr
     for rank in range(2):
         assert f"rank {rank} checked its share" in run.stdout
 
