@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from augsubset.batches import map_tensors
+from augsubset.delivery import Delivery
+from augsubset.gradients import LastLayerGradients
+from augsubset.probe import GradientProbe
+from augsubset.sampling import EpochPlan, pack
+from augsubset.schedule import SelectionSchedule
+from augsubset.selection import AllSelector
+from augsubset.source import Source
 
-__all__ = [
-    "Diagnosis",
-    "EpochCost",
-    "Measured",
-    "seconds_of",
-    "synchronised",
-    "training_step",
-]
+__all__ = ["Diagnosis", "EpochCost", "Loop", "Measured", "diagnose"]
 
 PAYS_FROM = 1.2  # times faster than augmenting everything
 CHEAP_BELOW = 1.1  # in-place augmentation of everything over none
@@ -181,17 +184,125 @@ class Measured:
         )
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+class Loop(NamedTuple):
+    """What a loader is made of, for the doctor to run parts of it.
+
+    Args:
+        model: In training.
+        probe: What selections are made from.
+        source: The data.
+        delivery: What batches go through.
+        schedule: When selections are made.
+        plan: Of an epoch.
+        history: Entries of the loader.
+        seed: Of the run.
+        epoch: The one to come.
+    """
+
+    model: nn.Module
+    probe: GradientProbe
+    source: Source
+    delivery: Delivery
+    schedule: SelectionSchedule
+    plan: EpochPlan
+    history: Sequence[dict[str, Any]]
+    seed: int
+    epoch: int
+
+
+def diagnose(
+    loop: Loop, steps: int, step: Callable[[Any, Any, Tensor], None] | None, device: torch.device
+) -> Diagnosis:
+    """Run the parts of a loop by themselves, and say what epochs would cost.
+
+    Args:
+        loop: Its parts.
+        steps: Batches to measure, or fewer where the data has no more.
+        step: A gradient step ``(x, y, w)``; ``None``: a forward and a backward pass on a copy.
+        device: Where it runs.
+    """
+    n, plan, schedule = len(loop.source), loop.plan, loop.schedule
+    loop.source.to(device)
+    batches = iter(loop.source.data_loader())
+    fetched = [next(batches)]  # workers have started
+    begin = time.perf_counter()
+    fetched += itertools.islice(batches, steps)
+    seconds = time.perf_counter() - begin
+    del batches
+    rows = sum(len(keys) for _, keys in fetched)
+    num_timed = rows - len(fetched[0][1])
+    loading = seconds / num_timed if num_timed else 0.0
+
+    move = partial(loop.source.moved, device=device)
+    batch, keys = fetched[0]
+    parts, b = loop.delivery.checked(batch, keys), len(keys)
+    w = torch.ones(b)
+    as_copies = pack(0, 1, keys)
+
+    def delivered(keys: Tensor) -> Any:
+        return loop.delivery.ready(batch, parts, keys, w, move)
+
+    few = min(steps, 10)
+    plain = _seconds_of(lambda: delivered(keys), device, few)
+    augmented = _seconds_of(lambda: delivered(as_copies), device, few)
+    x, y = move(loop.delivery.original((batch, keys)))
+    own = _training_step(loop.model, loop.probe.forward)
+    run = (lambda: own(x)) if step is None else (lambda: step(x, y, w.to(device)))
+    step_seconds = _seconds_of(run, device, few)
+    num_sampled = min(n, rows)
+    with _synchronised(device) as clock:
+        gradients = loop.probe.scan(
+            loop.source.data_loader(), prepare=loop.delivery.original, indices=range(num_sampled)
+        )
+    k = max(len(torch.unique(gradients.labels)), round(plan.budget * num_sampled / n))
+    solve_seconds, size, k = _solved(loop, gradients, min(k, num_sampled))
+    measured = Measured(
+        loading=loading,
+        augmentation=max(0.0, augmented - plain) / b,
+        step=(plain + step_seconds) / b,
+        probe=clock[0] / num_sampled if schedule.selector.needs_gradients else 0.0,
+        solve=solve_seconds,
+        workers=loop.source.num_workers > 0,
+    )
+    full, r = plan.num_rows(plan.budget), plan.copies
+    return Diagnosis(
+        none=measured.epoch(n, 0, 0, 0),
+        subset=measured.epoch(full, r * plan.budget, 1 / schedule.every, n),
+        full=measured.epoch(n + r * n, r * n, 0, 0),
+        in_place=measured.epoch(n, n, 0, 0),
+        num_selected=plan.budget,
+        effective_sample_size=size,
+        num_sampled=k,
+        every=schedule.every,
+    )
+
+
+def _solved(loop: Loop, gradients: LastLayerGradients, budget: int) -> tuple[float, float, int]:
+    """Return seconds of a solve, an effective sample size, and of how many examples."""
+    made = [entry for entry in loop.history if entry["event"] == "selection"]
+    latest = loop.schedule.latest
+    if made and latest is not None:
+        return made[-1]["solve_seconds"], latest.effective_sample_size, len(latest)
+    selector = loop.schedule.selector
+    if isinstance(selector, AllSelector):
+        return 0.0, float(len(gradients)), len(gradients)
+    begin = time.perf_counter()
+    found = selector.select(gradients, budget=budget, seed=loop.seed, epoch=loop.epoch)
+    scale = (len(loop.source) / len(gradients)) ** 2
+    return (time.perf_counter() - begin) * scale, found.effective_sample_size, len(found)
+
+
+def _seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Return the mean seconds of a call, the first left out, the device waited for."""
     call()
-    with synchronised(device) as clock:
+    with _synchronised(device) as clock:
         for _ in range(repeats):
             call()
     return clock[0] / repeats
 
 
 @contextmanager
-def synchronised(device: torch.device) -> Iterator[list[float]]:
+def _synchronised(device: torch.device) -> Iterator[list[float]]:
     """Time a block, with what the device still does of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -203,7 +314,7 @@ def synchronised(device: torch.device) -> Iterator[list[float]]:
     seconds[0] = time.perf_counter() - begin
 
 
-def training_step(model: torch.nn.Module, forward: Callable[..., Any]) -> Callable[[Any], None]:
+def _training_step(model: torch.nn.Module, forward: Callable[..., Any]) -> Callable[[Any], None]:
     """Return a forward and a backward pass on a copy of the model, which is left alone."""
     twin = copy.deepcopy(model).train()
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-from augsubset.batches import BatchParts, class_labels, is_classes, known_labels, map_tensors
+from augsubset.batches import BatchParts, class_labels, is_classes, known_labels
 from augsubset.delivery import Delivery, Policy, Ready
-from augsubset.doctor import Diagnosis, Measured, seconds_of, synchronised, training_step
+from augsubset.doctor import Diagnosis, Loop, diagnose
 from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
-from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
@@ -30,14 +28,8 @@ from augsubset.sampling import (
     Layout,
     Mode,
     Raw,
-    SubsetAugmentDataset,
-    TensorBatches,
     WeightedCoresetSampler,
-    as_fetched,
-    is_tensors,
-    loader_options,
     loader_order,
-    pack,
 )
 from augsubset.schedule import Probed, SelectionSchedule, pack_selection, unpack_selection
 from augsubset.selection import (
@@ -47,6 +39,7 @@ from augsubset.selection import (
     Selector,
     budget_from_fraction,
 )
+from augsubset.source import Source
 from augsubset.timing import EpochClock
 
 __all__ = ["SubsetAugmentLoader"]
@@ -227,29 +220,15 @@ class SubsetAugmentLoader:
         self._world_size = world_size()
         ranks = Ranks.apart(timeout) if self._world_size > 1 else None
         self._guard = Ranks.apart(timeout) if self._world_size > 1 else None
-        self._dataset: SubsetAugmentDataset | TensorBatches = SubsetAugmentDataset(
-            loader.dataset, seed=self._seed
-        )
-        self._options = loader_options(loader)
-        if is_tensors(loader.dataset, loader.collate_fn):
-            tensors: Any = loader.dataset
-            self._dataset = TensorBatches(tensors, resident=resident)
-            self._options["collate_fn"] = as_fetched
-        elif resident:
-            raise TypeError(
-                "dataset must be a TensorDataset, with the default collate_fn, to be resident, got "
-                f"{type(loader.dataset).__name__}. What its items go through would not run."
-            )
-        if resident:
-            self._options = {"batch_size": loader.batch_size, "collate_fn": as_fetched}
-        n = len(self._dataset)
+        self._source = Source(loader, seed=self._seed, resident=resident)
+        n = len(self._source)
         if ranks is not None and n < ranks.world_size:
             raise ValueError(
                 f"dataset must hold at least one example a rank, got {n} for "
                 f"{ranks.world_size} ranks."
             )
-        has_classes = self._check_one_batch(selector, layout)
-        known = self._class_labels(loader.dataset) if has_classes else torch.zeros(1)
+        has_classes = is_classes(self._few_labels(selector))
+        known = self._class_labels() if has_classes else torch.zeros(1)
         self._labels_digest = hashlib.sha256(known.numpy().tobytes()).hexdigest()
         budget = (
             n  # the one rule that takes everything whatever the fraction
@@ -265,7 +244,7 @@ class SubsetAugmentLoader:
                 "DistributedSampler with num_replicas=1: each would train on everything."
             )
         self._sampler = WeightedCoresetSampler(
-            self._dataset.dataset,
+            self._source.dataset,
             budget=budget,
             copies=copies,
             raw=raw,
@@ -278,7 +257,7 @@ class SubsetAugmentLoader:
             layout=layout,
             batch_size=loader.batch_size,
         )
-        self._batches = self._data_loader(self._sampler, drop_last=loader.drop_last)
+        self._batches = self._source.data_loader(self._sampler, drop_last=loader.drop_last)
         self._schedule = SelectionSchedule(
             selector,
             every=every,
@@ -334,8 +313,7 @@ class SubsetAugmentLoader:
                 self._sampler.set_selection(self._capped(self._in_force))
             self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
-            if isinstance(self._dataset, TensorBatches):
-                self._dataset.to(device)
+            self._source.to(device)
             if self._recycle is not None:
                 observed.enter_context(self._probe.attached(into=self._harvest))
             batches = self._ready_batches(clock, epoch, device)
@@ -370,10 +348,7 @@ class SubsetAugmentLoader:
         self, clock: EpochClock, epoch: int, device: torch.device
     ) -> Iterator[Ready]:
         """Yield the epoch's batches on the device, each made when it is asked for."""
-
-        def move(part: Any) -> Any:
-            return map_tensors(lambda tensor: self._moved(tensor, device), part)
-
+        move = partial(self._source.moved, device=device)
         batches = iter(self._batches)
         while True:
             with clock.on_host("loading"):
@@ -386,9 +361,6 @@ class SubsetAugmentLoader:
             with clock.augmentation():
                 ready = self._delivery.ready(batch, parts, keys, w, move)
             yield ready
-
-    def _moved(self, part: Tensor, device: torch.device) -> Tensor:
-        return part.to(device, non_blocking=self._batches.pin_memory)
 
     def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
         w = self._sampler.weights_for(keys)
@@ -411,73 +383,41 @@ class SubsetAugmentLoader:
 
     def _probed(self, indices: range) -> Probed:
         """Probe a shard of the examples, or all of them."""
-        chosen = None if indices == range(len(self._dataset)) else indices
-        if isinstance(self._dataset, TensorBatches):
-            self._dataset.to(self._device or model_device(self._model))
+        chosen = None if indices == range(len(self._source)) else indices
+        self._source.to(self._device or model_device(self._model))
         options: dict[str, Any] = {
             "prepare": self._delivery.original,
             "indices": chosen,
             "progress": self._progress,
         }
         if self._recycle is None:
-            return Probed(self._probe.scan(self._data_loader(), **options))
+            return Probed(self._probe.scan(self._source.data_loader(), **options))
         max_age = self._recycle * len(self)
         ages = self._harvest.ages[torch.arange(indices.start, indices.stop, indices.step)]
         gradients = self._probe.scan(
-            self._data_loader(), reuse=self._harvest, max_age=max_age, **options
+            self._source.data_loader(), reuse=self._harvest, max_age=max_age, **options
         )
         return Probed(gradients, int(((ages >= 0) & (ages <= max_age)).sum()))
 
     def _capped(self, selection: Selection) -> Selection:
         return selection if self._max_weight is None else selection.capped(self._max_weight)
 
-    # The user's DataLoader, rebuilt.
-
-    def _data_loader(
-        self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
-    ) -> DataLoader[Any]:
-        """Return a DataLoader with the user's options: over everything in order, or a sampler's.
-
-        Its generator is ours, so that starting an epoch does not advance the caller's.
-        """
-        options = {**self._options, **changes}
-        if sampler is None:
-            # A pass over everything now and then: its workers must not linger in between.
-            options["persistent_workers"] = False
-        return DataLoader(
-            self._dataset,
-            sampler=sampler,
-            drop_last=drop_last,
-            generator=torch.Generator().manual_seed(self._seed),
-            **options,
-        )
-
-    def _check_one_batch(self, selector: Selector, layout: Layout) -> bool:
-        """Fetch two examples the way training will, and refuse what would fail later.
-
-        In a worker where there are workers: a dataset that opens a file on first access must not
-        do so here and then be forked.
-
-        Returns:
-            Whether labels are one class index an example.
-        """
-        few: Any = range(min(2, len(self._dataset)))
-        num_workers = min(1, self._options.get("num_workers", 0))
-        loader = self._data_loader(few, num_workers=num_workers, persistent_workers=False)
-        batch, keys = next(iter(loader))
+    def _few_labels(self, selector: Selector) -> Any:
+        """Fetch two examples as training will, and refuse what would fail later."""
+        batch, keys = self._source.few(2)
         self._delivery.check_names(batch)
         x, y = self._delivery.original((batch, keys))
         if selector.needs_gradients:
             self._probe.check(x, y)
-        return is_classes(y)
+        return y
 
-    def _class_labels(self, dataset: Any) -> Tensor:
+    def _class_labels(self) -> Tensor:
         """Return every example's class: as the dataset offers them, or by fetching all once."""
-        known = known_labels(dataset)
+        known = known_labels(self._source.dataset)
         if known is None:
             _log.info("the dataset has no .targets or .labels: fetching every example for them")
             gathered = []
-            loader = self._data_loader()
+            loader = self._source.data_loader()
             with progress_bar(self._progress, len(loader), "gathering labels", "batch") as bar:
                 for batch, keys in loader:
                     gathered.append(class_labels(self._delivery.checked(batch, keys).labels))
@@ -490,10 +430,10 @@ class SubsetAugmentLoader:
 
     def _check_world(self) -> None:
         """Refuse what changed since construction."""
-        n = len(self._dataset.dataset)
-        if n != len(self._dataset):
+        n = len(self._source.dataset)
+        if n != len(self._source):
             raise AugsubsetError(
-                f"the dataset must keep its length {len(self._dataset)}, got {n}. Selections and "
+                f"the dataset must keep its length {len(self._source)}, got {n}. Selections and "
                 "keys are of the examples there were: construct a new loader."
             )
         if world_size() != self._world_size:
@@ -527,7 +467,7 @@ class SubsetAugmentLoader:
             ValueError: If values are outside the range.
         """
         self._pixels.check(x)
-        x = self._moved(x, self._device or model_device(self._model))
+        x = self._source.moved(x, self._device or model_device(self._model))
         seen: Tensor = self._pixels.to_model(self._pixels.to_unit(x))
         return seen
 
@@ -619,90 +559,27 @@ class SubsetAugmentLoader:
             raise AugsubsetError("the doctor cannot come while an epoch runs. Close it first.")
         device = self._device or model_device(self._model)
         with forked_rng(self._seed, [device]):
-            return self._diagnosed(steps, step, device)
-
-    def _diagnosed(
-        self, steps: int, step: Callable[[Any, Any, Tensor], None] | None, device: torch.device
-    ) -> Diagnosis:
-        n, plan, schedule = len(self._dataset), self._sampler.plan, self._schedule
-        if isinstance(self._dataset, TensorBatches):
-            self._dataset.to(device)
-        batches = iter(self._data_loader())
-        fetched = [next(batches)]  # workers have started
-        begin = time.perf_counter()
-        fetched += itertools.islice(batches, steps)
-        seconds = time.perf_counter() - begin
-        del batches
-        rows = sum(len(keys) for _, keys in fetched)
-        num_timed = rows - len(fetched[0][1])
-        loading = seconds / num_timed if num_timed else 0.0
-
-        def move(part: Any) -> Any:
-            return map_tensors(lambda tensor: self._moved(tensor, device), part)
-
-        batch, keys = fetched[0]
-        parts, b = self._delivery.checked(batch, keys), len(keys)
-        w = torch.ones(b)
-        as_copies = pack(0, 1, keys)
-
-        def delivered(keys: Tensor) -> Any:
-            return self._delivery.ready(batch, parts, keys, w, move)
-
-        few = min(steps, 10)
-        plain = seconds_of(lambda: delivered(keys), device, few)
-        augmented = seconds_of(lambda: delivered(as_copies), device, few)
-        x, y = move(self._delivery.original((batch, keys)))
-        own = training_step(self._model, self._probe.forward)
-        run = (lambda: own(x)) if step is None else (lambda: step(x, y, w.to(device)))
-        step_seconds = seconds_of(run, device, few)
-        with synchronised(device) as clock:
-            gradients = self._probe.scan(
-                self._data_loader(), prepare=self._delivery.original, indices=range(min(n, rows))
+            return diagnose(
+                Loop(
+                    self._model,
+                    self._probe,
+                    self._source,
+                    self._delivery,
+                    self._schedule,
+                    self._sampler.plan,
+                    self._history,
+                    self._seed,
+                    self.epoch,
+                ),
+                steps,
+                step,
+                device,
             )
-        num_sampled = min(n, rows)
-        k = max(len(torch.unique(gradients.labels)), round(plan.budget * num_sampled / n))
-        solve_seconds, size, k = self._solve_for_doctor(gradients, min(k, num_sampled))
-        measured = Measured(
-            loading=loading,
-            augmentation=max(0.0, augmented - plain) / b,
-            step=(plain + step_seconds) / b,
-            probe=clock[0] / num_sampled if schedule.selector.needs_gradients else 0.0,
-            solve=solve_seconds,
-            workers=self._options.get("num_workers", 0) > 0,
-        )
-        full, r = plan.num_rows(plan.budget), plan.copies
-        return Diagnosis(
-            none=measured.epoch(n, 0, 0, 0),
-            subset=measured.epoch(full, r * plan.budget, 1 / schedule.every, n),
-            full=measured.epoch(n + r * n, r * n, 0, 0),
-            in_place=measured.epoch(n, n, 0, 0),
-            num_selected=plan.budget,
-            effective_sample_size=size,
-            num_sampled=k,
-            every=schedule.every,
-        )
-
-    def _solve_for_doctor(
-        self, gradients: LastLayerGradients, budget: int
-    ) -> tuple[float, float, int]:
-        """Return seconds of a solve, an effective sample size, and of how many examples."""
-        made = [entry for entry in self._history if entry["event"] == "selection"]
-        if made and self.selection is not None:
-            latest = self.selection
-            return made[-1]["solve_seconds"], latest.effective_sample_size, len(latest)
-        if isinstance(self._schedule.selector, AllSelector):
-            return 0.0, float(len(gradients)), len(gradients)
-        begin = time.perf_counter()
-        found = self._schedule.selector.select(
-            gradients, budget=budget, seed=self._seed, epoch=self.epoch
-        )
-        scale = (len(self._dataset) / len(gradients)) ** 2
-        return (time.perf_counter() - begin) * scale, found.effective_sample_size, len(found)
 
     @property
     def dataset(self) -> Any:
         """The user's dataset."""
-        return self._dataset.dataset
+        return self._source.dataset
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled or copied."""
@@ -751,11 +628,11 @@ class SubsetAugmentLoader:
         check_state("state_dict", state, (), same={"version": 1, **self._identity()})
         epoch = check_int("epoch", state["epoch"], 0)
         position = check_int("position", state["position"], 0)
-        in_force = unpack_selection(state["in_force"], len(self._dataset))
+        in_force = unpack_selection(state["in_force"], len(self._source))
         schedule = self._schedule.checked(state["schedule"])
         if position and in_force is None:
             raise ValueError("state_dict must hold a selection in the middle of an epoch.")
-        harvest = Harvest(len(self._dataset))
+        harvest = Harvest(len(self._source))
         if self._recycle is not None and state["harvest"] is not None:
             harvest.load_state_dict(state["harvest"])
         history = [dict(entry) for entry in state["history"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,23 +10,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from augsubset.batches import class_labels, is_classes, map_tensors, num_rows, split_batch
+from augsubset.capture import Capture
 from augsubset.errors import check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
 from augsubset.progress import progress_bar
-from augsubset.rng import forked_rng
+from augsubset.residuals import Loss, by_autograd, check_logits, closed_form
+from augsubset.untouched import untouched
 
 __all__ = ["GradientProbe", "model_device", "unwrapped"]
 
 Forward = Callable[[nn.Module, Any], Tensor]
-Loss = Callable[[Tensor, Any], Tensor]
-Measure = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 
 _HARVEST_CHUNK = 1 << 14  # recorded rows turned into residuals at once
 
@@ -126,7 +123,7 @@ class GradientProbe:
         elif not (isinstance(layer, str) and layer == "auto"):
             self.layer_name, self._layer = self._find(layer)  # type: ignore[arg-type]
         self._residual_and_losses = (
-            _closed_form(loss) if isinstance(loss, str) else _by_autograd(loss)
+            closed_form(loss) if isinstance(loss, str) else by_autograd(loss)
         )
         self.forward = forward if forward is not None else _call
         self._device = None if device is None else torch.device(device)
@@ -224,7 +221,7 @@ class GradientProbe:
         labels = []
         device = self._device or model_device(self.model)
         with (
-            self._untouched(device, loader.generator),
+            untouched(self.model, device, loader.generator),
             self._execution_order() as executed,
             progress_bar(progress, len(loader), "probing", "batch") as bar,
         ):
@@ -282,7 +279,7 @@ class GradientProbe:
         def finished(module: nn.Module, args: Any, output: Any) -> None:
             if self.model.training and harvest.is_expecting:
                 logits = captured.logits(output, verify=harvest.passes == 0)
-                _check_logits(logits, None, "Name the Linear layer whose output is: layer=.")
+                check_logits(logits, None, "Name the Linear layer whose output is: layer=.")
                 harvest.record([logits] if captured.inputs is None else [logits, captured.inputs])
 
         with self._capture() as captured, ExitStack() as hooks:
@@ -313,7 +310,7 @@ class GradientProbe:
         """Return gradients of recorded rows, from their logits."""
         measured: list[Measured] = []
         labels = []
-        with self._untouched(harvest.device):
+        with untouched(self.model, harvest.device):
             for part in torch.split(chosen, _HARVEST_CHUNK):
                 (logits, *inputs), y = harvest.rows(part)
                 residual, losses = self._at_logits(logits, y.to(logits.device))
@@ -327,7 +324,7 @@ class GradientProbe:
     def check(self, x: Any, y: Any) -> None:
         """Run one batch and refuse what a scan would refuse; no trace is left in the model."""
         device = self._device or model_device(self.model)
-        with self._untouched(device):
+        with untouched(self.model, device):
             self.measure(*map_tensors(lambda part: part.to(device), (x, y)))
 
     @torch.no_grad()
@@ -337,7 +334,7 @@ class GradientProbe:
             logits = captured.logits(self.forward(self.model, x))
         if self._loss == "mse" and isinstance(logits, Tensor) and logits.ndim == 1:
             logits = logits[:, None]
-        _check_logits(
+        check_logits(
             logits,
             num_rows(x),
             "Pass forward=lambda model, x: ... to a GradientProbe, and that as probe= to the "
@@ -364,11 +361,11 @@ class GradientProbe:
             return self._residual_and_losses(logits, y)
 
     @contextmanager
-    def _capture(self) -> Iterator[_Capture]:
+    def _capture(self) -> Iterator[Capture]:
         """Hook the layers whose inputs or outputs are asked for."""
         named = self._linear_layers()
         with ExitStack() as hooks:
-            captured = _Capture(self._layer, self.layer_name, self._kind, named)
+            captured = Capture(self._layer, self.layer_name, self._kind, named)
             watched = list(named.values()) if self._layer is None else [self._layer]
             if self._layer is not None or self._kind == "last_layer":
                 for module in watched:
@@ -383,47 +380,6 @@ class GradientProbe:
             yield captured
 
     @contextmanager
-    def _untouched(
-        self, device: torch.device, generator: torch.Generator | None = None
-    ) -> Iterator[None]:
-        """Evaluation mode and seeded generators inside; everything as it was outside.
-
-        Args:
-            device: Whose generator the model may draw from.
-            generator: A DataLoader's own, which each iteration draws from.
-        """
-        for name, parameter in chain(self.model.named_parameters(), self.model.named_buffers()):
-            if is_lazy(parameter):
-                raise ValueError(
-                    f"model must be initialised, got the lazy parameter {name!r}. Run one batch "
-                    "through it first: the probe would draw its weights under a seed of its own."
-                )
-        training = {module: module.training for module in self.model.modules()}
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in training
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-        drawn = None if generator is None else generator.get_state()
-        try:
-            # Not inference mode, the caller's perhaps: it knows no way back to a requires_grad.
-            with forked_rng(0, [device]), torch.inference_mode(False), torch.no_grad():
-                # Not model.eval(): some models do work there, such as merging adapter weights.
-                for module in training:
-                    module.training = False
-                yield
-        finally:
-            if generator is not None and drawn is not None:
-                generator.set_state(drawn)
-            for module, flag in training.items():
-                module.training = flag
-            with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    setattr(module, name, buffer)
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
-
-    @contextmanager
     def _execution_order(self) -> Iterator[list[str]]:
         """Collect the names of Linear layers as they run; nothing where the layer is given."""
         executed: list[str] = []
@@ -436,148 +392,6 @@ class GradientProbe:
                         )
                         hooks.callback(handle.remove)
             yield executed
-
-
-class _Capture:
-    """What hooks saw of one forward pass."""
-
-    def __init__(
-        self, layer: nn.Linear | None, name: str | None, kind: str, named: dict[str, nn.Linear]
-    ) -> None:
-        self.inputs: Tensor | None = None
-        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._layer, self._name, self._kind, self._named = layer, name, kind, named
-        self._last: tuple[nn.Module, Tensor, Tensor] | None = None
-        self._runs: Counter[nn.Module] = Counter()
-
-    # Whatever is remembered is a copy: an operation in place, such as an activation, would put its
-    # own result there.
-
-    def begin(self, *_: Any) -> None:
-        """Forget the pass before, and what a recomputation in its backward pass added."""
-        self.inputs = self._last = None
-        self._runs.clear()
-
-    def ran(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
-    ) -> None:
-        """Remember the last Linear layer that ran, or the one that was named."""
-        inputs = _input(args, kwargs).detach()
-        if self._kind == "last_layer":
-            inputs = inputs.clone()
-        self._last = (module, inputs, output.clone() if self.outputs else output.detach().clone())
-        self._runs[module] += 1
-
-    def ran_earlier(
-        self,
-        name: str,
-        module: nn.Module,
-        args: tuple[Tensor, ...],
-        kwargs: dict[str, Tensor],
-        output: Tensor,
-    ) -> Tensor:
-        """Remember an earlier layer's input and output, and let gradients reach the output."""
-        if not output.requires_grad:
-            output.requires_grad_()
-        self.outputs[name].append((_input(args, kwargs).detach().clone(), output))
-        return output.clone()
-
-    def logits(self, output: Any, *, verify: bool = True) -> Any:
-        """Return the logits of the pass that ended with this output, and settle the inputs.
-
-        Args:
-            output: What the model returned.
-            verify: Compare it with the last Linear layer's output, which waits for the device.
-        """
-        if self._layer is None and self._kind == "logits":
-            return output
-        if self._last is None:
-            asked = f"layer={self._name!r}" if self._layer is not None else 'layer="auto"'
-            raise ValueError(
-                f"layer must run when the model does, got {asked}, which did not. "
-                f"Candidates: {sorted(self._named)}."
-            )
-        module, inputs, logits = self._last
-        if self._kind == "last_layer":
-            if inputs.ndim != 2:
-                raise ValueError(
-                    "inputs of the last layer must be (B, d), got shape "
-                    f"{tuple(inputs.shape)}. Its gradient is then no single outer product."
-                )
-            if self._runs[module] != 1:
-                raise ValueError(
-                    f"the last layer must run once a pass, got {self._runs[module]} runs. Its "
-                    "gradient is then no single outer product."
-                )
-            if (
-                verify
-                and self._layer is None
-                and not (
-                    isinstance(output, Tensor)
-                    and output.shape == logits.shape
-                    and torch.allclose(output.float(), logits.float(), 0, 0, equal_nan=True)
-                )
-            ):
-                raise ValueError(
-                    "the model's output must be that of its last Linear layer for "
-                    f'kind="last_layer", got another. Pass layer=, one of {sorted(self._named)}, '
-                    "whose output is the logits."
-                )
-            self.inputs = inputs.float()
-        return logits
-
-    def earlier_gradients(
-        self, logits: Tensor, residual: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Return (gradient at the output, input) of each earlier layer."""
-        if not self.outputs:
-            return ()
-        for name, runs in self.outputs.items():
-            if len(runs) != 1 or runs[0][0].ndim != 2 or len(runs[0][0]) != len(logits):
-                shapes = [tuple(x.shape) for x, _ in runs]
-                raise ValueError(
-                    f"earlier layers must run once a pass, on (B, d) inputs, got {name!r} run on "
-                    f"{shapes} for {len(logits)} examples."
-                )
-        found: tuple[Tensor | None, ...] = (None,) * len(self.outputs)
-        if logits.requires_grad:
-            with torch.autocast(logits.device.type, enabled=False):
-                found = torch.autograd.grad(
-                    logits,
-                    [runs[0][1] for runs in self.outputs.values()],
-                    residual.to(logits.dtype),
-                    allow_unused=True,
-                )
-        for name, gradient in zip(self.outputs, found, strict=True):
-            if gradient is None:
-                raise ValueError(
-                    "earlier layers must come before the logits, with no torch.no_grad() or "
-                    f"detach() between, got {name!r}, which no gradient reaches."
-                )
-        inputs = [runs[0][0] for runs in self.outputs.values()]
-        return tuple(
-            (gradient.float(), x.float())
-            for gradient, x in zip(found, inputs, strict=True)
-            if gradient is not None
-        )
-
-
-def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    """Return what a Linear layer was called with, by position or by name."""
-    return args[0] if args else kwargs["input"]
-
-
-def _check_logits(logits: Any, num_inputs: int | None, hint: str) -> None:
-    """Refuse what is no (B, C) tensor; B is ``num_inputs`` where that is known."""
-    is_matrix = isinstance(logits, Tensor) and logits.ndim == 2
-    if is_matrix and num_inputs in (None, len(logits)):
-        return
-    shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
-    rows = "" if num_inputs is None else f" for {num_inputs} inputs"
-    raise TypeError(
-        f"the model's output must be a (B, C) tensor of logits{rows}, got "
-        f"{type(logits).__name__}{shape}. {hint}"
-    )
 
 
 def _in_order(data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:
@@ -689,53 +503,3 @@ def model_device(model: nn.Module) -> torch.device:
 def _call(model: nn.Module, inputs: Any) -> Tensor:
     output: Tensor = model(inputs)
     return output
-
-
-def _closed_form(loss: str) -> Measure:
-    """Return residual and losses for the two losses whose residual is a formula."""
-
-    def measure(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
-        if is_classes(labels):
-            target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        elif loss == "mse" and isinstance(labels, Tensor) and labels.is_floating_point():
-            target = labels.flatten(1) if labels.ndim > 1 else labels[:, None]
-            if target.shape != logits.shape:
-                raise ValueError(
-                    f"labels must be one value an output {tuple(logits.shape)}, got labels of "
-                    f"shape {tuple(labels.shape)}."
-                )
-        else:
-            kind = (
-                f"(shape {tuple(labels.shape)}, dtype {labels.dtype})"
-                if isinstance(labels, Tensor)
-                else type(labels).__name__
-            )
-            raise ValueError(
-                f"labels must be one class index an example, got labels of {kind}. For "
-                'regression probe with GradientProbe(model, loss="mse"), which takes floats; for '
-                "anything else pass a callable as its loss=, and as forward= what makes (B, C) "
-                "outputs of the model's."
-            )
-        if loss == "mse":
-            residual = logits - target
-            return residual, 0.5 * residual.square().sum(1)
-        return logits.softmax(1) - target, F.cross_entropy(logits, labels, reduction="none")
-
-    return measure
-
-
-def _by_autograd(loss: Loss) -> Measure:
-    def measure(logits: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            losses = loss(leaf, labels)
-            if not isinstance(losses, Tensor) or losses.shape != (len(logits),):
-                raise ValueError(
-                    f"loss must return one value an example ({len(logits)},), got "
-                    f"{tuple(losses.shape) if isinstance(losses, Tensor) else type(losses)}. "
-                    'Pass reduction="none".'
-                )
-            (residual,) = torch.autograd.grad(losses.sum(), leaf)
-        return residual, losses.detach()
-
-    return measure
