@@ -38,7 +38,8 @@ from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS, policies
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import Place
-from benchmarks.harness import ImageData, environment, load_cifar10
+from benchmarks.datasets import ImageData, load_cifar10
+from benchmarks.harness import environment
 from benchmarks.measuring import Figure, in_turn, summary
 
 NUM_OPS = 2

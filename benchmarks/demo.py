@@ -31,18 +31,9 @@ from augsubset import (
     SubsetAugmentLoader,
     select_coreset,
 )
-from benchmarks.harness import (
-    MODELS,
-    ImageData,
-    RunResult,
-    TrainingPlan,
-    build_model,
-    environment,
-    load_cifar10,
-    load_digits_images,
-    train,
-    unchanged,
-)
+from benchmarks.datasets import ImageData, load_cifar10, load_digits_images
+from benchmarks.harness import RunResult, TrainingPlan, environment, train, unchanged
+from benchmarks.models import MODELS, build_model
 from benchmarks.page import Gallery, render_page, render_picture
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from augsubset import CropFlip, RandomOps, RowKeys
 from augsubset.augment import OPS, Op
-from benchmarks.harness import load_cifar10, load_digits_images
+from benchmarks.datasets import load_cifar10, load_digits_images
 
 PICTURE = Path(__file__).parents[1] / "docs" / "augmentations.png"
 LEVELS = (1 / 3, 2 / 3, 1.0)

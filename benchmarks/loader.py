@@ -39,8 +39,10 @@ from augsubset import (
     weighted_loss,
 )
 from benchmarks.crashes import kill_and_resume
-from benchmarks.harness import ImageData, build_model, environment, load_cifar10, unchanged
+from benchmarks.datasets import ImageData, load_cifar10
+from benchmarks.harness import environment, unchanged
 from benchmarks.measuring import Figure, PeakMemory, in_turn
+from benchmarks.models import build_model
 
 BATCH_SIZE = 128
 COPIES = 4

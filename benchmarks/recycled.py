@@ -31,7 +31,9 @@ from augsubset import (
     weighted_loss,
 )
 from augsubset.pixels import PixelRange
-from benchmarks.harness import ImageData, build_model, environment, load_cifar10, unchanged
+from benchmarks.datasets import ImageData, load_cifar10
+from benchmarks.harness import environment, unchanged
+from benchmarks.models import build_model
 from benchmarks.workloads import error_of
 
 

@@ -18,7 +18,9 @@ from augsubset import (
     SubsetAugmentLoader,
 )
 from augsubset.pixels import PixelRange
-from benchmarks.harness import ImageData, TrainingPlan, build_model, train, unchanged
+from benchmarks.datasets import ImageData
+from benchmarks.harness import TrainingPlan, train, unchanged
+from benchmarks.models import build_model
 
 __all__ = [
     "load",

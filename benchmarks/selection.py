@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import curves, peers, residuals
-from benchmarks.harness import ImageData, environment, load_cifar10
+from benchmarks.datasets import ImageData, load_cifar10
+from benchmarks.harness import environment
 from benchmarks.measuring import Figure, regressions
 from benchmarks.workloads import NEED_DATA, ON_DEVICE, WORKLOADS, Result, Setting, quick
 

@@ -28,6 +28,6 @@ def cifar10():
     path = os.environ.get("AUGSUBSET_CIFAR10")
     if path is None:
         pytest.skip("AUGSUBSET_CIFAR10 is not set")
-    from benchmarks.harness import load_cifar10
+    from benchmarks.datasets import load_cifar10
 
     return load_cifar10(Path(path))

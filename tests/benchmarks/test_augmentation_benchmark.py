@@ -9,7 +9,7 @@ from PIL import Image
 
 from augsubset.augment import OPS
 from benchmarks import augmentation, gallery
-from benchmarks.harness import load_digits_images
+from benchmarks.datasets import load_digits_images
 
 
 def test_calls_are_counted_without_views():

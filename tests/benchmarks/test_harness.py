@@ -1,77 +1,13 @@
-"""The data loaders, models and training loop of the benchmarks."""
+"""The training loop of the benchmarks: schedules, stopping, and what it accounts for."""
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import RandomOps, SubsetAugmentLoader
-from benchmarks import harness
-from benchmarks.harness import TrainingPlan, build_model, load_cifar10, load_digits_images, train
-from tests.fake_cifar10 import write_fake_cifar10
-
-
-def write_npz(path, n=40, **changes):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part in ("train", "test"):
-        arrays[f"x_{part}"] = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-        arrays[f"y_{part}"] = (np.arange(n) % 10).astype(np.uint8)
-    np.savez(path, **{**arrays, **changes})
-    return arrays
-
-
-def test_cifar10_is_read_from_an_archive(tmp_path):
-    arrays = write_npz(tmp_path / "c.npz")
-    data = load_cifar10(tmp_path / "c.npz")
-    assert np.array_equal(data.x_train.permute(0, 2, 3, 1).numpy(), arrays["x_train"])
-    assert np.array_equal(data.y_test.numpy(), arrays["y_test"])
-    assert data.num_classes == 10
-
-
-def test_cifar10_is_read_from_a_torchvision_root(tmp_path, monkeypatch):
-    write_fake_cifar10(tmp_path, monkeypatch)
-    data = load_cifar10(tmp_path)
-    assert data.x_train.shape == (200, 3, 32, 32)
-    assert data.x_test.dtype == torch.uint8
-
-
-def test_missing_and_malformed_data_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a folder nor an"):
-        load_cifar10(tmp_path / "nothing.npz")
-    write_npz(tmp_path / "bad.npz", x_train=np.zeros((40, 3, 32, 32), np.uint8))
-    with pytest.raises(ValueError, match=r"images must be \(n, 32, 32, 3\) uint8"):
-        load_cifar10(tmp_path / "bad.npz")
-    write_npz(tmp_path / "c.npz")
-    with pytest.raises(ValueError, match=r"limit must be in 1\.\.40, got limit=50"):
-        load_cifar10(tmp_path / "c.npz").limited(50)
-
-
-def test_digits_are_split_once_and_for_all():
-    data = load_digits_images(300)
-    assert (len(data.x_train), len(data.x_test)) == (300, 1497)
-    assert data.digest == load_digits_images(300).digest
-    assert data.digest != load_digits_images(301).digest
-    x = data.x_train.float() / 255
-    assert float(x.mean()) == pytest.approx(data.mean_std[0][0], abs=0.01)
-    assert float(x.std()) == pytest.approx(data.mean_std[1][0], abs=0.02)
-
-
-def test_resnet20_has_its_published_size():
-    model = harness.ResNet20(3, 10)
-    assert sum(p.numel() for p in model.parameters()) == 269_722
-    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("name", harness.MODELS)
-def test_initial_weights_depend_on_the_seed_alone(name):
-    data = load_digits_images(20)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    models = [build_model(name, data, seed).state_dict() for seed in (0, 0, 1)]
-    assert torch.equal(state, torch.get_rng_state())
-    same = [all(torch.equal(models[0][key], m[key]) for key in m) for m in models[1:]]
-    assert same == [True, False]
+from augsubset import AllSelector, RandomOps, SubsetAugmentLoader
+from benchmarks.datasets import load_digits_images
+from benchmarks.harness import TrainingPlan, evaluate, train, unchanged
+from benchmarks.models import build_model
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -99,3 +35,80 @@ def test_training_learns_and_accounts_for_every_row():
     assert result.accuracies[-1] > 0.5
     parts = [result.seconds[b] for b in ("selection", "loading", "augmentation", "step")]
     assert sum(parts) == pytest.approx(result.seconds["total"])
+
+
+def trained(plan, **options):
+    data = load_digits_images(100)
+    model = build_model("convnet", data, 0)
+    loader = SubsetAugmentLoader(
+        DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=20, shuffle=True),
+        model,
+        unchanged,
+        selector=AllSelector(),
+        raw="none",
+        copies=1,
+        normalize=data.mean_std,
+    )
+    return train(model, loader, data, plan, **options)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 12])
+def test_a_plan_in_steps_takes_exactly_these(steps):
+    result = trained(TrainingPlan(2, 0.1, steps=steps), evaluate_every=100)
+    assert result.steps == steps
+    assert result.evaluated_at == [steps]  # the end is always evaluated
+    assert len(result.losses) == -(-steps // 5)
+
+
+def test_a_plan_in_seconds_stops_at_them():
+    plan = TrainingPlan(2, 0.1, seconds=0.2)
+    result = trained(plan, evaluate_every=10**6)
+    assert result.steps >= 1
+    assert result.seconds["total"] >= 0.2
+
+
+def test_the_schedule_is_stretched_over_steps():
+    plan = TrainingPlan(10, 1.0, warmup=0, steps=40)
+    assert plan.done(20, steps_an_epoch=7, seconds=0.0) == 0.5
+    assert TrainingPlan(10, 1.0).done(20, steps_an_epoch=8, seconds=0.0) == 0.25
+    assert TrainingPlan(10, 1.0, seconds=4.0).done(20, steps_an_epoch=8, seconds=3.0) == 0.75
+
+
+def test_the_first_rate_is_not_zero_and_the_last_is():
+    plan, rates = TrainingPlan(2, 1.0, warmup=0), []
+    original = torch.optim.SGD.step
+
+    def step(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", step)
+        trained(plan)
+    assert len(rates) == 10
+    assert 0.9 < rates[0] < 1
+    assert rates[-1] == pytest.approx(0)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_low_precision_keeps_weights_in_full():
+    result = trained(TrainingPlan(4, 0.1, precision="bfloat16"))
+    full = trained(TrainingPlan(4, 0.1))
+    assert result.losses[-1] == pytest.approx(full.losses[-1], rel=0.1)
+    assert result.losses[-1] != full.losses[-1]  # it was another arithmetic
+
+
+def test_balanced_accuracy_counts_each_class_once():
+    class First(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 10).float()
+
+    data = load_digits_images(20)
+    is_zero = float((data.y_test == 0).double().mean())
+    accuracy, balanced = evaluate(First(), data)
+    assert accuracy == pytest.approx(is_zero)
+    assert balanced == pytest.approx(0.1)

@@ -3,7 +3,7 @@
 import json
 
 from benchmarks import recycled
-from tests.benchmarks.test_harness import write_npz
+from tests.benchmarks.test_datasets import write_npz
 
 
 def test_recycling_is_measured_against_a_scan(tmp_path):

@@ -11,10 +11,10 @@ import torch
 
 from augsubset import LastLayerGradients, select_coreset
 from benchmarks import curves, peers, selection, workloads
-from benchmarks.harness import load_cifar10
+from benchmarks.datasets import load_cifar10
 from benchmarks.measuring import Figure, PeakMemory, in_turn, regressions, summary, times
 from benchmarks.residuals import load, probed, save, softmax_residuals, trained_network
-from tests.benchmarks.test_harness import write_npz
+from tests.benchmarks.test_datasets import write_npz
 
 
 @pytest.fixture

@@ -1,0 +1,338 @@
+"""One cell of a grid: everything that one training run depends on, and how it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from augsubset import CropFlip, GradientProbe, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset.errors import check_choice
+from augsubset.rng import forked_rng
+from benchmarks.datasets import FolderData, ImageData, load_data
+from benchmarks.dynamics import Recorded
+from benchmarks.harness import TrainingPlan, environment, train, unchanged
+from benchmarks.models import build_model
+from benchmarks.rules import make_rule
+
+__all__ = ["Cell", "OneByOne", "build", "data_of", "run_cell", "seconds_of", "start_from"]
+
+Data = ImageData | FolderData
+
+
+class OneByOne:
+    """Torchvision's RandAugment on PIL images, one after the other: what a worker process does."""
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
+        from torchvision.transforms import v2
+
+        self._transform = v2.Compose(
+            [v2.ToPILImage(), v2.RandAugment(num_ops, magnitude), v2.PILToTensor()]
+        )
+
+    def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
+        """Return the batch, each image transformed under a seed of its key."""
+        seed = hash((rows.seed, int(rows.epoch[0]), int(rows.index[0]), int(rows.copy[0])))
+        with forked_rng(seed % (1 << 31)):
+            return torch.stack([self._transform(image) for image in x.cpu()]).to(x.device)
+
+
+STRONG: dict[str, Callable[[], Any]] = {
+    "none": lambda: unchanged,
+    "paper": RandomOps.paper,
+    "wu2020": RandomOps.wu2020,
+    "randaugment": RandomOps.randaugment,
+    "trivial": RandomOps.trivial,
+    "autoaugment": lambda: RandomOps.autoaugment("cifar10"),
+    "autoaugment-imagenet": lambda: RandomOps.autoaugment("imagenet"),
+    "augmix": RandomOps.augmix,
+    "cutout": RandomOps.cutout,
+    "noise": RandomOps.noise,
+    "one by one": OneByOne,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Args:
+        arm: What the arm is called.
+        seed: Of the initial weights, the order and all draws: arms of one seed are paired.
+        data: A name of :data:`~benchmarks.datasets.DATA`.
+        limit: Training images.
+        test_limit: Test images.
+        imbalance: Long tail: size of the first class over the last.
+        noise: Share of wrong labels.
+        noise_kind: Whether a wrong label may be the true one; see ``ImageData.with_noise``.
+        model: A name of :data:`~benchmarks.models.MODELS`.
+        epochs: Epochs that the schedule is laid out in, and that are run, unless ``passes`` or
+            ``seconds`` are given.
+        batch_size: Rows a step.
+        lr: Peak learning rate.
+        momentum: Of SGD.
+        weight_decay: On all parameters.
+        warmup: Epochs.
+        milestones: Epochs; none: cosine.
+        passes: Run as many steps as ``epochs`` epochs of so many times n rows have: what makes arms
+            of different epoch lengths equal in steps.
+        seconds: Run for so long instead.
+        rule: A name of :data:`~benchmarks.rules.RULES`, or ``package.module:Class``.
+        rule_options: Its arguments.
+        fraction: Share that is selected; 1 for "all".
+        copies: Augmented copies of each selected example.
+        every: Epochs between selections.
+        start_epoch: First epoch that the rule selects in; random before.
+        strong: What is done to copies.
+        raw: Which originals take part: "all", "unselected" (in place), "selected", "none".
+        weights: See ``SubsetAugmentLoader``.
+        max_weight: Likewise.
+        kind: Of the gradients.
+        recycle: See ``SubsetAugmentLoader``.
+        base: Crop and flip: "fresh" each time, "frozen" for ``base_every`` epochs, or "none".
+        base_every: How long a frozen base stays.
+        init: A file of weights to start from, of a network with another last layer.
+        workers: Processes that load.
+        observe: See ``Recorded``; times are then not the rule's own.
+        shadows: Rules to compare on this run's model: each a name, options and a fraction.
+        evaluate_every: Epochs between evaluations.
+        precision: Of forward and backward passes.
+        channels_last: Memory format.
+        resident: Keep the images on the device.
+        device: Where it runs.
+        threads: Of the processor.
+    """
+
+    arm: str
+    seed: int
+    data: str = "digits"
+    limit: int | None = None
+    test_limit: int | None = None
+    imbalance: float | None = None
+    noise: float = 0.0
+    noise_kind: Literal["any", "other"] = "any"
+    model: str = "convnet"
+    epochs: int = 12
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 1.0
+    milestones: tuple[int, ...] = ()
+    passes: float | None = None
+    seconds: float | None = None
+    rule: str = "coreset"
+    rule_options: dict[str, Any] = field(default_factory=dict)
+    fraction: float = 0.1
+    copies: int = 4
+    every: int = 20
+    start_epoch: int = 0
+    strong: str = "paper"
+    raw: str = "all"
+    weights: str = "paper"
+    max_weight: float | None = None
+    kind: str = "logits"
+    recycle: int | None = None
+    base: Literal["fresh", "frozen", "none"] = "fresh"
+    base_every: int = 20
+    init: str | None = None
+    workers: int = 0
+    observe: bool = False
+    shadows: tuple[dict[str, Any], ...] = ()
+    evaluate_every: int = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    resident: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail only when the run starts."""
+        check_choice("strong", self.strong, tuple(STRONG))
+        check_choice("base", self.base, ("fresh", "frozen", "none"))
+        if self.passes is not None and self.seconds is not None:
+            raise ValueError("passes and seconds must not both be given: either steps or time.")
+        if self.rule == "all" and self.fraction != 1:
+            raise ValueError(f'fraction must be 1 for rule="all", got {self.fraction}.')
+        make_rule(self.rule, self.rule_options)
+        self.make_shadows()
+
+    def make_shadows(self) -> dict[str, tuple[Any, float]]:
+        """Return the rules to compare, by name."""
+        return {
+            f"{each['rule']} {each['fraction']:.3g}": (
+                make_rule(each["rule"], each.get("rule_options", {})),
+                each["fraction"],
+            )
+            for each in self.shadows
+        }
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Cell:
+        """Return a cell of values as they are in a file.
+
+        Raises:
+            ValueError: If a name is none of a cell's.
+        """
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"a cell must have only {sorted(known)}, got {unknown}.")
+        tuples = {name: tuple(values.get(name, ())) for name in ("milestones", "shadows")}
+        return cls(**{**values, **tuples})
+
+    @property
+    def name(self) -> str:
+        """A file's name: the arm, the seed, and a digest of everything else."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-")
+        return f"{slug}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def plan(self, num_examples: int) -> TrainingPlan:
+        """Return how it is trained."""
+        steps = None
+        if self.passes is not None:
+            steps = self.epochs * math.ceil(self.passes * num_examples / self.batch_size)
+        return TrainingPlan(
+            self.epochs,
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.warmup,
+            self.milestones,
+            steps,
+            self.seconds,
+            self.precision,
+        )
+
+
+def data_of(cell: Cell, root: str | Path | None) -> Data:
+    """Return the cell's data, which lies at ``root``."""
+    data: Data = load_data(cell.data, root)
+    if isinstance(data, FolderData):
+        changed = (cell.limit, cell.test_limit, cell.imbalance, cell.noise or None)
+        if any(each is not None for each in changed):
+            raise ValueError(f"limit, imbalance and noise must not be given for {cell.data}.")
+        return data
+    data = data.limited(cell.limit, cell.test_limit)
+    if cell.imbalance is not None:
+        data = data.long_tailed(cell.imbalance)
+    if cell.noise:
+        data = data.with_noise(cell.noise, cell.noise_kind)
+    return data
+
+
+def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recorded]:
+    """Return what a cell trains, on what, and the record of what its rule selects."""
+    torch.set_num_threads(cell.threads)
+    model = build_model(cell.model, data, cell.seed)
+    if cell.init is not None:
+        start_from(model, cell.init)
+    model = model.to(cell.device)
+    if cell.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rule = Recorded(
+        make_rule(cell.rule, cell.rule_options), data, cell.observe, cell.make_shadows()
+    )
+    base = None
+    if cell.base != "none":
+        base = CropFlip(4, every=cell.base_every if cell.base == "frozen" else 1)
+    loader = SubsetAugmentLoader(
+        DataLoader(
+            data.train_set,
+            batch_size=cell.batch_size,
+            shuffle=True,
+            num_workers=cell.workers,
+            persistent_workers=cell.workers > 0,
+        ),
+        model,
+        STRONG[cell.strong](),
+        fraction=cell.fraction,
+        copies=cell.copies,
+        every=cell.every,
+        start_epoch=cell.start_epoch,
+        selector=rule,
+        raw=cell.raw,  # type: ignore[arg-type]
+        weights=cell.weights,  # type: ignore[arg-type]
+        max_weight=cell.max_weight,
+        base=base,
+        normalize=data.mean_std,
+        probe=GradientProbe(model, kind=cell.kind),  # type: ignore[arg-type]
+        recycle=cell.recycle,
+        seed=cell.seed,
+        channels_last=cell.channels_last,
+        resident=cell.resident,
+    )
+    return model, loader, rule
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Load weights of another task: all but those of another shape, the last layer's.
+
+    Raises:
+        ValueError: If more than a weight and a bias are left out, or a name is missing.
+    """
+    known = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    if set(known) != set(own):
+        raise ValueError(f"init must hold the model's own names, got others in {path}.")
+    fitting = {name: value for name, value in known.items() if value.shape == own[name].shape}
+    if len(own) - len(fitting) > 2:
+        raise ValueError(
+            f"init must fit but for the last layer, got {len(own) - len(fitting)} tensors of "
+            f"another shape in {path}."
+        )
+    model.load_state_dict({**own, **fitting})
+
+
+def run_cell(
+    cell: Cell, data: Data, after_epoch: Callable[[int, float | None], None] | None = None
+) -> dict[str, Any]:
+    """Train, and return the record."""
+    model, loader, rule = build(cell, data)
+    result = train(
+        model,
+        loader,
+        data,
+        cell.plan(len(data.y_train)),
+        evaluate_every=cell.evaluate_every,
+        after_epoch=after_epoch,
+    )
+    if cell.strong == "none":
+        result = replace(result, augmented=0)
+    return {
+        "cell": asdict(cell),
+        "environment": environment(data),
+        "result": asdict(result),
+        "dynamics": rule.record(),
+    }
+
+
+def seconds_of(cell: Cell, data: Data, num_examples: int, steps: int = 8) -> float:
+    """Return what a cell would take, from a few steps on some of the data.
+
+    Args:
+        cell: The cell.
+        data: Some of its data.
+        num_examples: How many it would train on; a selection's solve is taken to grow as they do.
+        steps: Batches that the doctor measures.
+
+    Evaluation is left out.
+    """
+    if cell.seconds is not None:
+        return cell.seconds
+    _, loader, _ = build(cell, data)
+    scale = num_examples / len(data.y_train)
+    an_epoch = loader.doctor(steps).subset.total * scale
+    plan = cell.plan(num_examples)
+    epochs = plan.epochs if plan.steps is None else plan.steps / (len(loader) * scale)
+    return an_epoch * epochs

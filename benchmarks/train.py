@@ -1,0 +1,213 @@
+"""Run a grid of training runs: any rule, budget, data and model; stop and go on at any time.
+
+``python -m benchmarks.train GRID`` reads a file of ``benchmarks/grids``, runs every cell that has
+no result yet and writes one JSON each to ``benchmarks/results/train/GRID``. ``--estimate`` says
+what the grid would take instead. Where the data is in a file of yours: ``--data PATH``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from augsubset.checkpoint import write_whole
+from benchmarks.cells import Cell, data_of, run_cell, seconds_of
+from benchmarks.datasets import stand_in
+from benchmarks.harness import environment
+
+__all__ = ["Grid", "estimate", "load_grid", "load_results", "run_grid"]
+
+GRIDS = Path(__file__).parent / "grids"
+RESULTS = Path(__file__).parent / "results" / "train"
+_SCALARS = ("milestones", "rule_options", "shadows")  # what is no list of alternatives
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A file of cells.
+
+    Args:
+        name: Of the file.
+        title: What it is about.
+        cells: In the order that they are run: seed by seed, so that pairs are complete early.
+    """
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
+    """Return the grid of a TOML file, or of that name in ``benchmarks/grids``.
+
+    ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
+    its own. A list stands for alternatives, and the arm's name is formatted with what it has then.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a name is unknown, or two cells are the same.
+    """
+    path = Path(path)
+    if not path.is_file():
+        path = GRIDS / f"{path}.toml"
+    written = tomllib.loads(path.read_text())
+    cells = []
+    for seed in written["seeds"]:
+        for arm in written["arm"]:
+            shared = {**written.get("setting", {}), **arm, "seed": seed, **(changes or {})}
+            lists = {
+                key: value
+                for key, value in shared.items()
+                if isinstance(value, list) and key not in _SCALARS
+            }
+            for values in itertools.product(*lists.values()):
+                chosen = {**shared, **dict(zip(lists, values, strict=True))}
+                chosen["arm"] = arm["name"].format(**chosen)
+                chosen.pop("name")
+                cells.append(Cell.of(chosen))
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cells must differ, got twice: {twice}.")
+    return Grid(path.stem, written["title"], tuple(cells))
+
+
+def load_results(grid: Grid, folder: Path | None = None) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the records there are: by arm, then by seed."""
+    folder = RESULTS / grid.name if folder is None else folder
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for cell in grid.cells:
+        path = folder / f"{cell.name}.json"
+        if path.is_file():
+            found.setdefault(cell.arm, {})[cell.seed] = json.loads(path.read_text())
+    return found
+
+
+def _run(cell: Cell, root: str | None, folder: Path) -> tuple[str, float, float]:
+    """Run one cell and write its record; return the arm, the accuracy and the time."""
+    begin = time.perf_counter()
+    record = run_cell(cell, data_of(cell, root))
+    write_whole(folder / f"{cell.name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    accuracy: float = record["result"]["accuracies"][-1]
+    return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
+
+
+def run_grid(
+    grid: Grid, folder: Path, root: str | None, *, jobs: int = 1, budget_minutes: float | None
+) -> int:
+    """Run what is missing, and return how many cells still are.
+
+    With a budget no cell is started that would be over it if it took as long as the longest so far.
+    A cell that fails raises, once those beside it are done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [cell for cell in grid.cells if not (folder / f"{cell.name}.json").is_file()]
+    print(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are done")
+    begin, longest = time.perf_counter(), 0.0
+    left: Iterator[Cell] = iter(missing)
+    done = 0
+
+    def next_cell() -> Cell | None:
+        spent = time.perf_counter() - begin
+        if budget_minutes is not None and spent + longest > 60 * budget_minutes:
+            return None
+        return next(left, None)
+
+    def note(found: tuple[str, float, float]) -> None:
+        nonlocal done, longest
+        name, accuracy, seconds = found
+        done, longest = done + 1, max(longest, seconds)
+        print(f"  {name}: {100 * accuracy:.2f} % in {seconds:.0f} s", flush=True)
+
+    if jobs == 1:
+        while (cell := next_cell()) is not None:
+            note(_run(cell, root, folder))
+        return len(missing) - done
+    # Fresh processes: threads of this one do not survive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running: set[Future[tuple[str, float, float]]] = set()
+        while True:
+            while len(running) < jobs and (cell := next_cell()) is not None:
+                running.add(pool.submit(_run, cell, root, folder))
+            if not running:
+                return len(missing) - done
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in finished:
+                note(each.result())
+
+
+def estimate(grid: Grid) -> dict[str, Any]:
+    """Return the hours that a grid would take here, from a few steps of each arm.
+
+    Random images of the data's shape stand in for it. Long tails are taken for as long as the rest.
+    """
+    by_arm: dict[str, list[Cell]] = {}
+    for cell in grid.cells:
+        by_arm.setdefault(cell.arm, []).append(cell)
+    hours = {}
+    for arm, cells in by_arm.items():
+        n, data = stand_in(cells[0].data)
+        n = cells[0].limit or n
+        cell = replace(cells[0], limit=None, noise=0.0, imbalance=None)
+        hours[arm] = seconds_of(cell, data, n) / 3600 * len(cells)
+        print(f"  {arm}: {hours[arm]:.2f} h for {len(cells)} runs", flush=True)
+    print(f"{grid.name}: {sum(hours.values()):.1f} h", flush=True)
+    return {"hours": sum(hours.values()), "arms": hours}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a grid."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "grids", nargs="+", metavar="GRID", help="TOML files, or names of some in benchmarks/grids"
+    )
+    parser.add_argument("--data", default=os.environ.get("AUGSUBSET_CIFAR10"))
+    parser.add_argument("--out", type=Path, help="folder of results, or with --estimate a file")
+    parser.add_argument("--budget-minutes", type=float, help="start nothing that would take longer")
+    parser.add_argument("--jobs", type=int, default=1, help="cells side by side; times are worse")
+    parser.add_argument("--device", help="run on it, whatever the grid says: data is kept there")
+    parser.add_argument("--estimate", action="store_true", help="measure what it would take")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    changes: dict[str, Any] = {}
+    if given.device is not None and given.device != "cpu":
+        changes = {
+            "device": given.device,
+            "precision": "bfloat16",
+            "channels_last": True,
+            "resident": True,
+        }
+    if given.out is not None and len(given.grids) > 1 and not given.estimate:
+        parser.error("--out takes the results of one grid")
+    begin = time.perf_counter()
+    estimates = {}
+    for name in given.grids:
+        grid = load_grid(name, changes)
+        if given.estimate:
+            estimates[grid.name] = estimate(grid)
+            continue
+        budget = given.budget_minutes
+        if budget is not None:
+            budget -= (time.perf_counter() - begin) / 60
+        folder = RESULTS / grid.name if given.out is None else given.out
+        left = run_grid(grid, folder, given.data, jobs=given.jobs, budget_minutes=budget)
+        print(f"{left} cells are left: run it again to go on" if left else "all cells are done")
+    if given.estimate and given.out is not None:
+        record = {"environment": environment(), "grids": estimates}
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

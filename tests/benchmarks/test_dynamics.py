@@ -1,0 +1,120 @@
+"""What is recorded of selections, against counts by hand."""
+
+import json
+
+import pytest
+import torch
+
+from augsubset import LastLayerGradients, MaxLossSelector, RandomSelector, select_coreset
+from benchmarks import dynamics
+from benchmarks.datasets import load_digits_images
+from benchmarks.dynamics import Recorded, Track, coverage, never_selected, top_overlap
+from tests.benchmarks.test_rules import gradients_of
+
+
+def test_a_coresets_coverage_is_its_certificate():
+    gradients = gradients_of()
+    found = select_coreset(gradients, budget=12)
+    seen = coverage(gradients, found)
+    scale = float(gradients.residual.double().norm(dim=1).sum())
+    assert seen["summed_norms"] == pytest.approx(scale)
+    assert seen["error"] * scale == pytest.approx(found.certificate.error)
+    assert seen["gradient_error"] * scale == pytest.approx(found.certificate.gradient_error)
+    assert seen["nearest_error"] == pytest.approx(seen["gradient_error"])  # its weights are sizes
+    assert seen["gradient_norm"] * scale == pytest.approx(found.certificate.gradient_norm)
+
+
+def test_a_class_without_a_pick_counts_in_full():
+    gradients = gradients_of(6, 2)
+    only_zero = RandomSelector().select(gradients, budget=1, seed=0, epoch=0)
+    missed = 1 - int(gradients.labels[only_zero.indices[0]])
+    norms = gradients.residual.double().norm(dim=1)
+    (own,) = torch.nonzero(gradients.labels != missed, as_tuple=True)
+    distances = gradients.distances(own, only_zero.indices).double().sum()
+    expected = (float(distances) + float(norms[gradients.labels == missed].sum())) / float(
+        norms.sum()
+    )
+    assert coverage(gradients, only_zero)["error"] == pytest.approx(expected)
+
+
+def test_everything_covers_everything():
+    gradients = gradients_of()
+    found = select_coreset(gradients, budget=60)
+    seen = coverage(gradients, found)
+    assert seen["error"] == 0
+    assert seen["nearest_error"] == pytest.approx(0, abs=1e-12)
+
+
+def test_overlap_of_tops_breaks_ties_in_expectation():
+    mine = torch.tensor([5, 4, 1, 1, 1, 0])
+    assert top_overlap(mine, mine, 2) == 1
+    # Both sure of 0 and 1; the third of three in a tie: chances of 1/3 each.
+    assert top_overlap(mine, mine, 3) == pytest.approx((2 + 3 / 9) / 3)
+    other = torch.tensor([0, 0, 3, 3, 3, 3])
+    assert top_overlap(mine, other, 2) == 0
+    assert top_overlap(mine, torch.zeros(6), 3) == pytest.approx(3 / 6)
+
+
+def test_a_track_counts_what_was_never_selected():
+    data = load_digits_images(60)
+    track, gradients = Track(data), gradients_of()
+    for epoch, budget in enumerate((10, 20)):
+        found = MaxLossSelector().select(gradients, budget=budget, seed=0, epoch=epoch)
+        track.note(found, gradients, epoch)
+    record = track.record()
+    assert [e["selected_so_far"] for e in record["selections"]] == pytest.approx([1 / 6, 1 / 3])
+    assert record["never_selected"] == pytest.approx(2 / 3)
+    assert [e["overlap_with_max_loss"] for e in record["selections"]] == [1, 1]
+    assert record["most_selected"] == record["most_selected_by_max_loss"]
+    assert record["most_selected"][0][1] == 2
+    assert set(record["top_overlap"].values()) == {1.0} or all(
+        0 < share <= 1 for share in record["top_overlap"].values()
+    )
+    json.dumps(record)
+
+
+def test_clean_labels_and_the_tail_are_counted():
+    data = load_digits_images(60).with_noise(0.5, "other")
+    track = Track(data)
+    chosen = RandomSelector().select(LastLayerGradients.unprobed(60), budget=8, seed=0, epoch=0)
+    track.note(chosen, None, 0)
+    (entry,) = track.record()["selections"]
+    clean = (data.clean == data.y_train)[chosen.indices]
+    assert entry["clean_share"] == pytest.approx(float(clean.double().mean()))
+    assert "overlap_with_max_loss" not in entry
+
+    tail = load_digits_images(1000).long_tailed(20)
+    track = Track(tail)
+    n = len(tail.y_train)
+    everything = RandomSelector().select(LastLayerGradients.unprobed(n), budget=n, seed=0, epoch=0)
+    track.note(everything, None, 0)
+    assert track.record()["selections"][0]["tail_recall"] == 1
+
+
+def test_shadows_are_asked_but_not_followed():
+    data, gradients = load_digits_images(60), gradients_of(60, 10)
+    rule = Recorded(RandomSelector(), data, shadows={"hard": (MaxLossSelector(), 0.5)})
+    assert rule.needs_gradients  # for the shadow
+    found = rule.select(gradients, budget=12, seed=0, epoch=0)
+    alone = RandomSelector().select(gradients, budget=12, seed=0, epoch=0)
+    assert found.digest == alone.digest
+    record = rule.record()
+    assert record["shadows"]["hard"]["selections"][0]["num_selected"] == 30
+    assert "error" in record["selections"][0]
+    assert not Recorded(RandomSelector(), data).needs_gradients
+
+
+def test_random_subsets_skip_what_the_closed_form_says():
+    found = never_selected(0.01, 5000, 100, range(3))
+    assert found["closed_form"] == pytest.approx(0.99**100)
+    for share in found["measured"]:
+        # Standard deviation of a share of 5,000, at most the binomial's.
+        assert share == pytest.approx(found["closed_form"], abs=4 * 0.0069)
+
+
+def test_the_command_writes_the_papers_two_rows(tmp_path, capsys):
+    out = tmp_path / "never.json"
+    dynamics.main(["--num-examples", "2000", "--epochs", "50", "--out", str(out)])
+    rows = json.loads(out.read_text())["never_selected"]
+    assert [row["fraction"] for row in rows] == [0.002, 0.005]
+    assert "closed form" in capsys.readouterr().out

@@ -1,0 +1,262 @@
+"""Grids: what a file means, what a cell runs, and that a run that stops goes on."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import train as training
+from benchmarks.cells import Cell, OneByOne, build, data_of, run_cell
+from benchmarks.models import build_model
+from benchmarks.train import GRIDS, load_grid, load_results, main, run_grid
+
+TINY = {"limit": 60, "epochs": 2, "batch_size": 30, "lr": 0.05, "base": "none", "copies": 1}
+
+
+def cell(**values):
+    return Cell.of({"arm": "some", "seed": 0, "fraction": 0.2, "every": 1, **TINY, **values})
+
+
+def run(**values):
+    chosen = cell(**values)
+    return run_cell(chosen, data_of(chosen, None))
+
+
+def write_grid(path, arms, seeds="[0, 1]"):
+    lines = ["title = 'tiny'", f"seeds = {seeds}", "[setting]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in TINY.items()]
+    path.write_text("\n".join([*lines, arms]))
+    return path
+
+
+RANDOM = "[[arm]]\nname = '{rule} {fraction:.0%}'\nrule = 'random'\nfraction = [0.2, 0.5]\n"
+
+
+# Files.
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_grid_on_file_is_one(path):
+    grid = load_grid(path.stem)
+    assert grid.title
+    assert len({cell.name for cell in grid.cells}) == len(grid.cells)
+    by_arm = {}
+    for each in grid.cells:
+        by_arm.setdefault(each.arm, []).append(each.seed)
+    assert len({tuple(seeds) for seeds in by_arm.values()}) == 1  # all arms paired, none twice
+
+
+def test_lists_are_alternatives_and_seeds_come_first(tmp_path):
+    grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM))
+    assert [(c.arm, c.seed) for c in grid.cells] == [
+        ("random 20%", 0),
+        ("random 50%", 0),
+        ("random 20%", 1),
+        ("random 50%", 1),
+    ]
+
+
+def test_files_that_are_no_grids_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_grid("nothing")
+    arm = "[[arm]]\nname = 'a'\nfractoin = 0.1\n"
+    with pytest.raises(ValueError, match=r"got \['fractoin'\]"):
+        load_grid(write_grid(tmp_path / "g.toml", arm))
+    with pytest.raises(ValueError, match="cells must differ, got twice"):
+        load_grid(write_grid(tmp_path / "g.toml", RANDOM, "[0, 0]"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rule": "oracle"}, "rule must be one of"),
+        ({"strong": "mixup"}, "strong must be one of"),
+        ({"base": "stale"}, "base must be one of"),
+        ({"rule": "all"}, "fraction must be 1 for"),
+        ({"passes": 2, "seconds": 1.0}, "must not both be given"),
+        ({"shadows": [{"rule": "oracle", "fraction": 0.1}]}, "rule must be one of"),
+    ],
+)
+def test_cells_that_could_not_run_are_refused_at_once(values, message):
+    with pytest.raises(ValueError, match=message):
+        cell(**values)
+
+
+# Cells.
+
+
+def test_a_cell_is_a_function_of_itself():
+    first, again = run(rule="coreset"), run(rule="coreset")
+    other = run(rule="coreset", seed=1)
+    keys = ("accuracies", "losses", "steps", "rows", "augmented")
+    assert all(first["result"][key] == again["result"][key] for key in keys)
+    assert first["dynamics"] == again["dynamics"]
+    assert first["result"]["losses"] != other["result"]["losses"]
+    assert first["environment"]["data"]["name"] == "digits"
+    json.dumps(first)
+
+
+def test_arms_of_one_seed_start_from_the_same_weights_and_order():
+    # One batch before anything was selected differently: the same loss to the last bit.
+    arms = {"strong": "none", "batch_size": 60, "epochs": 1, "raw": "none", "fraction": 1.0}
+    losses = {rule: run(rule=rule, **arms)["result"]["losses"][0] for rule in ("all", "random")}
+    assert losses["all"] == pytest.approx(losses["random"], rel=1e-5)
+
+
+def test_equal_passes_are_equal_steps():
+    found = {
+        raw: run(rule="random", raw=raw, passes=2.0)["result"]["steps"]
+        for raw in ("all", "unselected", "none", "selected")
+    }
+    assert set(found.values()) == {2 * 4}
+
+
+def test_settings_see_the_rows_that_they_should():
+    # 60 examples, 12 selected, 2 copies, one selection.
+    rows = {
+        raw: run(rule="random", raw=raw, copies=2, epochs=1)["result"]["rows"]
+        for raw in ("all", "unselected", "none", "selected")
+    }
+    assert rows == {"all": 84, "unselected": 72, "none": 24, "selected": 36}
+
+
+def test_copies_that_are_not_augmented_do_not_count():
+    assert run(rule="random", strong="none")["result"]["augmented"] == 0
+    assert run(rule="random")["result"]["augmented"] == 2 * 12
+
+
+def test_every_selection_is_recorded():
+    record = run(rule="random", observe=True, epochs=3)["dynamics"]
+    assert [entry["epoch"] for entry in record["selections"]] == [0, 1, 2]
+    assert all(0 < entry["error"] < 1 for entry in record["selections"])
+    assert "overlap_with_max_loss" in record["selections"][0]
+    plain = run(rule="random")["dynamics"]["selections"][0]
+    assert "error" not in plain
+
+
+def test_noise_tails_and_shadows_reach_the_record():
+    noisy = run(rule="coreset", noise=0.5)["dynamics"]["selections"][0]
+    assert 0 < noisy["clean_share"] < 1
+    tail = run(rule="coreset", limit=None, imbalance=10, epochs=1)["dynamics"]["selections"][0]
+    assert 0 < tail["tail_recall"] < 1
+    shadows = [{"rule": "max-loss", "fraction": 0.3}]
+    found = run(rule="random", shadows=shadows)["dynamics"]["shadows"]["max-loss 0.3"]
+    assert [entry["num_selected"] for entry in found["selections"]] == [18, 18]
+
+
+def test_weights_of_another_task_are_started_from(tmp_path):
+    data = data_of(cell(), None)
+    other = build_model("convnet", replace(data, y_test=data.y_test + 5), 7)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    model, _, _ = build(cell(init=str(tmp_path / "other.pt")), data)
+    assert torch.equal(model.features[0][0].weight, other.features[0][0].weight)
+    assert model.head.weight.shape[0] == 10
+    torch.save(build_model("resnet20", data, 0).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="own names"):
+        build(cell(init=str(tmp_path / "other.pt")), data)
+
+
+def test_a_rule_that_rotates_probes_only_now_and_then():
+    chosen = cell(rule="rotating", rule_options={"every": 2}, epochs=4)
+    data, scans = data_of(chosen, None), []
+    original = training.run_cell.__globals__["GradientProbe"].scan
+
+    def scan(self, *args, **kwargs):
+        scans.append(1)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("augsubset.probe.GradientProbe.scan", scan)
+        record = run_cell(chosen, data)
+    assert len(scans) == 2
+    assert len(record["dynamics"]["selections"]) == 4
+
+
+def test_one_by_one_is_torchvision_a_row():
+    from augsubset import RowKeys
+
+    x = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    rows = RowKeys(0, 1, torch.arange(3), 1)
+    policy = OneByOne()
+    torch.manual_seed(1)
+    first = policy(x, rows)
+    torch.manual_seed(2)
+    assert torch.equal(first, policy(x, rows))
+    assert first.shape == x.shape
+    assert not torch.equal(first, x)
+
+
+# Runs.
+
+
+def test_a_run_that_stopped_goes_on(tmp_path, capsys):
+    grid, out = load_grid(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
+    main([str(tmp_path / "g.toml"), "--out", str(out), "--budget-minutes", "0"])
+    assert "4 cells are left" in capsys.readouterr().out
+    first = grid.cells[0]
+    run_grid(replace_cells(grid, grid.cells[:1]), out, None, budget_minutes=None)
+    written = (out / f"{first.name}.json").stat().st_mtime_ns
+    main([str(tmp_path / "g.toml"), "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "1 of 4 cells are done" in shown
+    assert "all cells are done" in shown
+    assert (out / f"{first.name}.json").stat().st_mtime_ns == written
+    results = load_results(grid, out)
+    assert {arm: sorted(by_seed) for arm, by_seed in results.items()} == {
+        "random 20%": [0, 1],
+        "random 50%": [0, 1],
+    }
+
+
+def replace_cells(grid, cells):
+    return type(grid)(grid.name, grid.title, tuple(cells))
+
+
+def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
+    grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM))
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def run(cell, root, folder):
+        now[0] += 50
+        return cell.arm, 0.5, 50.0
+
+    monkeypatch.setattr(training, "_run", run)
+    left = run_grid(grid, tmp_path / "out", None, budget_minutes=2.0)
+    assert left == 2  # a third would end at 150 of 120 seconds
+
+
+def test_a_cell_that_fails_is_said_and_not_written(tmp_path):
+    grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM.replace("0.5", "1.5")))
+    with pytest.raises(ValueError, match="fraction must be"):
+        run_grid(grid, tmp_path / "out", None, budget_minutes=None)
+    assert set(load_results(grid, tmp_path / "out")) <= {"random 20%"}
+
+
+def test_an_estimate_needs_no_run(tmp_path, capsys):
+    path = write_grid(tmp_path / "g.toml", RANDOM)
+    main([str(path), "--estimate", "--out", str(tmp_path / "hours.json")])
+    record = json.loads((tmp_path / "hours.json").read_text())
+    assert record["grids"]["g"]["hours"] > 0
+    assert "random 20%: 0.00 h for 2 runs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_cells_run_side_by_side_are_the_same(tmp_path):
+    grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM))
+    run_grid(grid, tmp_path / "one", None, budget_minutes=None)
+    run_grid(grid, tmp_path / "two", None, jobs=2, budget_minutes=None)
+    one, two = load_results(grid, tmp_path / "one"), load_results(grid, tmp_path / "two")
+    for arm, by_seed in one.items():
+        for seed, record in by_seed.items():
+            assert record["result"]["losses"] == two[arm][seed]["result"]["losses"]
+
+
+@pytest.mark.cuda
+def test_a_cell_runs_on_the_device():
+    found = run(
+        rule="coreset", device="cuda", precision="bfloat16", channels_last=True, resident=True
+    )
+    assert found["result"]["steps"] > 0
