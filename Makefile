@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench bench-full docs clean
+.PHONY: demo test test-slow check bench bench-full grid docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,7 +13,8 @@ help:
 	@echo "make bench      selection's ratios at a small size, held to those on record;"
 	@echo "                augmentation at 32 pixels; the loader on few images"
 	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=folder"
-	@echo "make docs       the pictures in docs/ anew: make docs DATA=path"
+	@echo "make grid       training runs, stopped and continued at will: make grid GRID=small-steps DATA=path"
+	@echo "make docs       results and the pictures in docs/ anew: make docs DATA=path"
 
 # Rebuilt when the pins or the requirements change.
 .venv/installed: constraints.txt pyproject.toml
@@ -45,7 +46,11 @@ bench-full: .venv/installed
 	$(BIN)/python -m benchmarks.augmentation $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/augmentation.json)
 	$(BIN)/python -m benchmarks.loader $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)/loader.json)
 
+grid: .venv/installed
+	$(BIN)/python -m benchmarks.train $(or $(GRID),smoke) $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--budget-minutes $(MINUTES))
+
 docs: .venv/installed
+	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
 clean:

@@ -24,7 +24,7 @@ from benchmarks.harness import TrainingPlan, environment, train, unchanged
 from benchmarks.models import build_model
 from benchmarks.rules import make_rule
 
-__all__ = ["Cell", "OneByOne", "build", "data_of", "run_cell", "seconds_of", "start_from"]
+__all__ = ["Cell", "Costs", "OneByOne", "build", "costs_of", "data_of", "run_cell", "start_from"]
 
 Data = ImageData | FolderData
 
@@ -317,22 +317,52 @@ def run_cell(
     }
 
 
-def seconds_of(cell: Cell, data: Data, num_examples: int, steps: int = 8) -> float:
-    """Return what a cell would take, from a few steps on some of the data.
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that cells of one network, data and policy are made of.
 
     Args:
-        cell: The cell.
-        data: Some of its data.
-        num_examples: How many it would train on; a selection's solve is taken to grow as they do.
-        steps: Batches that the doctor measures.
-
-    Evaluation is left out.
+        row: Loading, base augmentation and a step, a row.
+        copy: Strong augmentation, a copy.
+        selection: A probe and a solve of the whole data.
     """
-    if cell.seconds is not None:
-        return cell.seconds
+
+    row: float
+    copy: float
+    selection: float
+
+    def of(self, cell: Cell, num_examples: int) -> float:
+        """Return what a cell takes; evaluation is left out."""
+        if cell.seconds is not None:
+            return cell.seconds
+        n, k = num_examples, cell.fraction * num_examples
+        copies = k * cell.copies
+        originals = {"all": n, "unselected": n - k, "selected": k, "none": 0.0}[cell.raw]
+        plan = cell.plan(num_examples)
+        steps = -(-(originals + copies) // cell.batch_size)
+        epochs = plan.epochs if plan.steps is None else plan.steps / steps
+        probed = make_rule(cell.rule, cell.rule_options).needs_gradients
+        an_epoch = (originals + copies) * self.row + copies * self.copy * (cell.strong != "none")
+        return epochs * (an_epoch + (self.selection / cell.every if probed else 0.0))
+
+
+def costs_of(cell: Cell, data: Data, num_examples: int, steps: int = 8) -> Costs:
+    """Measure a few steps and a selection of some of the data.
+
+    Args:
+        cell: Says the network, the policies and the device.
+        data: Some data of the right shape.
+        num_examples: How many a selection is of; a solve is taken to grow as they do.
+        steps: Batches that the doctor measures.
+    """
+    cell = replace(
+        cell, rule="coreset", rule_options={}, fraction=0.1, copies=1, every=1, raw="all"
+    )
     _, loader, _ = build(cell, data)
-    scale = num_examples / len(data.y_train)
-    an_epoch = loader.doctor(steps).subset.total * scale
-    plan = cell.plan(num_examples)
-    epochs = plan.epochs if plan.steps is None else plan.steps / (len(loader) * scale)
-    return an_epoch * epochs
+    found = loader.doctor(steps)
+    n = len(data.y_train)
+    return Costs(
+        row=found.none.total / n,
+        copy=found.full.augmentation / n,
+        selection=found.subset.selection / n * num_examples,
+    )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from augsubset.checkpoint import write_whole
-from benchmarks.cells import Cell, data_of, run_cell, seconds_of
+from benchmarks.cells import Cell, Costs, costs_of, data_of, run_cell
 from benchmarks.datasets import stand_in
 from benchmarks.harness import environment
 
@@ -148,20 +148,21 @@ def run_grid(
 
 
 def estimate(grid: Grid) -> dict[str, Any]:
-    """Return the hours that a grid would take here, from a few steps of each arm.
+    """Return the hours that a grid would take here, from a few steps of each network and policy.
 
     Random images of the data's shape stand in for it. Long tails are taken for as long as the rest.
     """
-    by_arm: dict[str, list[Cell]] = {}
+    measured: dict[tuple[Any, ...], Costs] = {}
+    hours: dict[str, float] = {}
     for cell in grid.cells:
-        by_arm.setdefault(cell.arm, []).append(cell)
-    hours = {}
-    for arm, cells in by_arm.items():
-        n, data = stand_in(cells[0].data)
-        n = cells[0].limit or n
-        cell = replace(cells[0], limit=None, noise=0.0, imbalance=None)
-        hours[arm] = seconds_of(cell, data, n) / 3600 * len(cells)
-        print(f"  {arm}: {hours[arm]:.2f} h for {len(cells)} runs", flush=True)
+        n, data = stand_in(cell.data)
+        n = cell.limit or n
+        key = (n, cell.data, cell.model, cell.strong, cell.kind, cell.precision, cell.threads)
+        if key not in measured:
+            whole = replace(cell, limit=None, noise=0.0, imbalance=None)
+            measured[key] = costs_of(whole, data, n)
+            print(f"  {cell.model}, {cell.strong}: {measured[key]}", flush=True)
+        hours[cell.arm] = hours.get(cell.arm, 0.0) + measured[key].of(cell, n) / 3600
     print(f"{grid.name}: {sum(hours.values()):.1f} h", flush=True)
     return {"hours": sum(hours.values()), "arms": hours}
 

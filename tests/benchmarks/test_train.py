@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import train as training
-from benchmarks.cells import Cell, OneByOne, build, data_of, run_cell
+from benchmarks.cells import Cell, Costs, OneByOne, build, data_of, run_cell
 from benchmarks.models import build_model
 from benchmarks.train import GRIDS, load_grid, load_results, main, run_grid
 
@@ -240,7 +240,20 @@ def test_an_estimate_needs_no_run(tmp_path, capsys):
     main([str(path), "--estimate", "--out", str(tmp_path / "hours.json")])
     record = json.loads((tmp_path / "hours.json").read_text())
     assert record["grids"]["g"]["hours"] > 0
-    assert "random 20%: 0.00 h for 2 runs" in capsys.readouterr().out
+    assert "g: 0.0 h" in capsys.readouterr().out
+
+
+def test_costs_add_up():
+    costs = Costs(row=1.0, copy=10.0, selection=100.0)
+    # 60 originals, 12 selected, 2 copies: 84 rows, 24 copies; every second epoch a selection.
+    found = cell(rule="coreset", copies=2, epochs=4, every=2)
+    assert costs.of(found, 60) == 4 * (84 + 240 + 50)
+    assert costs.of(cell(rule="random", copies=2, epochs=4), 60) == 4 * (84 + 240)
+    assert costs.of(cell(rule="random", copies=2, epochs=4, strong="none"), 60) == 4 * 84
+    # Two passes of 60 rows are 4 steps an epoch; one epoch of the 48 + 12 rows in place is 2.
+    in_place = cell(rule="random", raw="unselected", epochs=4, passes=2)
+    assert costs.of(in_place, 60) == 8 * (60 + 120)
+    assert costs.of(cell(seconds=7.0), 60) == 7.0
 
 
 @pytest.mark.slow
