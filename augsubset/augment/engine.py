@@ -1,8 +1,9 @@
-"""Many operations on many images: rows of one kernel together, in a few passes a slot.
+"""Many operations on many images: on a device rows of one kernel together, on the host row by row.
 
 What each row gets is decided on the host, and sent to the device once, so that nothing there is
 ever waited for. In a slot rows are sorted by kernel, each kernel gets its stretch, and the next
-slot's order is taken from there; rows are put back at the end.
+slot's order is taken from there; rows are put back at the end. On the host, compiled loops take one
+row after the other through all its slots.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from augsubset.augment import host, kernels
 from augsubset.augment.drawing import Drawn
 from augsubset.augment.ops import Op, Place, alone
 from augsubset.transfer import sent
@@ -25,6 +27,9 @@ __all__ = ["Engine"]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Kernel = Callable[[Tensor, Tensor], Tensor]
+
+# Pixels from which on kernels compute positions in float64, which the loops do not.
+_LARGE = 1 << 23
 
 
 class _Stretch(NamedTuple):
@@ -75,6 +80,14 @@ class Engine:
             for each in self._prepares
         ]
 
+        # Loops for rows on the host, where there is one for every operation.
+        known_loops = [
+            host.KERNELS.get(op.apply) if op.prepare is not None else None for op in self._ops
+        ]
+        self._loop_of: Int64Array | None = None
+        if not compiled and None not in known_loops:
+            self._loop_of = np.array([*known_loops, host.KERNELS[kernels.identity]], np.int64)
+
     def __call__(self, x: Tensor, drawn: Drawn) -> Tensor:
         """Return the images with each row's operations applied, slot by slot.
 
@@ -82,6 +95,12 @@ class Engine:
             x: ``(B, C, H, W)`` uint8 or float32 in [0, 1].
             drawn: On the host.
         """
+        if self._loop_of is not None and x.device.type == "cpu" and x[0, 0].numel() < _LARGE:
+            params = self._params(drawn, *x.shape[-2:]).reshape(*drawn.op.shape, -1)
+            return host.run_rows(x.contiguous(), self._loop_of[drawn.op], params)
+        return self._by_kernels(x, drawn)
+
+    def _by_kernels(self, x: Tensor, drawn: Drawn) -> Tensor:
         order, params, slots = self._planned(drawn, *x.shape[-2:])
         at, table = sent(torch.from_numpy(order), x.device), sent(params, x.device)
         out = x.contiguous()
@@ -96,11 +115,8 @@ class Engine:
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, at[-1])
 
-    def _planned(
-        self, drawn: Drawn, height: int, width: int
-    ) -> tuple[Int64Array, Tensor, list[list[_Stretch]]]:
-        """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's stretches."""
-        num_rows, num_slots = drawn.op.shape
+    def _params(self, drawn: Drawn, height: int, width: int) -> Float32Array:
+        """Return the kernels' parameters, a line a row and slot: ``(B S, P)``."""
         op, magnitude, spare = drawn.op.ravel(), drawn.magnitude.ravel(), drawn.spare.reshape(-1, 2)
         prepare_of = self._prepare_of[op]
         prepared = []
@@ -110,10 +126,18 @@ class Engine:
                 forms = self._forms[op[at], : self._num_forms[number]]
                 place = Place(spare[at], height, width)
                 prepared.append((at, prepare(magnitude[at], forms, place)))
-        flat = np.zeros((num_rows * num_slots, self._num_params), np.float32)
+        flat = np.zeros((len(op), self._num_params), np.float32)
         flat[:, 0] = magnitude  # all there is to most
         for at, params in prepared:
             flat[at, : params.shape[1]] = params
+        return flat
+
+    def _planned(
+        self, drawn: Drawn, height: int, width: int
+    ) -> tuple[Int64Array, Tensor, list[list[_Stretch]]]:
+        """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's stretches."""
+        num_rows, num_slots = drawn.op.shape
+        flat = self._params(drawn, height, width)
         table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
         ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)

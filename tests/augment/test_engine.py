@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from augsubset import CropFlip, Op, RandomOps, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS
 from augsubset.augment.engine import Engine
-from benchmarks.augmentation import calls_of
+from benchmarks.augmentation import by_kernels, calls_of
 
 
 def images(count, size=32):
@@ -57,7 +57,7 @@ def test_rows_without_an_operation_pass_bit_by_bit():
 
 
 def test_the_number_of_calls_does_not_grow_with_the_rows():
-    policy = RandomOps.paper()
+    policy = by_kernels()
     few, many = (calls_of(lambda n=n: policy(images(n), keys(n))) for n in (64, 512))
     assert few <= 250
     assert many <= few + 20

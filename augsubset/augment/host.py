@@ -1,0 +1,284 @@
+"""The kernels once more, as compiled loops over one row after the other, for images on the host.
+
+A device wants few launches on many rows; a processor wants a row to stay in its cache from the
+first operation to the last. Same operations on the same types in the same order as in
+``kernels.py``: the same bits, which a test holds them to.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from augsubset.augment import kernels
+
+__all__ = ["KERNELS", "run_rows"]
+
+Images = npt.NDArray[Any]  # uint8 or float32
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+(_NONE, _WARP, _BLEND, _SHARPEN, _POSTERIZE, _SOLARIZE, _AUTOCONTRAST, _EQUALIZE, _ERASE) = range(9)
+
+KERNELS: dict[Callable[..., Tensor], int] = {
+    kernels.identity: _NONE,
+    kernels.warp: _WARP,
+    kernels.blend: _BLEND,
+    kernels.sharpen: _SHARPEN,
+    kernels.posterize: _POSTERIZE,
+    kernels.solarize: _SOLARIZE,
+    kernels.autocontrast: _AUTOCONTRAST,
+    kernels.equalize: _EQUALIZE,
+    kernels.erase: _ERASE,
+}
+"""Which loop does what a kernel does."""
+
+# Values that a thread of its own pays for.
+_MIN_A_THREAD = 1 << 21
+
+_RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+_UNIT = 1 << 20
+
+
+def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
+    """Return the images with each row's kernels applied, one after the other.
+
+    Args:
+        x: ``(B, C, H, W)`` uint8 or float32 in [0, 1], contiguous, on the host.
+        kernel: Of :data:`KERNELS`, a row and slot. ``(B, S)``
+        params: What :mod:`~augsubset.augment.kernels` takes, a row and slot. ``(B, S, P)``
+    """
+    out = torch.empty_like(x)
+    source, target = x.numpy(), out.numpy()
+    threads = min(torch.get_num_threads(), x.numel() // _MIN_A_THREAD, len(x))
+    if threads <= 1:
+        _run(source, kernel, params, target)
+        return out
+    ends = np.linspace(0, len(x), threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:  # its own each time: none to be lost in a fork
+        parts = [slice(first, last) for first, last in itertools.pairwise(ends)]
+        list(pool.map(lambda at: _run(source[at], kernel[at], params[at], target[at]), parts))
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
+    spare = np.empty(x.shape[1:], x.dtype)
+    gray = np.empty(x.shape[2:], np.float32)
+    other = np.empty(x.shape[2:], np.float32)
+    for i in range(x.shape[0]):
+        row = out[i]
+        _copy(x[i], row)
+        for slot in range(kernel.shape[1]):
+            which, p = kernel[i, slot], params[i, slot]
+            if which == _WARP:
+                _copy(row, spare)
+                _warp(spare, p, row)
+            elif which == _BLEND:
+                _blend(row, p, gray)
+            elif which == _SHARPEN:
+                _sharpen(row, p, gray, other)
+            elif which == _POSTERIZE:
+                _posterize(row, p)
+            elif which == _SOLARIZE:
+                _solarize(row, p)
+            elif which == _AUTOCONTRAST:
+                _autocontrast(row)
+            elif which == _EQUALIZE:
+                _equalize(row)
+            elif which == _ERASE:
+                _erase(row, p)
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(x: Images, out: Images) -> None:
+    values, target = x.reshape(-1), out.reshape(-1)  # one loop, which becomes a block copy
+    for i in range(values.shape[0]):
+        target[i] = values[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _top(x: Images) -> np.float32:
+    """Return the value of white."""
+    return np.float32(255) if x.itemsize == 1 else np.float32(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _warp(x: Images, p: Float32Array, out: Images) -> None:
+    channels, height, width = x.shape
+    source, target, size = x.reshape(-1), out.reshape(-1), height * width
+    across = np.arange(width).astype(np.float32)
+    at = np.empty(width, np.int64)  # of the pixel to take, -1 outside
+    for y in range(height):
+        row_x = p[1] * np.float32(y) + p[2]
+        row_y = p[4] * np.float32(y) + p[5]
+        for column in range(width):
+            # Clamped to just outside first, as whole numbers of any size would not fit.
+            at_x = min(
+                max(np.rint(p[0] * across[column] + row_x), np.float32(-1)), np.float32(width)
+            )
+            at_y = min(
+                max(np.rint(p[3] * across[column] + row_y), np.float32(-1)), np.float32(height)
+            )
+            is_inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
+            at[column] = np.int64(at_y) * width + np.int64(at_x) if is_inside else -1
+        for c in range(channels):
+            first = c * size
+            for column in range(width):
+                position = at[column]
+                target[first + y * width + column] = (
+                    source[first + position] if position >= 0 else 0
+                )
+
+
+@numba.njit(cache=True, nogil=True)
+def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
+    channels, height, width = x.shape
+    is_bytes, top, zero = x.itemsize == 1, _top(x), np.float32(0)
+    if channels == 1 and p[1] != 0:
+        return
+    total = np.int64(0)
+    for y in range(height):
+        for column in range(width):
+            if channels == 1:
+                value = np.float32(x[0, y, column])
+            else:
+                value = np.float32(x[0, y, column]) * _RED
+                value += np.float32(x[1, y, column]) * _GREEN
+                value += np.float32(x[2, y, column]) * _BLUE
+                if is_bytes:
+                    value = np.floor(value)
+            gray[y, column] = value
+            total += np.int64(value if is_bytes else np.rint(value * np.float32(_UNIT)))
+    unit = 1 if is_bytes else _UNIT
+    mean = np.float32(total) / np.float32(unit * height * width)
+    add = mean * p[2]
+    for c in range(channels):
+        for y in range(height):
+            for column in range(width):
+                value = np.float32(x[c, y, column]) * p[0]
+                if channels != 1:
+                    value += gray[y, column] * p[1]
+                value += add
+                x[c, y, column] = min(max(value, zero), top)
+
+
+@numba.njit(cache=True, nogil=True)
+def _sharpen(x: Images, p: Float32Array, sums: Float32Array, smooth: Float32Array) -> None:
+    channels, height, width = x.shape
+    if height <= 2 or width <= 2:
+        return
+    is_bytes, top, zero = x.itemsize == 1, _top(x), np.float32(0)
+    share = np.float32(1) - p[0]
+    for c in range(channels):
+        image = x[c]
+        for y in range(1, height - 1):
+            for column in range(width):
+                value = np.float32(image[y - 1, column]) + np.float32(image[y, column])
+                sums[y, column] = value + np.float32(image[y + 1, column])
+        for y in range(1, height - 1):
+            for column in range(1, width - 1):
+                value = sums[y, column - 1] + sums[y, column]
+                value += sums[y, column + 1]
+                value += np.float32(image[y, column]) * np.float32(4)
+                value /= np.float32(13)
+                smooth[y, column] = np.rint(value) if is_bytes else value
+        for y in range(1, height - 1):
+            for column in range(1, width - 1):
+                inner = np.float32(image[y, column])
+                value = inner + (smooth[y, column] - inner) * share
+                image[y, column] = min(max(value, zero), top)
+
+
+@numba.njit(cache=True, nogil=True)
+def _posterize(x: Images, p: Float32Array) -> None:
+    flat = x.reshape(-1)
+    if x.itemsize == 1:
+        mask = np.uint8(256 - np.float32(2 ** np.float64(8 - p[0])))
+        for i in range(flat.shape[0]):
+            flat[i] = np.uint8(flat[i]) & mask
+    else:
+        levels = np.float32(2 ** np.float64(p[0]))
+        for i in range(flat.shape[0]):
+            flat[i] = min(np.floor(flat[i] * levels), levels - np.float32(1)) / levels
+
+
+@numba.njit(cache=True, nogil=True)
+def _solarize(x: Images, p: Float32Array) -> None:
+    flat, top = x.reshape(-1), _top(x)
+    threshold = np.ceil(p[0] * top) if x.itemsize == 1 else p[0]
+    for i in range(flat.shape[0]):
+        value = np.float32(flat[i])
+        if value >= threshold:
+            flat[i] = top - value
+
+
+@numba.njit(cache=True, nogil=True)
+def _autocontrast(x: Images) -> None:
+    top, zero = _top(x), np.float32(0)
+    for c in range(x.shape[0]):
+        flat = x[c].reshape(-1)
+        low, high = flat[0], flat[0]
+        for i in range(flat.shape[0]):
+            low, high = min(low, flat[i]), max(high, flat[i])
+        if not high > low:
+            continue
+        first = np.float32(low)
+        scale = (np.float32(high) - first) * np.float32(1 / np.float64(top))
+        for i in range(flat.shape[0]):
+            value = (np.float32(flat[i]) - first) / scale
+            flat[i] = min(max(value, zero), top)
+
+
+@numba.njit(cache=True, nogil=True)
+def _equalize(x: Images) -> None:
+    is_bytes = x.itemsize == 1
+    count = x[0].size
+    levels, table = np.empty(count, np.uint8), np.zeros(256, np.uint8)
+    # Neighbours are often alike: two counters a level wait less for each other.
+    histogram = np.zeros((2, 256), np.int64)
+    for c in range(x.shape[0]):
+        flat = x[c].reshape(-1)
+        for i in range(count):
+            levels[i] = flat[i] if is_bytes else flat[i] * np.float32(256 - 1e-3)
+        histogram[:] = 0
+        for i in range(0, count - 1, 2):
+            histogram[0, levels[i]] += 1
+            histogram[1, levels[i + 1]] += 1
+        if count % 2:
+            histogram[0, levels[count - 1]] += 1
+        brightest = 255
+        while histogram[0, brightest] + histogram[1, brightest] == 0:
+            brightest -= 1
+        step = (count - histogram[0, brightest] - histogram[1, brightest]) // 255
+        below = 0
+        for level in range(256):
+            table[level] = level if step == 0 else min((below + step // 2) // step, 255)
+            below += histogram[0, level] + histogram[1, level]
+        if is_bytes:
+            for i in range(count):
+                flat[i] = table[levels[i]]
+        else:
+            for i in range(count):
+                flat[i] = np.float32(table[levels[i]]) / np.float32(255)
+
+
+@numba.njit(cache=True, nogil=True)
+def _erase(x: Images, p: Float32Array) -> None:
+    channels, height, width = x.shape
+    top = _top(x)
+    for c in range(channels):
+        colour = p[4 + c] if p.shape[0] >= 4 + channels else p[4]
+        for y in range(height):
+            if y >= p[0] and y < p[2]:
+                for column in range(width):
+                    if column >= p[1] and column < p[3]:
+                        x[c, y, column] = colour * top

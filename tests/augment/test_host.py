@@ -1,0 +1,132 @@
+"""The compiled loops for images on the host: the bits of the kernels that devices run."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from augsubset import Op, RandomOps, RowKeys
+from augsubset.augment import OPS, host
+from augsubset.augment.engine import Engine
+from augsubset.augment.ops import Place
+
+POLICIES = {
+    "paper": RandomOps.paper(),
+    "wu2020": RandomOps.wu2020(),
+    "randaugment": RandomOps.randaugment(25),
+    "trivial": RandomOps.trivial(),
+    "autoaugment": RandomOps.autoaugment("svhn"),
+    "cutout": RandomOps.cutout(fill=(0.1, 0.9, 0.5)),
+    "crop": RandomOps(["crop", "horizontal_flip", "vertical_flip"], 3),
+}
+
+
+def images(count, channels, height, width, dtype, seed=0):
+    """Random, in part flat, in part of few levels: what equalize and autocontrast turn on."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, channels, height, width, generator=generator)
+    x[::3] = (x[::3] * 3).round() / 3
+    x[::5] = x[::5, :1, :1, :1].round()
+    return (x * 255).round().to(torch.uint8) if dtype == torch.uint8 else x
+
+
+def both(policy, x):
+    """Return the results of the loops and of the kernels, for the same draws."""
+    rows = RowKeys(0, 3, torch.arange(len(x)), 1)
+    engine = policy._engine
+    assert engine._loop_of is not None
+    loops = policy(x, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_loop_of", None)
+        return loops, policy(x, rows)
+
+
+@given(
+    name=st.sampled_from(sorted(POLICIES)),
+    count=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    seed=st.integers(0, 100),
+)
+@example(name="paper", count=300, channels=3, size=(32, 32), dtype=torch.uint8, seed=0)
+@example(name="paper", count=300, channels=3, size=(32, 32), dtype=torch.float32, seed=0)
+@example(name="trivial", count=30, channels=3, size=(224, 224), dtype=torch.uint8, seed=0)
+@example(name="wu2020", count=30, channels=3, size=(224, 160), dtype=torch.float32, seed=0)
+def test_loops_and_kernels_agree_to_the_bit(name, count, channels, size, dtype, seed):
+    if name == "cutout" and channels == 1:
+        channels = 3
+    loops, kernels = both(POLICIES[name], images(count, channels, *size, dtype, seed))
+    assert torch.equal(loops, kernels)
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.apply in host.KERNELS])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_every_operation_agrees_over_its_range(name, dtype):
+    op, x = OPS[name], images(21, 3, 32, 32, dtype)
+    magnitude = torch.linspace(op.low, op.high, 21)
+    magnitude = magnitude.round() if op.integral else magnitude
+    place = Place(np.full((21, 2), 0.4, np.float32), 32, 32)
+    params = op.parameters(magnitude.numpy(), place)[:, None]
+    found = host.run_rows(x, np.full((21, 1), host.KERNELS[op.apply]), params)
+    assert torch.equal(found, op(x, magnitude, (0.4, 0.4)))
+
+
+def test_the_comparison_can_fail():
+    x = images(40, 3, 32, 32, torch.uint8)
+    loops, kernels = both(POLICIES["paper"], x)
+    other = POLICIES["paper"](x, RowKeys(1, 3, torch.arange(40), 1))
+    assert torch.equal(loops, kernels)
+    assert not torch.equal(loops, other)
+
+
+def test_threads_share_rows_and_change_nothing(monkeypatch):
+    x = images(50, 3, 32, 32, torch.uint8)
+    rows = RowKeys(0, 0, torch.arange(50), 1)
+    alone = POLICIES["paper"](x, rows)
+    monkeypatch.setattr(host, "_MIN_A_THREAD", 1000)
+    pieces = []
+    run = host._run
+    monkeypatch.setattr(host, "_run", lambda x, *rest: (pieces.append(len(x)), run(x, *rest)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(POLICIES["paper"](x, rows), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(pieces) == [16, 17, 17]
+
+
+def test_what_was_given_is_left_alone():
+    x = images(40, 3, 32, 32, torch.uint8)
+    before = x.clone()
+    POLICIES["paper"](x, RowKeys(0, 0, torch.arange(40), 1))
+    assert torch.equal(x, before)
+
+
+def test_memory_of_any_format_is_taken():
+    x = images(40, 3, 20, 24, torch.float32)
+    rows = RowKeys(0, 0, torch.arange(40), 1)
+    strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(POLICIES["paper"](strided, rows), POLICIES["paper"](x, rows))
+    assert torch.equal(POLICIES["paper"](x[::2], rows[::2]), POLICIES["paper"](x, rows)[::2])
+
+
+def test_a_policy_with_anything_else_takes_the_kernels():
+    mine = Op(lambda x, _: 1 - x)
+    for engine in (
+        Engine([OPS["rotate"], mine]),
+        Engine([OPS["gaussian_noise"]]),
+        Engine([OPS["rotate"]], compiled=True),
+    ):
+        assert engine._loop_of is None
+
+
+def test_images_too_large_for_float_positions_take_the_kernels(monkeypatch):
+    monkeypatch.setattr("augsubset.augment.engine._LARGE", 32 * 32)
+    monkeypatch.setattr(host, "run_rows", None)
+    x = images(4, 3, 32, 32, torch.uint8)
+    POLICIES["paper"](x, RowKeys(0, 0, torch.arange(4), 1))
+    with pytest.raises(TypeError):
+        POLICIES["paper"](x[:, :, :31], RowKeys(0, 0, torch.arange(4), 1))
