@@ -173,13 +173,16 @@ def take_rows(part: Any, positions: Tensor, on_device: Tensor) -> Any:
     return [part[row] for row in positions.tolist()]
 
 
-def put_rows(part: Any, positions: Tensor, on_device: Tensor, new: Any) -> Any:
-    """Return the part with those rows replaced."""
+def put_rows(part: Any, positions: Tensor, on_device: Tensor, new: Any, in_place: bool) -> Any:
+    """Return the part with those rows replaced, in its own memory or a copy's."""
     if isinstance(part, Tensor):
-        return part.index_copy(0, on_device, new)
+        put = part.index_copy_ if in_place else part.index_copy
+        replaced: Tensor = put(0, on_device, new)
+        return replaced
     if isinstance(part, Mapping):
         return {
-            name: put_rows(value, positions, on_device, new[name]) for name, value in part.items()
+            name: put_rows(value, positions, on_device, new[name], in_place)
+            for name, value in part.items()
         }
     rows = list(part)
     for row, value in zip(positions.tolist(), new, strict=True):

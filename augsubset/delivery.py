@@ -65,6 +65,7 @@ class Delivery:
         seed: Of the rows' random numbers.
         whole: Whether batches keep the structure that they were fetched in.
         return_index: Whether each row's dataset index comes last.
+        owns_batches: Whether batches are nobody else's: their rows are then replaced in place.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Delivery:
         seed: int,
         whole: bool,
         return_index: bool,
+        owns_batches: bool,
     ) -> None:
         check_policy("augment", augment, len(parts.others))
         if base is not None:
@@ -87,6 +89,7 @@ class Delivery:
         # Policies of one class would draw the same numbers for a row; the base has its own seed.
         self._base_seed = mix_seed(seed, 1)
         self._whole, self._returns_index = whole, return_index
+        self._owns_batches = owns_batches
         self._stream: torch.cuda.Stream | None = None
 
     def check_names(self, batch: Any) -> None:
@@ -125,10 +128,14 @@ class Delivery:
             keys: ``(B,)`` int64.
             w: Weights ``(B,)``, where there are any.
             move: Takes tensors of any nesting to the device.
+
+        What was fetched may be overwritten, where batches are nobody else's.
         """
         epoch, copy, index = unpack(keys)
         rows = RowKeys(self._seed, epoch, index, copy)
-        x, others = self.augmented(move(parts.inputs), move(parts.others), rows)
+        x, others = move(parts.inputs), move(parts.others)
+        is_own = self._owns_batches or _device_of(x) != _device_of(parts.inputs)
+        x, others = self.augmented(x, others, rows, is_own)
         names, y = self._parts.others, parts.labels
         labels = y
         if names and self._parts.label_of(batch) in names:
@@ -167,17 +174,17 @@ class Delivery:
             yield batch
 
     def augmented(
-        self, x: Any, others: tuple[Any, ...], rows: RowKeys
+        self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return model inputs: the strong policy on copies, the base on all, normalised last."""
-        x, others = self.strongly_augmented(self._pixels.to_unit(x), others, rows)
+        x, others = self.strongly_augmented(self._pixels.to_unit(x), others, rows, in_place)
         if self._base is not None:
             rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
             x, others = _applied("base", self._base, x, rows, others)
         return self._pixels.to_model(x), others
 
     def strongly_augmented(
-        self, x: Any, others: tuple[Any, ...], rows: RowKeys
+        self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return inputs and what goes along with the strong policy's results for the copies."""
         copies = _are_copies(rows).nonzero().squeeze(1)
@@ -187,7 +194,7 @@ class Delivery:
         seen = [take_rows(part, copies, at) for part in (x, *others)]
         new, new_others = _applied("augment", self._augment, seen[0], rows[copies], tuple(seen[1:]))
         parts = zip((x, *others), (new, *new_others), strict=True)
-        x, *rest = (put_rows(part, copies, at, rows_of) for part, rows_of in parts)
+        x, *rest = (put_rows(part, copies, at, rows_of, in_place) for part, rows_of in parts)
         return x, tuple(rest)
 
 

@@ -204,15 +204,6 @@ class SubsetAugmentLoader:
         self._probe = GradientProbe(model, device=device) if probe is None else probe
         self._device = None if device is None else torch.device(device)
         self._seed = check_int("seed", seed, 0, MAX_SEED)
-        self._delivery = Delivery(
-            BatchParts(inputs, labels, others),
-            self._pixels,
-            augment,
-            base,
-            seed=self._seed,
-            whole=whole,
-            return_index=return_index,
-        )
         self._progress = progress
         self._on_event = on_event
         self._history: list[Event] = []
@@ -221,6 +212,16 @@ class SubsetAugmentLoader:
         ranks = Ranks.apart(timeout) if self._world_size > 1 else None
         self._guard = Ranks.apart(timeout) if self._world_size > 1 else None
         self._source = Source(loader, seed=self._seed, resident=resident)
+        self._delivery = Delivery(
+            BatchParts(inputs, labels, others),
+            self._pixels,
+            augment,
+            base,
+            seed=self._seed,
+            whole=whole,
+            return_index=return_index,
+            owns_batches=self._source.owns_batches,
+        )
         n = len(self._source)
         if ranks is not None and n < ranks.world_size:
             raise ValueError(

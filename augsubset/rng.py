@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["MAX_SEED", "forked_rng", "hash_integers", "mix_seed"]
+__all__ = ["MAX_SEED", "forked_rng", "hash_integers", "mix_seed", "seed_host"]
 
 _WORD = (1 << 64) - 1
 MAX_SEED = (1 << 63) - 1
@@ -50,7 +50,7 @@ def forked_rng(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None
         devices: CUDA devices whose generators the block may draw from. The CPU is always forked.
 
     Cost:
-        About 60 microseconds, most of it numpy's seeding: once a batch, not once an item.
+        About 80 microseconds, most of it to keep numpy's state: once a batch, not once an item.
     """
     python_state = random.getstate()
     # The legacy global generator on purpose: it is the one that transforms in the wild draw from.
@@ -61,15 +61,27 @@ def forked_rng(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None
         if device.type == "cuda"
     ]
     with torch.random.fork_rng(devices=indices):
-        # torch.manual_seed would also reseed every accelerator, which nobody puts back.
-        torch.default_generator.manual_seed(seed)
         for index in indices:
             with torch.cuda.device(index):
                 torch.cuda.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+        seed_host(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def seed_host(seed: int) -> None:
+    """Seed torch's generator on the host, numpy's and random's, for good.
+
+    Args:
+        seed: Non-negative; numpy gets its low 32 bits.
+
+    Cost:
+        About 7 microseconds.
+    """
+    # torch.manual_seed would also reseed every accelerator, which nobody puts back.
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from augsubset.batches import map_tensors
 from augsubset.sampling import (
@@ -37,6 +37,8 @@ class Source:
         """The user's."""
         self._seed = seed
         self._options = loader_options(loader)
+        self.owns_batches = loader.collate_fn is default_collate
+        """Whether a fetched batch is memory of its own, as the default function's is."""
         self._keyed: SubsetAugmentDataset | TensorBatches
         if is_tensors(loader.dataset, loader.collate_fn):
             tensors: Any = loader.dataset

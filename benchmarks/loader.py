@@ -55,6 +55,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
         data: Where images come from.
         augment: Strong augmentation on PIL, for copies; ``None``: originals alone.
         copies: Augmented copies of each example beside the original.
+        ordinary: Crop, mirror and scale to floats, as an ordinary training script does.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class Photos(Dataset[tuple[Tensor, int]]):
         data: ImageData,
         augment: Callable[[Any], Any] | None = None,
         copies: int = 0,
-        floats: bool = False,
+        ordinary: bool = False,
     ) -> None:
         self.images = data.x_train.permute(0, 2, 3, 1).contiguous().numpy()
         self.targets = data.y_train.tolist()
         self.augment, self.copies = augment, copies
         steps: list[Any] = [v2.PILToTensor()]
-        if floats:  # as an ordinary script has it, and the loader hands out
-            steps.append(v2.ToDtype(torch.float32, scale=True))
+        if ordinary:
+            weak = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+            steps = [*weak, *steps, v2.ToDtype(torch.float32, scale=True)]
         self.to_tensor = v2.Compose(steps)
 
     def __len__(self) -> int:
@@ -129,7 +131,7 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
     figures = []
     floats = TensorDataset(data.x_train.float() / 255, data.y_train)
     for name, dataset, workers, target in (
-        ("PIL data, 2 workers", Photos(data, floats=True), 2, 0.98),
+        ("PIL data, 2 workers", Photos(data, ordinary=True), 2, 0.98),
         ("tensor data, 0 workers", floats, 0, 0.93),
     ):
         options = {"batch_size": BATCH_SIZE, "num_workers": workers}

@@ -116,11 +116,17 @@ def test_rows_of_tensors_lists_and_dicts_are_taken_and_put_back():
     taken = take_rows(part, at, at)
     assert torch.equal(taken["x"], X[at])
     assert [len(box) for box in taken["boxes"]] == [3, 1]
-    back = put_rows(part, at, at, map_tensors(torch.neg, taken))
+    before = X.clone()
+    back = put_rows(part, at, at, map_tensors(torch.neg, taken), in_place=False)
+    assert torch.equal(part["x"], before)
     assert torch.equal(back["x"][1], X[1])
     assert torch.equal(back["x"][0], -X[0])
     assert torch.equal(back["boxes"][2], torch.full((3,), -2.0))
     assert torch.equal(part["boxes"][2], torch.full((3,), 2.0))
+    own = X.clone()
+    same = put_rows(own, at, at, map_tensors(torch.neg, taken)["x"], in_place=True)
+    assert same is own
+    assert torch.equal(own, back["x"])
 
 
 class Plain:

@@ -41,6 +41,7 @@ ALLOWED = {
         *("batches", "delivery", "gradients", "probe", "sampling", "schedule", "selection"),
         "source",
     },
+    "diagnostics": {"untouched"},
     "cli": {"loader"},
     "integrations": {"loader"},
     "loader": {

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from augsubset import (
+    AllSelector,
     CropFlip,
     GradientProbe,
     KorniaModule,
@@ -350,3 +351,40 @@ def test_one_side_stream_for_the_life_of_the_loader_gives_the_same_batches(resid
             assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
         streams.add(ours._delivery._stream)
     assert len(streams) == 1
+
+
+# Whose memory a batch is.
+
+
+def collated_views(items):
+    """Return views of the dataset's own tensors, as a collate function of your own may."""
+    (x, y) = items[0]
+    return x[None], torch.tensor([y])
+
+
+def test_a_collate_functions_views_are_left_alone():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    before = x.clone()
+    dataset = [(x[i], i % 2) for i in range(12)]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    options = {"fraction": 1.0, "copies": 2, "selector": AllSelector()}
+    plain = DataLoader(dataset, 1, shuffle=True, collate_fn=collated_views)
+    for _ in SubsetAugmentLoader(plain, model, RandomOps.paper(), **options):
+        pass
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("layout", ["mixed", "grouped"])
+@pytest.mark.parametrize("kind", ["list", "tensors"])
+def test_a_dataset_is_left_alone_whose_batches_are_written_to(layout, kind):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    before = x.clone()
+    y = torch.arange(12) % 2
+    dataset = TensorDataset(x, y) if kind == "tensors" else list(zip(x, y.tolist(), strict=True))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    options = {"fraction": 1.0, "copies": 2, "selector": AllSelector(), "layout": layout}
+    for _ in SubsetAugmentLoader(DataLoader(dataset, 6), model, RandomOps.paper(), **options):
+        pass
+    assert torch.equal(x, before)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from augsubset.augment import host, kernels
 from augsubset.augment.drawing import Drawn
-from augsubset.augment.ops import Op, Place, alone
+from augsubset.augment.ops import Op
+from augsubset.augment.preparing import FORM_OF_WARP, Compiled, Place, alone, prepare_rows
 from augsubset.transfer import sent
 
 __all__ = ["Engine"]
@@ -63,12 +64,16 @@ class Engine:
             kernel_of.append(known[key])
         self._kernel_of = np.array([*kernel_of, len(self._kernels)])  # the last: no operation
         self._runs = [*self._kernels, None]
-        # Parameters are prepared for all operations of one function together.
+        # Compiled preparations are made in one go, others for all operations of one function.
         prepares = [op.prepare or alone for op in self._ops]
-        self._prepares = [each for each in dict.fromkeys(prepares) if each is not alone]
+        codes = [each.code if isinstance(each, Compiled) else -1 for each in prepares]
+        self._codes = np.array([*codes, alone.code])  # the last: no operation
+        others = [each for each in prepares if not isinstance(each, Compiled)]
+        self._prepares = list(dict.fromkeys(others))
         numbers = {each: number for number, each in enumerate(self._prepares)}
         self._prepare_of = np.array([*(numbers.get(each, -1) for each in prepares), -1])
-        self._forms = np.zeros((len(ops), max((len(op.form) for op in ops), default=0)), np.float32)
+        width = max(len(FORM_OF_WARP), *(len(op.form) for op in ops))
+        self._forms = np.zeros((len(ops) + 1, width), np.float32)
         for number, op in enumerate(self._ops):
             self._forms[number, : len(op.form)] = op.form
         # As wide as the widest whatever was drawn: compiled kernels know it for a constant.
@@ -79,7 +84,6 @@ class Engine:
             max(len(op.form) for op, mine in zip(ops, prepares, strict=True) if mine is each)
             for each in self._prepares
         ]
-
         # Loops for rows on the host, where there is one for every operation.
         known_loops = [
             host.KERNELS.get(op.apply) if op.prepare is not None else None for op in self._ops
@@ -96,7 +100,7 @@ class Engine:
             drawn: On the host.
         """
         if self._loop_of is not None and x.device.type == "cpu" and x[0, 0].numel() < _LARGE:
-            params = self._params(drawn, *x.shape[-2:]).reshape(*drawn.op.shape, -1)
+            params = self._params(drawn, *x.shape[-2:])
             return host.run_rows(x.contiguous(), self._loop_of[drawn.op], params)
         return self._by_kernels(x, drawn)
 
@@ -116,28 +120,27 @@ class Engine:
         return out.index_select(0, at[-1])
 
     def _params(self, drawn: Drawn, height: int, width: int) -> Float32Array:
-        """Return the kernels' parameters, a line a row and slot: ``(B S, P)``."""
-        op, magnitude, spare = drawn.op.ravel(), drawn.magnitude.ravel(), drawn.spare.reshape(-1, 2)
-        prepare_of = self._prepare_of[op]
-        prepared = []
-        for number, prepare in enumerate(self._prepares):
-            (at,) = np.nonzero(prepare_of == number)
-            if len(at):
-                forms = self._forms[op[at], : self._num_forms[number]]
-                place = Place(spare[at], height, width)
-                prepared.append((at, prepare(magnitude[at], forms, place)))
-        flat = np.zeros((len(op), self._num_params), np.float32)
-        flat[:, 0] = magnitude  # all there is to most
-        for at, params in prepared:
-            flat[at, : params.shape[1]] = params
-        return flat
+        """Return the kernels' parameters of each row and slot: ``(B, S, P)``."""
+        op, magnitude, spare = drawn
+        params = np.zeros((*op.shape, self._num_params), np.float32)
+        prepare_rows(self._codes, op, self._forms, magnitude, spare, height, width, params)
+        if self._prepares:
+            prepare_of = self._prepare_of[op]
+            for number, prepare in enumerate(self._prepares):
+                at, slot = np.nonzero(prepare_of == number)
+                if len(at):
+                    forms = self._forms[op[at, slot], : self._num_forms[number]]
+                    place = Place(spare[at, slot], height, width)
+                    found = prepare(magnitude[at, slot], forms, place)
+                    params[at, slot, : found.shape[1]] = found
+        return params
 
     def _planned(
         self, drawn: Drawn, height: int, width: int
     ) -> tuple[Int64Array, Tensor, list[list[_Stretch]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's stretches."""
         num_rows, num_slots = drawn.op.shape
-        flat = self._params(drawn, height, width)
+        flat = self._params(drawn, height, width).reshape(-1, self._num_params)
         table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
         ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)

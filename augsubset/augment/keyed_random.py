@@ -121,7 +121,16 @@ def _hash(
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw(words: UInt64Array, out: Float32Array) -> None:
+def _draw(
+    seed: np.uint64,
+    stream: np.uint64,
+    epoch: Int64Array,
+    index: Int64Array,
+    copy: Int64Array,
+    out: Float32Array,
+) -> None:
+    words = np.empty(out.shape[0], np.uint64)
+    _hash(seed, stream, epoch, index, copy, words)
     golden, unit = np.uint64(_GOLDEN), np.float32(2**-24)
     for i in range(words.shape[0]):
         state = words[i]
@@ -155,7 +164,10 @@ def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
         A hash a number, compiled: a few nanoseconds each.
     """
     out = np.empty((len(rows), num_draws), np.float32)
-    _draw(hash_rows(rows, stream), out)
+    epoch, index, copy = (
+        np.ascontiguousarray(part.numpy()) for part in (rows.epoch, rows.index, rows.copy)
+    )
+    _draw(np.uint64(rows.seed & _WORD), np.uint64(stream), epoch, index, copy, out)
     return out
 
 

@@ -11,38 +11,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from augsubset.augment import kernels
 from augsubset.augment.images import check_batch, check_unit_range
+from augsubset.augment.preparing import (
+    FORM_OF_WARP,
+    Array,
+    Place,
+    Prepare,
+    alone,
+    bell,
+    blended,
+    cropped,
+    cut,
+    mirrored,
+    noisy,
+    warped,
+)
 from augsubset.errors import check_number
 
-__all__ = ["OPS", "Op", "Place", "alone", "by_name", "cut"]
-
-Array = npt.NDArray[Any]  # floating, on the host
-
-
-class Place(NamedTuple):
-    """What parameters may depend on beside the magnitude.
-
-    Args:
-        spare: Two more uniform numbers in [0, 1). ``(m, 2)``
-        height: Of the images.
-        width: Of the images.
-    """
-
-    spare: Array
-    height: int
-    width: int
-
-
-Prepare = Callable[[Array, Array, Place], Array]
+__all__ = ["OPS", "Op", "by_name"]
 
 
 @dataclass(frozen=True)
@@ -162,94 +154,8 @@ class Op:
         return out.to(x.dtype) if x.is_floating_point() else (out * 255).round().to(x.dtype)
 
 
-def alone(magnitude: Array, _: Array, __: Place) -> Array:
-    """Take the magnitude for the only parameter."""
-    return magnitude[:, None]
-
-
-# Columns of what `warped` takes for a form: how far a magnitude of one turns, slides and moves.
-_DEGREES, _SHEAR_X, _SHEAR_Y, _SHARE_X, _SHARE_Y, _PIXELS_X, _PIXELS_Y = range(7)
-
-
 def _warping(**factors: float) -> tuple[float, ...]:
-    names = ("degrees", "shear_x", "shear_y", "share_x", "share_y", "pixels_x", "pixels_y")
-    return tuple(factors.get(name, 0.0) for name in names)
-
-
-@numba.njit(cache=True, nogil=True)
-def _warped(magnitude: Array, form: Array, height: int, width: int, out: Array) -> None:
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    for i in range(magnitude.shape[0]):
-        angle = np.deg2rad(np.float64(magnitude[i] * form[i, _DEGREES]))
-        cos, sin = np.cos(angle), np.sin(angle)
-        shear_x, shear_y = magnitude[i] * form[i, _SHEAR_X], magnitude[i] * form[i, _SHEAR_Y]
-        # Fractions of a size are cut to whole pixels.
-        moved_x = np.trunc(magnitude[i] * form[i, _SHARE_X] * np.float32(width))
-        moved_x += np.trunc(magnitude[i] * form[i, _PIXELS_X])
-        moved_y = np.trunc(magnitude[i] * form[i, _SHARE_Y] * np.float32(height))
-        moved_y += np.trunc(magnitude[i] * form[i, _PIXELS_Y])
-        out[i, 0] = out[i, 4] = cos
-        out[i, 1], out[i, 3] = shear_x - sin, shear_y + sin
-        # A shear keeps the corner, half a pixel off the centre of the first one.
-        out[i, 2] = centre_x * (1 - cos) + centre_y * sin + shear_x / 2 - moved_x
-        out[i, 5] = centre_y * (1 - cos) - centre_x * sin + shear_y / 2 - moved_y
-
-
-def warped(magnitude: Array, form: Array, place: Place) -> Array:
-    """Return where pixels come from: turned about the centre, slid about the upper left corner."""
-    out = np.empty((len(magnitude), 6), np.float32)
-    _warped(magnitude, form, place.height, place.width, out)
-    return out
-
-
-def mirrored(magnitude: Array, form: Array, place: Place) -> Array:
-    """Return where pixels come from in a mirror; the form says in which axes, x and y."""
-    out = np.zeros((len(magnitude), 6), np.float32)
-    out[:, 0], out[:, 4] = (1 - 2 * form).T
-    out[:, 2], out[:, 5] = form[:, 0] * (place.width - 1), form[:, 1] * (place.height - 1)
-    return out
-
-
-def cropped(padding: Array, _: Array, place: Place) -> Array:
-    """Return where pixels come from in a random window of the padded image."""
-    steps = np.floor(place.spare * (2 * padding[:, None] + 1)) - padding[:, None]
-    out = np.zeros((len(padding), 6), np.float32)
-    out[:, 0] = out[:, 4] = 1
-    out[:, 2], out[:, 5] = steps[:, 1], steps[:, 0]
-    return out
-
-
-def cut(share: Array, _: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Array:
-    """Return a square around a uniform pixel, cut off at the edges of the image."""
-    side = np.round(share * min(place.height, place.width))
-    out = np.empty((len(share), 7), np.float32)
-    for axis, size in enumerate((place.height, place.width)):
-        first = np.floor(place.spare[:, axis] * size) - np.floor(side / 2)
-        out[:, axis], out[:, axis + 2] = first, first + side
-    out[:, 4:] = colour
-    return out
-
-
-def blended(factor: Array, form: Array, _: Place) -> Array:
-    """Return factors of the image and of what it is blended with: its gray version, its mean."""
-    out = np.empty((len(factor), 3), np.float32)
-    out[:, 0] = factor
-    out[:, 1:] = (1 - factor)[:, None] * form
-    return out
-
-
-def bell(sigma: Array, _: Array, place: Place) -> Array:
-    """Return weights of five pixels in a row, of fewer where the image is small."""
-    radius = min(2, place.height - 1, place.width - 1)
-    away = np.arange(radius + 1)
-    scaled = away / np.maximum(sigma.astype(np.float64), 1e-3)[:, None]
-    weights: Array = np.exp(-np.square(scaled) / 2)
-    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]
-    return weights
-
-
-def noisy(sigma: Array, _: Array, place: Place) -> Array:
-    return np.concatenate([sigma[:, None], place.spare], 1)
+    return tuple(factors.get(name, 0.0) for name in FORM_OF_WARP)
 
 
 def _warp(low: float, high: float, **factors: float) -> Op:

@@ -30,7 +30,8 @@ from augsubset.augment.images import (
     stream_of,
 )
 from augsubset.augment.keyed_random import RowKeys, uniforms
-from augsubset.augment.ops import OPS, Op, by_name, cut
+from augsubset.augment.ops import OPS, Op, by_name
+from augsubset.augment.preparing import cut
 from augsubset.errors import check_choice, check_int, check_number
 from augsubset.transfer import sent
 

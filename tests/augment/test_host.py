@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from augsubset import Op, RandomOps, RowKeys
 from augsubset.augment import OPS, host
 from augsubset.augment.engine import Engine
-from augsubset.augment.ops import Place
+from augsubset.augment.preparing import Place
 
 POLICIES = {
     "paper": RandomOps.paper(),

@@ -11,7 +11,7 @@ from scipy import stats
 
 from augsubset import Op
 from augsubset.augment import OPS
-from augsubset.augment.ops import Place
+from augsubset.augment.preparing import Place
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 17, 40), (1, 5, 3), (1, 2, 2)]
 

@@ -125,6 +125,15 @@ def test_every_figure_of_the_augmentation_record_is_in_the_docs_met_or_missed():
         assert f"| {name} | {' | '.join(cells)} |" in text
 
 
+def test_every_figure_of_the_loader_record_is_in_the_docs_met_or_missed():
+    record = json.loads((ROOT / "benchmarks" / "results" / "loader.json").read_text())
+    text = (ROOT / "docs" / "loader.md").read_text()
+    figures = [figure for each in record["workloads"].values() for figure in each]
+    assert len(figures) >= 15
+    for figure in figures:
+        assert performance_row("", figure).removeprefix("|  ") in text
+
+
 def test_the_augmentation_figures_in_the_readme_are_those_on_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "augmentation.json").read_text())
     figures = {each["name"]: each["value"] for each in record["augmentation"]["figures"]}
