@@ -346,7 +346,7 @@ class Costs:
         return epochs * (an_epoch + (self.selection / cell.every if probed else 0.0))
 
 
-def costs_of(cell: Cell, data: Data, num_examples: int, steps: int = 8) -> Costs:
+def costs_of(cell: Cell, data: Data, num_examples: int, steps: int = 2) -> Costs:
     """Measure a few steps and a selection of some of the data.
 
     Args:

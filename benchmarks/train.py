@@ -153,15 +153,17 @@ def estimate(grid: Grid) -> dict[str, Any]:
     Random images of the data's shape stand in for it. Long tails are taken for as long as the rest.
     """
     measured: dict[tuple[Any, ...], Costs] = {}
+    strongs = [cell.strong for cell in grid.cells if cell.strong != "none"]
     hours: dict[str, float] = {}
     for cell in grid.cells:
         n, data = stand_in(cell.data)
         n = cell.limit or n
-        key = (n, cell.data, cell.model, cell.strong, cell.kind, cell.precision, cell.threads)
+        strong = cell.strong if cell.strong != "none" else [*strongs, "none"][0]
+        key = (n, cell.data, cell.model, strong, cell.kind, cell.precision, cell.threads)
         if key not in measured:
-            whole = replace(cell, limit=None, noise=0.0, imbalance=None)
+            whole = replace(cell, limit=None, noise=0.0, imbalance=None, strong=strong)
             measured[key] = costs_of(whole, data, n)
-            print(f"  {cell.model}, {cell.strong}: {measured[key]}", flush=True)
+            print(f"  {cell.model}, {strong}: {measured[key]}", flush=True)
         hours[cell.arm] = hours.get(cell.arm, 0.0) + measured[key].of(cell, n) / 3600
     print(f"{grid.name}: {sum(hours.values()):.1f} h", flush=True)
     return {"hours": sum(hours.values()), "arms": hours}
