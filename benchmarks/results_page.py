@@ -538,8 +538,8 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         *clean_section(),
         *accuracy_section(
             "small-only",
-            "Only the subset is trained on, chosen anew each epoch, originals and one copy: the "
-            "paper's section 5.2 in small. All arms take as many steps.",
+            "Only the subset is trained on, chosen anew every ten epochs, originals and one copy: "
+            "the paper's section 5.2 in small. All arms take as many steps.",
         ),
         *dynamics_section(pictures),
         *gallery_section(pictures, data),

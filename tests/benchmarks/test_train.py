@@ -87,6 +87,18 @@ def test_cells_that_could_not_run_are_refused_at_once(values, message):
 # Cells.
 
 
+def test_names_differ_where_cells_do_and_defaults_leave_no_mark():
+    plain = cell()
+    assert plain.name == cell(threads=1, workers=0).name
+    others = [
+        cell(seed=1),
+        cell(every=2),
+        cell(rule_options={"similarity": "exp"}),
+        cell(noise=0.5),
+    ]
+    assert len({plain.name, *(each.name for each in others)}) == 5
+
+
 def test_a_cell_is_a_function_of_itself():
     first, again = run(rule="coreset"), run(rule="coreset")
     other = run(rule="coreset", seed=1)
