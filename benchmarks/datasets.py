@@ -9,7 +9,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -435,6 +435,7 @@ _SHAPES = {
 }
 
 
+@lru_cache(maxsize=1)
 def stand_in(name: str) -> tuple[int, ImageData]:
     """Return how many training images a data set has, and some random ones of their shape."""
     check_choice("data", name, tuple(_SHAPES))

@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from benchmarks.datasets import load_cifar10
-from benchmarks.paired import difference, holm, summary_of
+from benchmarks.paired import Difference, difference, holm, summary_of
 from benchmarks.train import load_grid, load_results
 
 __all__ = ["PAGE", "render"]
@@ -126,32 +126,61 @@ def arm_table(results: Records) -> list[str]:
     return lines
 
 
-def question_table(results: Records) -> list[str]:
-    """Return what is asked of a grid, answered: resolved only where Holm's correction leaves it."""
-    asked = [each for each in QUESTIONS if each.first in results and each.second in results]
+def answers(results: Records) -> list[tuple[Question, Difference, float]]:
+    """Return what a grid says to each question it has both arms for, with Holm's corrected p."""
     found = []
-    for question in asked:
-        first, second = (accuracies(results[arm]) for arm in (question.first, question.second))
-        if set(first) & set(second):
-            found.append((question, difference(first, second)))
-    if not found:
-        return []
-    corrected = holm([each.p for _, each in found])
+    for question in QUESTIONS:
+        if question.first in results and question.second in results:
+            first, second = (accuracies(results[arm]) for arm in (question.first, question.second))
+            if set(first) & set(second):
+                found.append((question, difference(first, second)))
+    corrected = holm([gap.p for _, gap in found])
+    return [(question, gap, p) for (question, gap), p in zip(found, corrected, strict=True)]
+
+
+def better(question: Question, gap: Difference, p: float) -> str | None:
+    """Return the arm that is resolved to be better, if one is."""
+    if not p < _RESOLVED_BELOW:  # NaN, of a single pair, resolves nothing
+        return None
+    return question.first if gap.mean > 0 else question.second
+
+
+def question_table(results: Records) -> list[str]:
+    """Return what is asked of a grid, answered where it is resolved."""
     lines = [
         "| question | pairs | difference, points | 95% interval | p (Holm) | better |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for (question, gap), p in zip(found, corrected, strict=True):
-        answer = "unresolved"
-        if p < _RESOLVED_BELOW:
-            answer = f"**{question.first if gap.mean > 0 else question.second}**"
+    found = answers(results)
+    for question, gap, p in found:
+        winner = better(question, gap, p)
         interval = f"{_signed(gap.low)} to {_signed(gap.high)}" if gap.num_pairs > 1 else ""
         shown = f"{p:.2g}" if gap.num_pairs > 1 else ""
+        answer = "unresolved" if winner is None else f"**{winner}**"
         lines.append(
             f"| {question.words} | {gap.num_pairs} | {_signed(gap.mean)} | {interval} | {shown} | "
             f"{answer} |"
         )
-    return lines
+    return lines if found else []
+
+
+def in_short(names: Sequence[str]) -> list[str]:
+    """Return every difference that is resolved, and how many are not."""
+    lines, unresolved = [], 0
+    for name in names:
+        grid = load_grid(name)
+        for question, gap, p in answers(load_results(grid)):
+            winner = better(question, gap, p)
+            unresolved += winner is None
+            if winner is not None:
+                loser = question.second if winner == question.first else question.first
+                lines.append(
+                    f"- {grid.title.split(':')[0]}: *{winner}* is {abs(gap.mean):.2f} points above "
+                    f"*{loser}* ({min(abs(gap.low), abs(gap.high)):.2f} to "
+                    f"{max(abs(gap.low), abs(gap.high)):.2f}, {gap.num_pairs} seeds)."
+                )
+    tail = f"{unresolved} other questions of the tables below are unresolved so far."
+    return ["## What is resolved", "", *lines, "" if lines else "Nothing yet.", tail, ""]
 
 
 # ------------------------------------------------------------------------------------- sections
@@ -522,6 +551,7 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "order. This page is written by `python -m benchmarks.results_page` from the records in "
         "[benchmarks/results](../benchmarks/results); a test holds it to them.",
         "",
+        *in_short(("small-steps", "small-epochs", "small-noise", "small-only")),
         *accuracy_section(
             "small-steps",
             "Every arm takes as many gradient steps as full augmentation appended takes, so that "

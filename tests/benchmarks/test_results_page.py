@@ -63,6 +63,20 @@ def test_many_questions_are_corrected_for():
     assert line.endswith("| unresolved |")
 
 
+def test_the_summary_says_what_is_resolved_and_counts_the_rest(monkeypatch):
+    results = {
+        "none": records([60.0, 61.0, 60.5, 60.2, 61.2]),
+        "full, appended": records([63.1, 64.0, 63.4, 63.5, 64.1]),
+        "full, in place": records([63.0, 64.1, 63.3, 63.6, 64.0]),
+    }
+    monkeypatch.setattr(results_page, "load_results", lambda grid: results)
+    text = "\n".join(results_page.in_short(["small-steps"]))
+    assert "*full, appended* is 3.04 points above *none*" in text
+    assert "1 other questions" in text
+    monkeypatch.setattr(results_page, "load_results", lambda grid: {})
+    assert "Nothing yet." in "\n".join(results_page.in_short(["small-steps"]))
+
+
 def test_one_run_shows_no_spread():
     line = arm_table({"none": records([60.0])})[-1]
     assert line == "| none | 1 | 60.00 |  |  | 10 | 5 |"
