@@ -409,7 +409,7 @@ def _hours(grid: str, hours: Mapping[str, float]) -> str:
         return "not estimated"
     took = hours[grid]
     shown = f"{took:,.0f} hours" if took < 72 else f"{took / 24:,.0f} days"
-    return f"{shown} on one core of the processor below, all seeds"
+    return f"about {shown} on one core, all seeds"
 
 
 def map_section(hours: Mapping[str, float]) -> list[str]:
@@ -580,8 +580,8 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "The paper's settings: 200 epochs, batch and rate of its released recipe (it does not give "
         "them), crop and flip frozen for R = 20 epochs, two random operations of Wu et al. (2020), "
         "four copies, five runs. The paper's numbers as printed. "
-        f"Estimates are `python -m benchmarks.train GRID --estimate`{', ' if processor else ''}"
-        f"{processor}.",
+        "Estimates are `python -m benchmarks.train GRID --estimate`, from two steps of each "
+        f"network on one core of {processor or 'no machine yet'}: a GPU takes far less.",
         "",
         *paper,
         *map_section(hours),
