@@ -581,7 +581,8 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "them), crop and flip frozen for R = 20 epochs, two random operations of Wu et al. (2020), "
         "four copies, five runs. The paper's numbers as printed. "
         "Estimates are `python -m benchmarks.train GRID --estimate`, from two steps of each "
-        f"network on one core of {processor or 'no machine yet'}: a GPU takes far less.",
+        f"network on one core of {processor or 'no machine yet'}. With `--device cuda` images stay "
+        "on the GPU and networks run in bfloat16; `--budget-minutes` ends a call between cells.",
         "",
         *paper,
         *map_section(hours),
