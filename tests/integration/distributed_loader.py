@@ -178,7 +178,7 @@ def guards(monkeypatch):
     twice = make(make_model(), 4)  # a batch or more for each rank that shards again
     batch_sampler = twice._batches.batch_sampler
     twice._batches = DataLoader(
-        twice._dataset,
+        twice._batches.dataset,
         batch_sampler=_Every(batch_sampler),
         collate_fn=twice._batches.collate_fn,
     )

@@ -13,8 +13,9 @@ SCRIPT = Path(__file__).with_name("distributed_loader.py")
 ROOT = Path(augsubset.__file__).parent.parent
 
 
-def torchrun(num_processes, *names, timeout=200):
+def torchrun(num_processes, *names, timeout=200, monitor_interval=0.1):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--monitor-interval={monitor_interval}"]
     command += [f"--nproc-per-node={num_processes}", "-m", "tests.integration.distributed_loader"]
     for _ in range(3):
         run = subprocess.run(
@@ -43,6 +44,7 @@ def test_ranks_of_accelerate_and_lightning_share_one_order():
 
 
 def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute():
-    run = torchrun(2, "killed", timeout=60)
+    # The agent ends the other rank when it sees the first one dead: not before it has spoken.
+    run = torchrun(2, "killed", timeout=60, monitor_interval=5)
     assert run.returncode != 0
     assert "rank 0 saw it" in run.stdout, run.stdout + run.stderr
