@@ -463,6 +463,10 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
 
     figure = _figure(11, 3.4)
     axes = figure.subplots(1, 3)
+    others = ("#8e5bb5", "#c9a227", "#c23b5a", "#2bb0b0", "#7a5c43")
+    rules = dict.fromkeys(name.rsplit(" ", 1)[0] for name in shadows)
+    colours = dict(zip((rule for rule in rules if rule not in COLOURS), others, strict=False))
+    colours |= COLOURS
     keys = {
         "error": "cost ξ over summed norms",
         "gradient_error": "gradient error over summed norms",
@@ -475,7 +479,7 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
                 continue
             epochs = [entry["epoch"] for entry in track["selections"]]
             values = [entry[key] for entry in track["selections"]]
-            axis.plot(epochs, values, color=COLOURS.get(rule), label=rule, lw=1.6)
+            axis.plot(epochs, values, color=colours[rule], label=rule, lw=1.6)
         axis.set(xlabel="epoch", title=label)
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
