@@ -24,6 +24,7 @@ __all__ = [
 Name = str | int
 _INPUT_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 _LABEL_NAMES = ("label", "labels", "target", "targets", "y")
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 
 
 class Split(NamedTuple):
@@ -176,8 +177,14 @@ def take_rows(part: Any, positions: Tensor, on_device: Tensor) -> Any:
 def put_rows(part: Any, positions: Tensor, on_device: Tensor, new: Any, in_place: bool) -> Any:
     """Return the part with those rows replaced, in its own memory or a copy's."""
     if isinstance(part, Tensor):
-        put = part.index_copy_ if in_place else part.index_copy
-        replaced: Tensor = put(0, on_device, new)
+        bits = _BITS.get(part.element_size())
+        if part.device.type != "cpu" or bits is None or part.requires_grad or new.requires_grad:
+            put = part.index_copy_ if in_place else part.index_copy
+            replaced: Tensor = put(0, on_device, new)
+            return replaced
+        replaced = part if in_place else part.clone()
+        # By NumPy: on the host torch's index_copy_ takes some twenty times as long on bytes.
+        replaced.view(bits).numpy()[positions.numpy()] = new.view(bits).numpy()
         return replaced
     if isinstance(part, Mapping):
         return {

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -187,7 +189,7 @@ class Delivery:
         self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return inputs and what goes along with the strong policy's results for the copies."""
-        copies = _are_copies(rows).nonzero().squeeze(1)
+        copies = torch.from_numpy(np.flatnonzero(_are_copies(rows)))
         if len(copies) == 0:
             return x, others
         at = sent(copies, _device_of(x))
@@ -241,9 +243,9 @@ def _applied(
             if type(after) is not type(before) or num_rows(after) != num_rows(before):
                 raise ValueError(f"{name} must keep the type and rows of what it gets.")
             continue
-        expected = f"{tuple(before.shape)} {before.dtype}"
         kept = isinstance(after, Tensor) and after.dtype == before.dtype
         if not kept or after.shape != before.shape:
+            expected = f"{tuple(before.shape)} {before.dtype}"
             got = type(after).__name__
             if isinstance(after, Tensor):
                 got = f"{tuple(after.shape)} {after.dtype}"
@@ -263,5 +265,7 @@ def _used_on(stream: torch.cuda.Stream, output: Any) -> None:
     map_tensors(lambda part: part.record_stream(stream), output)
 
 
-def _are_copies(rows: RowKeys) -> Tensor:
-    return (rows.copy > 0) & (rows.copy != PADDING)
+def _are_copies(rows: RowKeys) -> npt.NDArray[np.bool_]:
+    copy: npt.NDArray[np.int64] = rows.copy.numpy()
+    are_copies: npt.NDArray[np.bool_] = np.logical_and(copy > 0, copy != PADDING)
+    return are_copies

@@ -123,7 +123,8 @@ class PixelRange:
         What is no ``(B, C, H, W)`` tensor, nor uint8, is returned as it is.
 
         Cost:
-            Two passes: for uint8 the cast, the division by 255 and by the deviation are one.
+            Two passes: for uint8 the cast, the division by 255 and by the deviation are one. On the
+            host the cast is one more, which is still faster than torch's product of two types.
         """
         if not isinstance(x, Tensor) or (x.ndim != 4 and x.dtype != torch.uint8):
             return x
@@ -134,7 +135,10 @@ class PixelRange:
         mean, std = self._on(x)
         if x.is_floating_point():
             return (x - mean).div_(std)
-        return (x * (1 / (255 * std))).sub_(mean / std)
+        scale, shift = 1 / (255 * std), mean / std
+        if x.device.type == "cpu":
+            return x.to(scale.dtype).mul_(scale).sub_(shift)
+        return (x * scale).sub_(shift)
 
     def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation where the images are, sent there once."""

@@ -99,8 +99,9 @@ class Engine:
             x: ``(B, C, H, W)`` uint8 or float32 in [0, 1].
             drawn: On the host.
         """
-        if self._loop_of is not None and x.device.type == "cpu" and x[0, 0].numel() < _LARGE:
-            params = self._params(drawn, *x.shape[-2:])
+        height, width = x.shape[-2:]
+        if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE:
+            params = self._params(drawn, height, width)
             return host.run_rows(x.contiguous(), self._loop_of[drawn.op], params)
         return self._by_kernels(x, drawn)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -63,5 +63,6 @@ def check_unit_range(x: Tensor) -> None:
 @contextmanager
 def plain_context(device: torch.device) -> Iterator[None]:
     """Keep gradients and the caller's autocast out of a policy."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    is_cast = torch.is_autocast_enabled(device.type)  # seldom, and to turn it off takes a while
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
         yield

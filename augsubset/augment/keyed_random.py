@@ -11,7 +11,8 @@ augmenting a batch. Only :func:`normals`, one number a pixel, is drawn where the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numba
 import numpy as np
@@ -57,6 +58,7 @@ class RowKeys:
     epoch: Tensor
     index: Tensor
     copy: Tensor
+    _arrays: tuple[Any, ...] = field(repr=False)
 
     def __init__(
         self, seed: int, epoch: Tensor | int, index: Tensor | int, copy: Tensor | int
@@ -76,9 +78,13 @@ class RowKeys:
                 "epoch, index and copy must broadcast to (B,), got shapes "
                 f"{[tuple(part.shape) for part in parts]}."
             )
-        object.__setattr__(self, "seed", int(seed))
-        for name, part in zip(("epoch", "index", "copy"), parts, strict=True):
-            object.__setattr__(self, name, part.expand(shape))
+        self._set(int(seed), *(part.expand(shape).contiguous() for part in parts))
+
+    def _set(self, seed: int, epoch: Tensor, index: Tensor, copy: Tensor) -> RowKeys:
+        # With what compiled loops take, once for all policies that see these rows.
+        arrays = np.uint64(seed & _WORD), epoch.numpy(), index.numpy(), copy.numpy()
+        self.__dict__.update(seed=seed, epoch=epoch, index=index, copy=copy, _arrays=arrays)
+        return self
 
     def __len__(self) -> int:
         """Return the number of rows, B."""
@@ -86,7 +92,8 @@ class RowKeys:
 
     def __getitem__(self, rows: Tensor) -> RowKeys:
         """Return the keys of some rows, by positions or a mask."""
-        return RowKeys(self.seed, self.epoch[rows], self.index[rows], self.copy[rows])
+        kept = self.epoch[rows], self.index[rows], self.copy[rows]
+        return object.__new__(RowKeys)._set(self.seed, *kept)
 
     def held(self, every: int) -> RowKeys:
         """Return the keys with epochs rounded down to a multiple: the same draws for so long."""
@@ -106,14 +113,14 @@ def _mix(state: np.uint64) -> np.uint64:
 @numba.njit(cache=True, nogil=True)
 def _hash(
     seed: np.uint64,
-    stream: np.uint64,
+    stream: int,
     epoch: Int64Array,
     index: Int64Array,
     copy: Int64Array,
     words: UInt64Array,
 ) -> None:
     golden = np.uint64(_GOLDEN)
-    first = _mix(_mix(seed + golden) + golden + stream)
+    first = _mix(_mix(seed + golden) + golden + np.uint64(stream))
     for i in range(words.shape[0]):
         state = _mix(first + golden + np.uint64(epoch[i]))
         state = _mix(state + golden + np.uint64(index[i]))
@@ -123,7 +130,7 @@ def _hash(
 @numba.njit(cache=True, nogil=True)
 def _draw(
     seed: np.uint64,
-    stream: np.uint64,
+    stream: int,
     epoch: Int64Array,
     index: Int64Array,
     copy: Int64Array,
@@ -147,10 +154,8 @@ def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:
         stream: Keeps two policies that see the same rows independent of each other.
     """
     words = np.empty(len(rows), np.uint64)
-    epoch, index, copy = (
-        np.ascontiguousarray(part.numpy()) for part in (rows.epoch, rows.index, rows.copy)
-    )
-    _hash(np.uint64(rows.seed & _WORD), np.uint64(stream), epoch, index, copy, words)
+    seed, epoch, index, copy = rows._arrays
+    _hash(seed, stream, epoch, index, copy, words)
     return words
 
 
@@ -164,10 +169,8 @@ def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
         A hash a number, compiled: a few nanoseconds each.
     """
     out = np.empty((len(rows), num_draws), np.float32)
-    epoch, index, copy = (
-        np.ascontiguousarray(part.numpy()) for part in (rows.epoch, rows.index, rows.copy)
-    )
-    _draw(np.uint64(rows.seed & _WORD), np.uint64(stream), epoch, index, copy, out)
+    seed, epoch, index, copy = rows._arrays
+    _draw(seed, stream, epoch, index, copy, out)
     return out
 
 

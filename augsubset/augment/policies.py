@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from augsubset.augment.drawing import (
+    ANEW,
+    DISTINCT,
     DRAWS_A_SLOT,
+    IN_SEQUENCE,
     Drawn,
-    chosen_anew,
-    chosen_distinct,
-    decided,
-    spare_of,
+    draw_rows,
+    odds_of,
 )
 from augsubset.augment.engine import Engine
 from augsubset.augment.images import (
@@ -38,25 +39,9 @@ from augsubset.transfer import sent
 __all__ = ["PAPER_OPS", "AugMix", "RandomOps", "SubPolicies"]
 
 Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
 
 PAPER_OPS = tuple(OPS)[:14]
 _NUM_BINS = 31  # of RandAugment's and TrivialAugment's published code
-
-
-def _by_op(
-    ops: Sequence[Op], probabilities: Sequence[float], levels: Sequence[float]
-) -> tuple[npt.NDArray[Any], ...]:
-    """Return what :func:`decided` takes an operation."""
-    low = np.array([op.low for op in ops], np.float32)
-    return (
-        low,
-        np.array([op.high for op in ops], np.float32) - low,
-        np.array([op.signed for op in ops]),
-        np.array([op.integral for op in ops]),
-        np.array(probabilities, np.float32),
-        np.array(levels, np.float32),
-    )
 
 
 class RandomOps:
@@ -145,9 +130,11 @@ class RandomOps:
         self.stream = stream_of(RANDOM_OPS, stream)
         self.every = check_int("every", every, 1)
         every_op = list(self.ops.values())
+        self._picky = {name: op for name, op in self.ops.items() if op.channels}
         self._levels = np.zeros(0, np.float32) if self.levels is None else self.levels
         count = len(every_op)
-        self._of_op = _by_op(every_op, [float(probability)] * count, [-1.0] * count)
+        self._way, self._num_choices = ANEW if replacement else DISTINCT, count
+        self._odds = odds_of(every_op, [float(probability)] * count, [-1.0] * count)
         self._engine = Engine(every_op, compiled)
 
     # Published policies.
@@ -314,7 +301,7 @@ class RandomOps:
         """Return the batch with every row augmented."""
         check_images(x, rows)
         check_unit_range(x)
-        for name, op in self.ops.items():
+        for name, op in self._picky.items():
             op.check_channels(repr(name), x)
         if len(x) == 0:
             return x
@@ -332,15 +319,7 @@ class RandomOps:
         Args:
             draws: ``(B, num_ops, 6)``
         """
-        op = np.empty(draws.shape[:2], np.int64)
-        magnitude = np.empty(draws.shape[:2], np.float32)
-        self._choose(draws, op)
-        decided(draws, *self._of_op, self._levels, op, magnitude)  # type: ignore[call-arg]
-        return Drawn(op, magnitude, spare_of(draws))
-
-    def _choose(self, draws: Float32Array, op: Int64Array) -> None:
-        choose = chosen_anew if self.replacement else chosen_distinct
-        choose(draws, len(self.ops), op)
+        return draw_rows(draws, self._way, self._num_choices, self._odds, self._levels)
 
 
 class SubPolicies(RandomOps):
@@ -396,15 +375,11 @@ class SubPolicies(RandomOps):
         )
         self.table = table
         every_op = list(self.ops.values())
-        self._of_op = _by_op(every_op, [p for _, p, _ in steps], [level for *_, level in steps])
+        self._way, self._num_choices = IN_SEQUENCE, len(table)
+        self._odds = odds_of(every_op, [p for _, p, _ in steps], [level for *_, level in steps])
 
     def __repr__(self) -> str:
         return f"SubPolicies({len(self.table)} sequences of {self.num_ops})"
-
-    def _choose(self, draws: Float32Array, op: Int64Array) -> None:
-        # Both slots follow the first one's draw.
-        chosen_anew(draws[:, :1], len(self.table), op[:, :1])
-        op[:] = op[:, :1] * self.num_ops + np.arange(self.num_ops)
 
 
 class AugMix(RandomOps):

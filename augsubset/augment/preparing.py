@@ -107,46 +107,55 @@ def prepare_rows(
         width: Of the images.
         out: Zeros at first. ``(B, S, P)``
     """
+    one, two = np.float32(1), np.float32(2)
+    # One index after the other: a view would be counted, which takes longer than what is done.
     for i in range(op.shape[0]):
         for slot in range(op.shape[1]):
-            which, value, row = code[op[i, slot]], magnitude[i, slot], out[i, slot]
+            at, value = op[i, slot], magnitude[i, slot]
+            which = code[at]
             if which == _WARPED:
-                _warped(value, form[op[i, slot]], height, width, row)
+                xx, xy, xo, yx, yy, yo = _warped(value, form, at, height, width)
+                out[i, slot, 0], out[i, slot, 1], out[i, slot, 2] = xx, xy, xo
+                out[i, slot, 3], out[i, slot, 4], out[i, slot, 5] = yx, yy, yo
             elif which == _MIRRORED:
-                flips = form[op[i, slot]]
-                row[0], row[4] = 1 - 2 * flips[0], 1 - 2 * flips[1]
-                row[2], row[5] = flips[0] * (width - 1), flips[1] * (height - 1)
+                flip_x, flip_y = form[at, 0], form[at, 1]
+                out[i, slot, 0], out[i, slot, 4] = one - two * flip_x, one - two * flip_y
+                out[i, slot, 2], out[i, slot, 5] = flip_x * (width - 1), flip_y * (height - 1)
             elif which == _CROPPED:
-                steps = np.float32(2) * value + np.float32(1)
-                row[0] = row[4] = 1
-                row[2] = np.floor(spare[i, slot, 1] * steps) - value
-                row[5] = np.floor(spare[i, slot, 0] * steps) - value
+                steps = two * value + one
+                out[i, slot, 0] = out[i, slot, 4] = one
+                out[i, slot, 2] = np.floor(spare[i, slot, 1] * steps) - value
+                out[i, slot, 5] = np.floor(spare[i, slot, 0] * steps) - value
             elif which == _BLENDED:
-                rest = np.float32(1) - value
-                row[0] = value
-                row[1], row[2] = rest * form[op[i, slot], 0], rest * form[op[i, slot], 1]
+                rest = one - value
+                out[i, slot, 0] = value
+                out[i, slot, 1], out[i, slot, 2] = rest * form[at, 0], rest * form[at, 1]
             elif which == _ALONE:
-                row[0] = value
+                out[i, slot, 0] = value
 
 
 @numba.njit(cache=True, nogil=True)
-def _warped(magnitude: Any, form: Array, height: int, width: int, out: Array) -> None:
+def _warped(magnitude: Any, form: Array, at: int, height: int, width: int) -> tuple[Any, ...]:
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     cos, sin = 1.0, 0.0
-    if form[_DEGREES] != 0:
-        angle = np.deg2rad(np.float64(magnitude * form[_DEGREES]))
+    if form[at, _DEGREES] != 0:
+        angle = np.deg2rad(np.float64(magnitude * form[at, _DEGREES]))
         cos, sin = np.cos(angle), np.sin(angle)
-    shear_x, shear_y = magnitude * form[_SHEAR_X], magnitude * form[_SHEAR_Y]
+    shear_x, shear_y = magnitude * form[at, _SHEAR_X], magnitude * form[at, _SHEAR_Y]
     # Fractions of a size are cut to whole pixels.
-    moved_x = np.trunc(magnitude * form[_SHARE_X] * np.float32(width))
-    moved_x += np.trunc(magnitude * form[_PIXELS_X])
-    moved_y = np.trunc(magnitude * form[_SHARE_Y] * np.float32(height))
-    moved_y += np.trunc(magnitude * form[_PIXELS_Y])
-    out[0] = out[4] = cos
-    out[1], out[3] = shear_x - sin, shear_y + sin
+    moved_x = np.trunc(magnitude * form[at, _SHARE_X] * np.float32(width))
+    moved_x += np.trunc(magnitude * form[at, _PIXELS_X])
+    moved_y = np.trunc(magnitude * form[at, _SHARE_Y] * np.float32(height))
+    moved_y += np.trunc(magnitude * form[at, _PIXELS_Y])
     # A shear keeps the corner, half a pixel off the centre of the first one.
-    out[2] = centre_x * (1 - cos) + centre_y * sin + shear_x / 2 - moved_x
-    out[5] = centre_y * (1 - cos) - centre_x * sin + shear_y / 2 - moved_y
+    return (
+        cos,
+        shear_x - sin,
+        centre_x * (1 - cos) + centre_y * sin + shear_x / 2 - moved_x,
+        shear_y + sin,
+        cos,
+        centre_y * (1 - cos) - centre_x * sin + shear_y / 2 - moved_y,
+    )
 
 
 # Drawn seldom enough to be prepared in arrays.

@@ -271,7 +271,8 @@ def test_autoaugment_draws_the_published_pairs(dataset):
 def only(policy, ops):
     """Have a policy draw from these alone."""
     other = RandomOps(ops, 1)
-    policy.ops, policy._engine, policy._of_op = ops, other._engine, other._of_op
+    policy.ops, policy._engine, policy._odds = ops, other._engine, other._odds
+    policy._num_choices = 1
 
 
 def test_augmix_mixes_within_what_its_chains_give_and_weighs_the_original():
