@@ -50,6 +50,7 @@ grid: .venv/installed
 	$(BIN)/python -m benchmarks.train $(or $(GRID),smoke) $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--budget-minutes $(MINUTES))
 
 docs: .venv/installed
+	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 

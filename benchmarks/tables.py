@@ -1,0 +1,103 @@
+"""Write the tables of figures in the docs from the records: ``python -m benchmarks.tables``.
+
+A page says between ``<!-- figures -->`` and ``<!-- end -->`` what a record holds, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["between", "figure_row", "main", "write_tables"]
+
+ROOT = Path(__file__).resolve().parents[1]
+OPERATION_KINDS = ("bytes", "floats", "kornia")
+
+
+def shown(value: float, unit: str) -> str:
+    """Write three digits of a value, with its unit."""
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return {"x": f"{text}x", "share": f"{100 * value:.1f}%"}.get(unit, f"{text} {unit}".strip())
+
+
+def figure_row(figure: dict[str, Any], workload: str | None = None) -> str:
+    """Return a line of a table: figure, measured, target, met or missed."""
+    bound = {"higher": "≥", "lower": "≤"}[figure["better"]]
+    target = figure["target"]
+    cells = [
+        *([] if workload is None else [workload]),
+        figure["name"],
+        shown(figure["value"], figure["unit"]),
+        "" if target is None else f"{bound} {shown(target, figure['unit'])}",
+        {None: "", True: "met", False: "**missed**"}[figure["met"]],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def between(text: str, name: str, lines: list[str]) -> str:
+    """Return the text with these lines after the marker of that name, up to the end marker.
+
+    Raises:
+        ValueError: If there is no such marker, or no end of it.
+    """
+    start = text.index(f"<!-- {name} -->")
+    end = text.index("<!-- end -->", start)
+    return "\n".join([f"{text[:start]}<!-- {name} -->", "", *lines, "", text[end:]])
+
+
+def table(columns: list[str], rows: list[str]) -> list[str]:
+    """Return a table's lines."""
+    return [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}", *rows]
+
+
+def write_tables(docs: Path, results: Path) -> None:
+    """Bring the tables of three pages in line with three records.
+
+    Args:
+        docs: Folder of the pages, overwritten.
+        results: Folder of the records.
+    """
+    selection, augmentation, loader = (
+        json.loads((results / f"{name}.json").read_text())
+        for name in ("selection", "augmentation", "loader")
+    )
+    columns = ["figure", "measured", "target", ""]
+
+    page = docs / "performance.md"
+    rows = [
+        figure_row(figure, workload)
+        for workload, entry in selection["workloads"].items()
+        for figure in entry["figures"]
+    ]
+    page.write_text(between(page.read_text(), "figures", table(["workload", *columns], rows)))
+
+    page = docs / "augmentation.md"
+    rows = [figure_row(figure) for figure in augmentation["augmentation"]["figures"]]
+    text = between(page.read_text(), "figures", table(columns, rows))
+    operations = augmentation["augmentation"]["measured"]["operations"]
+    rows = [
+        f"| {name} | {' | '.join(f'{each[kind]:.2f}' for kind in OPERATION_KINDS)} |"
+        for name, each in operations.items()
+    ]
+    named = ["operation", "bytes", "floats", "Kornia, floats"]
+    page.write_text(between(text, "operations", table(named, rows)))
+
+    page = docs / "loader.md"
+    rows = [figure_row(figure) for each in loader["workloads"].values() for figure in each]
+    page.write_text(between(page.read_text(), "figures", table(columns, rows)))
+
+
+def main() -> None:
+    """Write the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables", description="Tables of figures, from the records."
+    )
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages")
+    options = parser.parse_args()
+    write_tables(options.docs, ROOT / "benchmarks" / "results")
+
+
+if __name__ == "__main__":
+    main()
