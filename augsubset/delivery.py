@@ -25,7 +25,7 @@ from augsubset.rng import mix_seed
 from augsubset.sampling import PADDING, unpack
 from augsubset.transfer import sent
 
-__all__ = ["Delivery", "Policy", "Ready", "check_policy"]
+__all__ = ["BatchCheck", "Delivery", "Policy", "Ready", "check_policy"]
 
 Policy = Callable[..., Any]
 
@@ -54,6 +54,28 @@ class Ready(NamedTuple):
     def num_copies(self) -> int:
         """Rows that are augmented copies."""
         return int(_are_copies(self.rows).sum())
+
+
+class BatchCheck:
+    """Refuses, on the host, what would be lost or clamped in silence later.
+
+    Args:
+        parts: Which parts of a batch are which.
+        pixels: What values mean.
+    """
+
+    def __init__(self, parts: BatchParts, pixels: PixelRange) -> None:
+        self._parts, self._pixels = parts, pixels
+
+    def __call__(self, batch: Any, keys: Tensor) -> None:
+        """Check a fetched batch."""
+        inputs = self._parts.split(batch).inputs
+        if num_rows(inputs) != len(keys):
+            raise ValueError(
+                f"collate_fn must keep every row, got {num_rows(inputs)} rows for {len(keys)} "
+                "keys. Filter the dataset instead of the batch."
+            )
+        self._pixels.check(inputs)
 
 
 class Delivery:
@@ -103,20 +125,13 @@ class Delivery:
                 f"{list(others)}: what else is transformed would not be yielded."
             )
 
-    def checked(self, batch: Any, keys: Tensor) -> Split:
-        """Split a fetched batch, and refuse on the host what would be clamped on the device."""
-        parts = self._parts.split(batch)
-        if num_rows(parts.inputs) != len(keys):
-            raise ValueError(
-                f"collate_fn must keep every row, got {num_rows(parts.inputs)} rows for "
-                f"{len(keys)} keys. Filter the dataset instead of the batch."
-            )
-        self._pixels.check(parts.inputs)
-        return parts
+    def split(self, batch: Any) -> Split:
+        """Return a batch in parts."""
+        return self._parts.split(batch)
 
-    def original(self, fetched: Any) -> tuple[Any, Any]:
-        """Turn a fetched batch of originals into what the model sees of them unaugmented."""
-        parts = self.checked(*fetched)
+    def original(self, batch: Any) -> tuple[Any, Any]:
+        """Turn a batch of originals into what the model sees of them unaugmented."""
+        parts = self._parts.split(batch)
         return self._pixels.to_model(self._pixels.to_unit(parts.inputs)), parts.labels
 
     def ready(

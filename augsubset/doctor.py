@@ -21,7 +21,7 @@ from augsubset.probe import GradientProbe
 from augsubset.sampling import EpochPlan, pack
 from augsubset.schedule import SelectionSchedule
 from augsubset.selection import AllSelector
-from augsubset.source import Source
+from augsubset.source import Source, opened
 
 __all__ = ["Diagnosis", "EpochCost", "Loop", "Measured", "diagnose"]
 
@@ -229,13 +229,13 @@ def diagnose(
     fetched += itertools.islice(batches, steps)
     seconds = time.perf_counter() - begin
     del batches
-    rows = sum(len(keys) for _, keys in fetched)
-    num_timed = rows - len(fetched[0][1])
+    sizes = [len(opened(each)[1]) for each in fetched]
+    rows, num_timed = sum(sizes), sum(sizes[1:])
     loading = seconds / num_timed if num_timed else 0.0
 
     move = partial(loop.source.moved, device=device)
-    batch, keys = fetched[0]
-    parts, b = loop.delivery.checked(batch, keys), len(keys)
+    batch, keys = opened(fetched[0])
+    parts, b = loop.delivery.split(batch), len(keys)
     w = torch.ones(b)
     as_copies = pack(0, 1, keys)
 
@@ -245,14 +245,16 @@ def diagnose(
     few = min(steps, 10)
     plain = _seconds_of(lambda: delivered(keys), device, few)
     augmented = _seconds_of(lambda: delivered(as_copies), device, few)
-    x, y = move(loop.delivery.original((batch, keys)))
+    x, y = move(loop.delivery.original(batch))
     own = _training_step(loop.model, loop.probe.forward)
     run = (lambda: own(x)) if step is None else (lambda: step(x, y, w.to(device)))
     step_seconds = _seconds_of(run, device, few)
     num_sampled = min(n, rows)
     with _synchronised(device) as clock:
         gradients = loop.probe.scan(
-            loop.source.data_loader(), prepare=loop.delivery.original, indices=range(num_sampled)
+            loop.source.data_loader(),
+            prepare=lambda each: loop.delivery.original(opened(each)[0]),
+            indices=range(num_sampled),
         )
     k = max(len(torch.unique(gradients.labels)), round(plan.budget * num_sampled / n))
     solve_seconds, size, k = _solved(loop, gradients, min(k, num_sampled))

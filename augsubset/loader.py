@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from augsubset.batches import BatchParts, class_labels, is_classes, known_labels
-from augsubset.delivery import Delivery, Policy, Ready
+from augsubset.delivery import BatchCheck, Delivery, Policy, Ready
 from augsubset.doctor import Diagnosis, Loop, diagnose
 from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
 from augsubset.harvest import Harvest
@@ -39,7 +39,7 @@ from augsubset.selection import (
     Selector,
     budget_from_fraction,
 )
-from augsubset.source import Source
+from augsubset.source import Source, opened
 from augsubset.timing import EpochClock
 
 __all__ = ["SubsetAugmentLoader"]
@@ -211,9 +211,11 @@ class SubsetAugmentLoader:
         self._world_size = world_size()
         ranks = Ranks.apart(timeout) if self._world_size > 1 else None
         self._guard = Ranks.apart(timeout) if self._world_size > 1 else None
-        self._source = Source(loader, seed=self._seed, resident=resident)
+        parts = BatchParts(inputs, labels, others)
+        check = BatchCheck(parts, self._pixels)
+        self._source = Source(loader, seed=self._seed, resident=resident, check=check)
         self._delivery = Delivery(
-            BatchParts(inputs, labels, others),
+            parts,
             self._pixels,
             augment,
             base,
@@ -356,8 +358,8 @@ class SubsetAugmentLoader:
                 fetched = next(batches, None)
                 if fetched is None:
                     return
-                batch, keys = fetched
-                parts = self._delivery.checked(batch, keys)
+                batch, keys = opened(fetched)
+                parts = self._delivery.split(batch)
                 w = self._weights_of(keys, epoch) if self._sampler.plan.mode == "weight" else None
             with clock.augmentation():
                 ready = self._delivery.ready(batch, parts, keys, w, move)
@@ -387,7 +389,7 @@ class SubsetAugmentLoader:
         chosen = None if indices == range(len(self._source)) else indices
         self._source.to(self._device or model_device(self._model))
         options: dict[str, Any] = {
-            "prepare": self._delivery.original,
+            "prepare": lambda fetched: self._delivery.original(opened(fetched)[0]),
             "indices": chosen,
             "progress": self._progress,
         }
@@ -405,9 +407,9 @@ class SubsetAugmentLoader:
 
     def _few_labels(self, selector: Selector) -> Any:
         """Fetch two examples as training will, and refuse what would fail later."""
-        batch, keys = self._source.few(2)
+        batch, _ = self._source.few(2)
         self._delivery.check_names(batch)
-        x, y = self._delivery.original((batch, keys))
+        x, y = self._delivery.original(batch)
         if selector.needs_gradients:
             self._probe.check(x, y)
         return y
@@ -420,8 +422,9 @@ class SubsetAugmentLoader:
             gathered = []
             loader = self._source.data_loader()
             with progress_bar(self._progress, len(loader), "gathering labels", "batch") as bar:
-                for batch, keys in loader:
-                    gathered.append(class_labels(self._delivery.checked(batch, keys).labels))
+                for fetched in loader:
+                    batch, _ = opened(fetched)
+                    gathered.append(class_labels(self._delivery.split(batch).labels))
                     if bar is not None:
                         bar.update()
             known = torch.cat(gathered)

@@ -55,6 +55,10 @@ class PixelRange:
                 )
             self._statistics = mean[:, None, None], std[:, None, None]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is kept on devices: a worker needs none of it."""
+        return {**self.__dict__, "_kept": {}}
+
     def check(self, x: Any) -> None:
         """Refuse, before the copy to the device, what would be clamped in silence there.
 
@@ -130,15 +134,16 @@ class PixelRange:
             return x
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # of bytes, where these arrive
+        on_host = x.device.type == "cpu"
         if self._statistics is None:
-            return x if x.is_floating_point() else x / 255
+            if x.is_floating_point():
+                return x
+            return x.to(torch.float32).div_(255) if on_host else x / 255
         mean, std = self._on(x)
         if x.is_floating_point():
             return (x - mean).div_(std)
         scale, shift = 1 / (255 * std), mean / std
-        if x.device.type == "cpu":
-            return x.to(scale.dtype).mul_(scale).sub_(shift)
-        return (x * scale).sub_(shift)
+        return (x.to(scale.dtype).mul_(scale) if on_host else x * scale).sub_(shift)
 
     def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation where the images are, sent there once."""

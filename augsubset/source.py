@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
 from augsubset.batches import map_tensors
 from augsubset.sampling import (
+    KeyedCollate,
     SubsetAugmentDataset,
     TensorBatches,
     as_fetched,
@@ -17,7 +19,65 @@ from augsubset.sampling import (
     loader_options,
 )
 
-__all__ = ["Source"]
+__all__ = ["CheckedCollate", "Source", "opened"]
+
+
+# Bytes up to which a tensor goes in a worker's message. As shared memory of its own it would be
+# opened anew for each batch: a third of what a loop spends on it that has nothing else to do.
+_MOST_INLINE = 1 << 14
+_DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64}
+
+
+class _Inline:
+    """A small tensor in a worker's message."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.array = tensor.numpy()
+
+
+def _is_small(part: Any) -> bool:
+    return type(part) is Tensor and part.dtype in _DTYPES and part.nbytes <= _MOST_INLINE
+
+
+class CheckedCollate:
+    """Collate a batch with its keys, and check it: in a worker, where nobody waits for it.
+
+    What it returns is for :func:`opened`.
+
+    Args:
+        collate: Returns ``(batch, keys)``.
+        check: Refuses a batch, given it and its keys. Both must be picklable under spawn.
+        pinned: Whether tensors will be pinned, which those in a message would not be.
+    """
+
+    def __init__(
+        self, collate: Callable[[Any], Any], check: Callable[[Any, Tensor], None], pinned: bool
+    ) -> None:
+        self._collate, self._check, self._pinned = collate, check, pinned
+
+    def __call__(self, rows: Any) -> tuple[Any, Any]:
+        """Return the batch and its keys as they are sent."""
+        batch, keys = self._collate(rows)
+        self._check(batch, keys)
+        if get_worker_info() is None:
+            return batch, keys
+        if type(batch) in (list, tuple) and not self._pinned:
+            batch = type(batch)(_Inline(part) if _is_small(part) else part for part in batch)
+        return batch, _Inline(keys)
+
+
+def opened(fetched: Any) -> tuple[Any, Tensor]:
+    """Return ``(batch, keys)`` of what a DataLoader yields."""
+    batch, keys = fetched
+    if type(batch) in (list, tuple):
+        batch = type(batch)(_tensor_of(part) for part in batch)
+    return batch, _tensor_of(keys)
+
+
+def _tensor_of(part: Any) -> Any:
+    return torch.from_numpy(part.array) if isinstance(part, _Inline) else part
 
 
 class Source:
@@ -27,12 +87,20 @@ class Source:
         loader: The user's.
         seed: Of what is drawn while a batch is fetched.
         resident: Whether its images are kept on the device.
+        check: Refuses a batch, given it and its keys; called where batches are collated.
 
     Raises:
         TypeError: If the dataset is no uint8 ``TensorDataset`` and should be resident.
     """
 
-    def __init__(self, loader: DataLoader[Any], *, seed: int, resident: bool) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int,
+        resident: bool,
+        check: Callable[[Any, Tensor], None],
+    ) -> None:
         self.dataset: Any = loader.dataset
         """The user's."""
         self._seed = seed
@@ -43,7 +111,7 @@ class Source:
         if is_tensors(loader.dataset, loader.collate_fn):
             tensors: Any = loader.dataset
             self._keyed = TensorBatches(tensors, resident=resident)
-            self._options["collate_fn"] = as_fetched
+            collate: Callable[[Any], Any] = as_fetched
         elif resident:
             raise TypeError(
                 "dataset must be a TensorDataset, with the default collate_fn, to be resident, got "
@@ -51,8 +119,11 @@ class Source:
             )
         else:
             self._keyed = SubsetAugmentDataset(loader.dataset, seed=seed)
+            collate = KeyedCollate(loader.collate_fn)
         if resident:
-            self._options = {"batch_size": loader.batch_size, "collate_fn": as_fetched}
+            self._options = {"batch_size": loader.batch_size}
+        pinned = self._options.get("pin_memory", False)
+        self._options["collate_fn"] = CheckedCollate(collate, check, pinned)
 
     def __len__(self) -> int:
         """Return the number of examples, as it was at construction."""
@@ -79,6 +150,8 @@ class Source:
     ) -> DataLoader[Any]:
         """Return a DataLoader with the user's options: over everything in order, or a sampler's.
 
+        What it yields is for :func:`opened`.
+
         Its generator is ours, so that starting an epoch does not advance the caller's.
         """
         options = {**self._options, **changes}
@@ -103,5 +176,4 @@ class Source:
         loader = self.data_loader(
             first, num_workers=min(1, self.num_workers), persistent_workers=False
         )
-        batch, keys = next(iter(loader))
-        return batch, keys
+        return opened(next(iter(loader)))

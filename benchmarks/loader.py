@@ -55,7 +55,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
         data: Where images come from.
         augment: Strong augmentation on PIL, for copies; ``None``: originals alone.
         copies: Augmented copies of each example beside the original.
-        ordinary: Crop, mirror and scale to floats, as an ordinary training script does.
+        weak: Whether images are cropped and mirrored.
+        floats: Whether items are what a model takes, floats in [0, 1], or bytes.
     """
 
     def __init__(
@@ -63,15 +64,16 @@ class Photos(Dataset[tuple[Tensor, int]]):
         data: ImageData,
         augment: Callable[[Any], Any] | None = None,
         copies: int = 0,
-        ordinary: bool = False,
+        *,
+        weak: bool = False,
+        floats: bool = False,
     ) -> None:
         self.images = data.x_train.permute(0, 2, 3, 1).contiguous().numpy()
         self.targets = data.y_train.tolist()
         self.augment, self.copies = augment, copies
-        steps: list[Any] = [v2.PILToTensor()]
-        if ordinary:
-            weak = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-            steps = [*weak, *steps, v2.ToDtype(torch.float32, scale=True)]
+        steps = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()] if weak else []
+        steps += [v2.PILToTensor()]
+        steps += [v2.ToDtype(torch.float32, scale=True)] if floats else []
         self.to_tensor = v2.Compose(steps)
 
     def __len__(self) -> int:
@@ -131,7 +133,7 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
     figures = []
     floats = TensorDataset(data.x_train.float() / 255, data.y_train)
     for name, dataset, workers, target in (
-        ("PIL data, 2 workers", Photos(data, ordinary=True), 2, 0.98),
+        ("PIL data, 2 workers", Photos(data, weak=True, floats=True), 2, 0.98),
         ("tensor data, 0 workers", floats, 0, 0.93),
     ):
         options = {"batch_size": BATCH_SIZE, "num_workers": workers}
@@ -173,9 +175,13 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
 
 
 def against_workers(data: ImageData, quick: bool) -> list[Figure]:
-    """Compare an epoch at 10% and at 100% to augmenting everything on the workers."""
+    """Compare an epoch at 10% and at 100% to augmenting everything on the workers.
+
+    Batches are what the model takes: workers that augment make floats of images too, as is usual;
+    ours send bytes, and the loader makes floats of all rows.
+    """
     everything = DataLoader(
-        Photos(data, v2.RandAugment(), COPIES),
+        Photos(data, v2.RandAugment(), COPIES, floats=True),
         BATCH_SIZE,
         shuffle=True,
         num_workers=2,

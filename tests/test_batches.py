@@ -173,3 +173,33 @@ def test_labels_are_found_without_fetching(dataset):
 )
 def test_datasets_that_do_not_offer_labels_give_none(dataset):
     assert known_labels(dataset) is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "part",
+    [
+        torch.randint(0, 256, (6, 3, 5), dtype=torch.uint8),
+        torch.rand(6, 3).bfloat16(),
+        torch.rand(6) > 0.5,
+        torch.rand(6, 2, dtype=torch.float64),
+        torch.rand(6, 2, dtype=torch.complex128),
+        torch.rand(4, 6).T,
+        torch.rand(6, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        torch.rand(6, 3, requires_grad=True),
+    ],
+    ids=lambda part: str(part.dtype),
+)
+def test_rows_of_any_dtype_and_layout_are_put_as_index_copy_puts_them(part, in_place):
+    if in_place and part.requires_grad:
+        return  # nobody's to write to
+    at = torch.tensor([4, 0, 5])
+    new = part.flip(0)[at]
+    before = part.detach().clone()
+    expected = before.index_copy(0, at, new.detach())
+    given = part.clone(memory_format=torch.preserve_format) if in_place else part
+    found = put_rows(given, at, at, new, in_place)
+    assert torch.equal(found, expected)
+    assert found.requires_grad == part.requires_grad
+    assert (found.data_ptr() == given.data_ptr()) == in_place
+    assert torch.equal(part, before)

@@ -113,7 +113,7 @@ def test_the_dataloaders_own_options_are_taken_over():
     ours = SubsetAugmentLoader(given, make_model(), blacken)._batches
     for name in options:
         assert getattr(ours, name) == getattr(given, name), name
-    assert ours.collate_fn.collate is given.collate_fn
+    assert ours.collate_fn._collate.collate is given.collate_fn
 
 
 def test_selections_are_made_at_epochs_0_r_2r():

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, get_worker
 
 from augsubset.errors import check_int
 from augsubset.rng import MAX_SEED, forked_rng, mix_seed, seed_host
-from augsubset.sampling.keys import MAX_INDEX, unpack
+from augsubset.sampling.keys import MAX_INDEX
 
 __all__ = ["KeyedCollate", "SubsetAugmentDataset", "check_map_style"]
 
@@ -106,7 +106,7 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
         """
         if not keys:
             return []
-        indices = [unpack(int(key))[2] for key in keys]
+        indices = [int(key) & MAX_INDEX for key in keys]
         if max(indices) >= self._length or min(keys) < 0:
             raise IndexError(
                 f"keys must address examples 0..{self._length - 1}, got indices up to "

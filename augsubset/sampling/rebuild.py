@@ -13,7 +13,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from augsubset.sampling.dataset import KeyedCollate, check_map_style
+from augsubset.sampling.dataset import check_map_style
 
 __all__ = ["LoaderOrder", "loader_options", "loader_order"]
 
@@ -87,7 +87,7 @@ def loader_order(loader: Any) -> LoaderOrder:
 
 
 def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Return everything that a DataLoader was given, but for its dataset, order and generator."""
+    """Return what a DataLoader was given but for its dataset, order, generator, collation."""
     names = [
         "batch_size",
         "num_workers",
@@ -99,8 +99,4 @@ def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
         "persistent_workers",
         "in_order",  # since torch 2.6
     ]
-    options: dict[str, Any] = {
-        name: getattr(loader, name) for name in names if hasattr(loader, name)
-    }
-    options["collate_fn"] = KeyedCollate(loader.collate_fn)
-    return options
+    return {name: getattr(loader, name) for name in names if hasattr(loader, name)}

@@ -337,11 +337,14 @@ class WeightedCoresetSampler(Sampler[int]):
     def _weigh(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         epochs, copies, indices = unpack(keys)
         weights = np.ones(len(keys))
-        for epoch in np.unique(epochs):
-            at = self._of(int(epoch))
-            counted = (epochs == epoch) & (copies != PADDING)
-            if self.plan.raw != "selected" or self.plan.mode == "sample":
-                counted &= copies > 0
+        selected = copies != PADDING
+        if self.plan.raw != "selected" or self.plan.mode == "sample":
+            selected &= copies > 0
+        for epoch in dict.fromkeys(epochs.tolist()):
+            at = self._of(epoch)
+            counted = selected & (epochs == epoch)
+            if not counted.any():
+                continue
             seats = np.searchsorted(at.indices, indices[counted])
             if not np.array_equal(at.indices[seats % len(at.indices)], indices[counted]):
                 raise AugsubsetError(f"keys hold rows that epoch {epoch} did not select.")

@@ -1,0 +1,106 @@
+"""What workers send arrives as it was, and is checked where it was collated."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from augsubset import RandomOps, SubsetAugmentLoader, source
+from augsubset.sampling import KeyedCollate
+from augsubset.source import CheckedCollate, opened
+
+PARTS = {
+    "bytes": torch.arange(24, dtype=torch.uint8).view(4, 6),
+    "class": torch.tensor([3, 1, 2, 0]),
+    "double": torch.tensor([0.1, -0.0, torch.nan, torch.inf], dtype=torch.float64),
+    "half": torch.tensor([0.1, 2.0, 3.0, 4.0], dtype=torch.bfloat16),
+    "flag": torch.tensor([True, False, True, True]),
+    "large": torch.rand(4, 1 << 12),
+    "view": torch.arange(8).view(2, 4).T[:, 1],
+}
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return index
+
+    def __getitems__(self, keys):
+        return [(index, key) for index, key in zip(keys, keys, strict=True)]
+
+
+def collate_parts(_):
+    return list(PARTS.values())
+
+
+def let_pass(batch, keys):
+    assert len(keys) == 4
+
+
+def refuse(batch, keys):
+    raise ValueError("images must be in [0, 1]")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_batch_arrives_as_it_was_collated(num_workers, pinned):
+    collate = CheckedCollate(KeyedCollate(collate_parts), let_pass, pinned)
+    loader = DataLoader(Rows(), batch_size=4, num_workers=num_workers, collate_fn=collate)
+    batch, keys = opened(next(iter(loader)))
+    assert keys.tolist() == [0, 1, 2, 3]
+    assert keys.dtype == torch.int64
+    for (name, expected), found in zip(PARTS.items(), batch, strict=True):
+        assert found.dtype == expected.dtype, name
+        assert found.shape == expected.shape, name
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num()), name
+        found.zero_()  # what a training loop gets is its own to change
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_small_tensors_go_in_the_message_but_for_what_will_be_pinned(monkeypatch, pinned):
+    monkeypatch.setattr(source, "get_worker_info", lambda: "a worker")
+    collate = CheckedCollate(KeyedCollate(collate_parts), let_pass, pinned)
+    rows = Rows().__getitems__(range(4))
+    batch, keys = collate(rows)
+    kept = {name for name, part in zip(PARTS, batch, strict=True) if isinstance(part, torch.Tensor)}
+    assert kept == (set(PARTS) if pinned else {"half", "large"})
+    assert not isinstance(keys, torch.Tensor)
+    assert torch.equal(opened((batch, keys))[1], torch.arange(4))
+
+
+def test_a_batch_is_refused_by_the_worker_that_collated_it():
+    collate = CheckedCollate(KeyedCollate(default_collate), refuse, False)
+    loader = DataLoader(Rows(), batch_size=4, num_workers=1, collate_fn=collate)
+    with pytest.raises(ValueError, match=r"worker process 0(.|\n)*images must be in \[0, 1\]"):
+        next(iter(loader))
+
+
+def test_values_out_of_range_are_refused_in_the_epoch_whatever_the_workers():
+    x = torch.rand(40, 3, 8, 8)
+    x[37, 0, 0, 0] = 1.5
+    for num_workers in (0, 1):
+        loader = SubsetAugmentLoader(
+            DataLoader(TensorDataset(x, torch.arange(40) % 2), 10, num_workers=num_workers),
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+            RandomOps.paper(),
+            start_epoch=1,
+        )
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\].* to 1.5"):
+            list(loader)
+
+
+def test_what_workers_need_of_the_check_leaves_devices_behind():
+    loader = SubsetAugmentLoader(
+        DataLoader(TensorDataset(torch.rand(40, 3, 8, 8), torch.arange(40) % 2), 10),
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+        RandomOps.paper(),
+        normalize=([0.5] * 3, [0.25] * 3),
+    )
+    list(loader)
+    assert loader._pixels._kept
+    sent = pickle.loads(pickle.dumps(loader._batches.collate_fn))
+    assert sent._check._pixels._kept == {}
