@@ -161,7 +161,7 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
         counts = {"bare": consumed(bare), "ours": consumed(ours)}  # workers start, caches warm
         seconds = in_turn(
             {"bare": lambda b=bare: consumed(b), "ours": lambda o=ours: consumed(o)},  # type: ignore[misc]
-            5 if quick else 11,
+            5 if quick else 21,
         )
         ratio = _median_ratio(seconds, "bare", "ours") * counts["ours"] / counts["bare"]
         figures.append(
@@ -208,7 +208,7 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
     for loader in arms.values():
         consumed(loader)
     calls = {name: (lambda each=loader: consumed(each)) for name, loader in arms.items()}
-    seconds = in_turn(calls, 3 if quick else 5)  # type: ignore[arg-type]
+    seconds = in_turn(calls, 3 if quick else 9)  # type: ignore[arg-type]
     return [
         Figure(
             f"epoch at {name} with {COPIES} copies, faster than all on workers",

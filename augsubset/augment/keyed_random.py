@@ -69,16 +69,10 @@ class RowKeys:
             if part.dtype != torch.int64:
                 raise TypeError(f"{name} must be an int or an int64 tensor, got {part.dtype}.")
             parts.append(part.cpu())
-        try:
-            shape = np.broadcast_shapes((1,), *(tuple(part.shape) for part in parts))
-        except ValueError:
-            shape = ()
-        if len(shape) != 1:
-            raise ValueError(
-                "epoch, index and copy must broadcast to (B,), got shapes "
-                f"{[tuple(part.shape) for part in parts]}."
-            )
-        self._set(int(seed), *(part.expand(shape).contiguous() for part in parts))
+        shapes = [tuple(part.shape) for part in parts]
+        if len(shapes[0]) != 1 or shapes.count(shapes[0]) != 3:  # seldom, and takes a while
+            parts = _broadcast(parts, shapes)
+        self._set(int(seed), *(part.contiguous() for part in parts))
 
     def _set(self, seed: int, epoch: Tensor, index: Tensor, copy: Tensor) -> RowKeys:
         # With what compiled loops take, once for all policies that see these rows.
@@ -100,6 +94,17 @@ class RowKeys:
         if every == 1:
             return self
         return RowKeys(self.seed, self.epoch - self.epoch % every, self.index, self.copy)
+
+
+def _broadcast(parts: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Return the parts in their common shape, which must be ``(B,)``."""
+    try:
+        shape = np.broadcast_shapes((1,), *shapes)
+    except ValueError:
+        shape = ()
+    if len(shape) != 1:
+        raise ValueError(f"epoch, index and copy must broadcast to (B,), got shapes {shapes}.")
+    return [part.expand(shape) for part in parts]
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
