@@ -1,8 +1,8 @@
 r"""The paper's statements in numbers: what is said to be smaller, and what is said to be larger.
 
 Each function computes both sides on an instance of yours, in float64; whether it satisfies the
-assumptions, which are named, is yours to see to. Where the paper prints a bound that does not follow,
-:class:`Inequality` has the one that does, and the printed one beside it.
+assumptions, which are named, is yours to see to. Where the paper prints a bound that does not
+follow, :class:`Inequality` has the one that does, and the printed one beside it.
 
 Throughout, J is a Jacobian ``(n, m)``, r a residual ``(n,)``, ``chosen`` the rows of a coreset and
 ``weights`` its cluster sizes: its gradient is :math:`\sum_j \gamma_j r_j J_j`, and xi the norm of
