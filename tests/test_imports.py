@@ -41,7 +41,7 @@ ALLOWED = {
         *("batches", "delivery", "gradients", "probe", "sampling", "schedule", "selection"),
         "source",
     },
-    "diagnostics": {"untouched"},
+    "diagnostics": {"gradients", "untouched"},
     "cli": {"loader"},
     "integrations": {"loader"},
     "loader": {
