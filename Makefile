@@ -51,6 +51,7 @@ grid: .venv/installed
 
 docs: .venv/installed
 	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)
+	$(if $(OUT),,$(BIN)/python -m benchmarks.explain --draw docs)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
