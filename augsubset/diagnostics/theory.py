@@ -271,12 +271,12 @@ class Descent(NamedTuple):
     @property
     def holds(self) -> bool:
         """Whether all norms are within the bounds, up to rounding."""
-        return bool((self.norms <= self.bounds * (1 + _ROUNDING)).all())
+        return bool((self.norms <= self.bounds + _ROUNDING * self.norms[0]).all())
 
     @property
     def holds_as_printed(self) -> bool:
         """Whether all norms are within what the paper prints."""
-        return bool((self.norms <= self.printed * (1 + _ROUNDING)).all())
+        return bool((self.norms <= self.printed + _ROUNDING * self.norms[0]).all())
 
 
 def stochastic_descent(rows: Array, weights: Array, error: Array, num_steps: int) -> Descent:
@@ -310,7 +310,8 @@ def stochastic_descent(rows: Array, weights: Array, error: Array, num_steps: int
     for _ in range(num_steps):
         moments.append(np.mean(moves @ moments[-1] @ moves, axis=0))
     norms = np.sqrt([np.trace(hessian @ moment @ hessian) for moment in moments])
-    decay = (1 - alpha * step / 2) ** (np.arange(num_steps + 1) / 2) * norms[0]
+    factor = max(0.0, 1 - alpha * step / 2)
+    decay = factor ** (np.arange(num_steps + 1) / 2) * norms[0]
     return Descent(norms, np.sqrt(2 * smooth / alpha) * decay, np.sqrt(1 / alpha) * decay)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset.diagnostics.theory import (
@@ -245,6 +245,7 @@ def test_lemma_b_3_needs_inputs_of_the_assumed_size():
 
 
 @given(SEEDS, st.integers(1, 4))
+@example(11, 1)  # one example: solved in a step
 def test_stochastic_descent_shrinks_at_the_rate_that_follows(seed, d):
     rng = np.random.default_rng(seed)
     n = d + int(rng.integers(0, 5))
