@@ -6,11 +6,14 @@ import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.report import summary, write_report
 
 __all__ = ["main"]
 
@@ -26,17 +29,54 @@ def main(arguments: list[str] | None = None) -> int:
     )
     doctor.add_argument("target", help="module:function, or path/to/script.py:function")
     doctor.add_argument("--steps", type=int, default=50, help="batches to measure")
+    report = commands.add_parser(
+        "report",
+        help="write what a run selected as a page, JSON and CSV",
+        description="Reads a checkpoint that holds a loader's state; with --loader, which makes "
+        "the loader again, the page has pictures.",
+    )
+    report.add_argument("run", type=Path, help="a checkpoint, by torch.save or save_checkpoint")
+    report.add_argument("--loader", help="module:function, or path/to/script.py:function")
+    report.add_argument("--out", type=Path, default=Path("augsubset-report"), help="folder")
+    report.add_argument("--images", type=int, default=12, help="of each list, with --loader")
+    report.add_argument("--spectrum", type=int, default=0, help="examples, with --loader")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        loader = _function(given.target)()
-    except (ValueError, ImportError, AttributeError, OSError) as error:
+        if given.command == "doctor":
+            said = str(_loader(given.target).doctor(given.steps))
+        else:
+            said = f"wrote {_reported(given)}"
+    except (TypeError, ValueError, ImportError, AttributeError, OSError) as error:
         parser.error(str(error))
-    if not isinstance(loader, SubsetAugmentLoader):
-        parser.error(
-            f"{given.target} must return a SubsetAugmentLoader, got {type(loader).__name__}."
-        )
-    sys.stdout.write(f"{loader.doctor(given.steps)}\n")
+    sys.stdout.write(f"{said}\n")
     return 0
+
+
+def _reported(given: argparse.Namespace) -> Path:
+    """Write the report of a checkpoint."""
+    state = _loader_state(torch.load(given.run, map_location="cpu", weights_only=True), given.run)
+    if given.loader is None:
+        return write_report(given.out, summary(state), state["tally"])
+    loader = _loader(given.loader)
+    loader.load_state_dict(state)
+    return loader.report(given.out, images=given.images, spectrum=given.spectrum)
+
+
+def _loader_state(saved: Any, path: Path) -> Mapping[str, Any]:
+    """Return a loader's state, saved by itself or as an entry of something else."""
+    states = [saved, *saved.values()] if isinstance(saved, Mapping) else []
+    for state in states:
+        if isinstance(state, Mapping) and {"history", "tally", "num_examples"} <= set(state):
+            return state
+    raise ValueError(f"{path} must hold the state of a SubsetAugmentLoader, got none.")
+
+
+def _loader(target: str) -> SubsetAugmentLoader:
+    """Return what a function of the user's makes."""
+    loader = _function(target)()
+    if not isinstance(loader, SubsetAugmentLoader):
+        raise TypeError(f"{target} must return a SubsetAugmentLoader, got {type(loader).__name__}.")
+    return loader
 
 
 def _function(target: str) -> Callable[[], Any]:

@@ -129,10 +129,19 @@ class Delivery:
         """Return a batch in parts."""
         return self._parts.split(batch)
 
+    def unaugmented(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
+        """Return what policies would see of a batch, and what goes along."""
+        parts = self._parts.split(batch)
+        return self._pixels.to_unit(parts.inputs), parts.others
+
+    def to_model(self, x: Any) -> Any:
+        """Return what the model takes of what policies see."""
+        return self._pixels.to_model(x)
+
     def original(self, batch: Any) -> tuple[Any, Any]:
         """Turn a batch of originals into what the model sees of them unaugmented."""
-        parts = self._parts.split(batch)
-        return self._pixels.to_model(self._pixels.to_unit(parts.inputs)), parts.labels
+        x, _ = self.unaugmented(batch)
+        return self._pixels.to_model(x), self._parts.split(batch).labels
 
     def ready(
         self, batch: Any, parts: Split, keys: Tensor, w: Tensor | None, move: Callable[[Any], Any]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
 from augsubset.progress import progress_bar
 from augsubset.ranks import Ranks, world_size
+from augsubset.report import Picture, Shown, run_pictures, summary, write_run
 from augsubset.rng import MAX_SEED, forked_rng
 from augsubset.sampling import (
     Layout,
@@ -40,6 +43,7 @@ from augsubset.selection import (
     budget_from_fraction,
 )
 from augsubset.source import Source, opened
+from augsubset.tally import Tally
 from augsubset.timing import EpochClock
 
 __all__ = ["SubsetAugmentLoader"]
@@ -270,10 +274,12 @@ class SubsetAugmentLoader:
             seed=self._seed,
             background=background,
             probe=self._probed,
-            record=self._record,
+            record=self._selected,
             ranks=ranks,
             timeout=timeout,
         )
+        self._labels = known if has_classes else None
+        self._tally = Tally(known if has_classes else torch.zeros(n, dtype=torch.int64))
         self._recycle = recycle if recycle is None else check_int("recycle", recycle, 1)
         self._harvest = Harvest(n)
         if recycle is not None:
@@ -526,12 +532,16 @@ class SubsetAugmentLoader:
         """One dict a selection and one an epoch, oldest first.
 
         ``event="selection"``: epoch (of the probe), in_force_from, selector, num_selected,
-        effective_sample_size, probe_seconds, num_recycled, solve_seconds, digest and the
-        certificate's figures, where there is one.
+        effective_sample_size, probe_seconds, num_recycled, solve_seconds, digest, the
+        certificate's figures, where there is one, overlap (share that the selection before had
+        too), covered (share of all examples selected so far) and class_counts.
         ``event="epoch"``: epoch, num_rows, num_copies, whether it completed, and seconds of
         selection, loading, augmentation, step (what remains: the caller's code) and total.
         """
         return self._history
+
+    def _selected(self, entry: Event, selection: Selection) -> None:
+        self._record({**entry, **self._tally.add(selection)})
 
     def _record(self, entry: Event) -> None:
         self._history.append(entry)
@@ -580,6 +590,54 @@ class SubsetAugmentLoader:
                 device,
             )
 
+    def report(self, path: str | PathLike[str], *, images: int = 12, spectrum: int = 0) -> Path:
+        """Write what was selected so far, and what it saved, as a page, JSON and CSV.
+
+        Args:
+            path: A folder, made if it is not there.
+            images: Most, least and never selected examples to show, each with two copies.
+            spectrum: Selected examples whose Jacobian's singular values are shown, original and
+                augmented (needs scipy); 0 for none.
+
+        Returns:
+            The page, ``index.html`` in the folder: one file that fetches nothing.
+
+        Raises:
+            ImportError: If there are images to show and Pillow is not installed
+                (``pip install "augsubset[report]"``), or scipy for a spectrum.
+            AugsubsetError: While an epoch runs.
+
+        Cost:
+            A fetch an image; a spectrum is a backward pass an output and example.
+        """
+        check_int("images", images, 0)
+        check_int("spectrum", spectrum, 0)
+        with self._shown() as shown:
+            return write_run(path, self.state_dict(), shown, images=images, spectrum=spectrum)
+
+    def pictures(self, images: int = 12) -> dict[str, list[Picture]]:
+        """Return the ``most``, ``least`` and ``never`` selected examples as the report shows them.
+
+        Args:
+            images: Of each list; none where inputs are no images.
+
+        Raises:
+            AugsubsetError: While an epoch runs.
+        """
+        check_int("images", images, 1)
+        with self._shown() as shown:
+            return run_pictures(summary(self.state_dict(), num_listed=images), shown)
+
+    @contextmanager
+    def _shown(self) -> Iterator[Shown]:
+        """What a report shows beside figures, for as long as generators are forked."""
+        if self._live:
+            raise AugsubsetError("a report cannot be written while an epoch runs. Close it first.")
+        device = self._device or model_device(self._model)
+        self._source.to(device)
+        with forked_rng(self._seed, [device]):
+            yield Shown(self._model, self._source, self._delivery, self._labels, device)
+
     @property
     def dataset(self) -> Any:
         """The user's dataset."""
@@ -611,6 +669,7 @@ class SubsetAugmentLoader:
             "schedule": self._schedule.state_dict(),
             "harvest": None if self._recycle is None else self._harvest.state_dict(),
             "history": [dict(entry) for entry in self._history],
+            "tally": self._tally.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -627,7 +686,7 @@ class SubsetAugmentLoader:
         """
         if self._live:
             raise AugsubsetError("a state cannot be loaded while an epoch runs. Close it first.")
-        keys = ("epoch", "position", "in_force", "schedule", "harvest", "history")
+        keys = ("epoch", "position", "in_force", "schedule", "harvest", "history", "tally")
         check_state("state_dict", state, ("version", *keys, *self._identity()))
         check_state("state_dict", state, (), same={"version": 1, **self._identity()})
         epoch = check_int("epoch", state["epoch"], 0)
@@ -640,12 +699,14 @@ class SubsetAugmentLoader:
         if self._recycle is not None and state["harvest"] is not None:
             harvest.load_state_dict(state["harvest"])
         history = [dict(entry) for entry in state["history"]]
+        tally = self._tally.checked(state["tally"])
         if in_force is not None:
             self._sampler.set_selection(self._capped(in_force))
         self._sampler.load_state_dict(
             {**self._sampler.state_dict(), "epoch": epoch, "position": position}
         )
         self._schedule.take(schedule)
+        self._tally.take(tally)
         self._in_force, self._next_epoch, self._position = in_force, epoch, position
         self._harvest, self._history = harvest, history
 

@@ -46,7 +46,7 @@ class SelectionSchedule:
         seed: Distinguishes runs.
         background: Solve in a thread while the epoch that probed trains on.
         probe: Measures the examples with indices ``range(rank, n, world_size)``.
-        record: Called with an entry of the history when a selection is put in force.
+        record: Called with an entry of the history and the selection, when it is put in force.
         ranks: Other processes that take part; ``None``: there are none.
         timeout: How long a rank waits for another.
     """
@@ -62,7 +62,7 @@ class SelectionSchedule:
         seed: int,
         background: bool,
         probe: Callable[[range], Probed],
-        record: Callable[[dict[str, Any]], None],
+        record: Callable[[dict[str, Any], Selection], None],
         ranks: Ranks | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
@@ -183,7 +183,7 @@ class SelectionSchedule:
         entry["digest"] = selection.digest
         if selection.certificate is not None:
             entry.update(vars(selection.certificate))
-        self._record(entry)
+        self._record(entry, selection)
 
     # Resuming.
 

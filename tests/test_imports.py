@@ -35,6 +35,8 @@ ALLOWED = {
     "ranks": set(),
     "selection": {"gradients", "pairwise", "ranks"},
     "schedule": {"gradients", "ranks", "selection"},
+    "tally": {"selection"},
+    "report": {"augment", "delivery", "diagnostics", "sampling", "source"},
     "delivery": {"augment", "batches", "pixels", "sampling"},
     "source": {"batches", "sampling"},
     "doctor": {
@@ -42,7 +44,7 @@ ALLOWED = {
         "source",
     },
     "diagnostics": {"gradients", "untouched"},
-    "cli": {"loader"},
+    "cli": {"loader", "report"},
     "integrations": {"loader"},
     "loader": {
         "batches",
@@ -52,10 +54,12 @@ ALLOWED = {
         "pixels",
         "probe",
         "ranks",
+        "report",
         "sampling",
         "schedule",
         "selection",
         "source",
+        "tally",
         "timing",
     },
 }

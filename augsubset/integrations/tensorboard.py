@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from augsubset.loader import SubsetAugmentLoader
+
 __all__ = ["TensorBoardEvents"]
 
 
@@ -29,3 +33,20 @@ class TensorBoardEvents:
             if name != "epoch" and isinstance(value, (int, float)):
                 tag = f"{self._prefix}/{entry['event']}/{name}"
                 self._writer.add_scalar(tag, float(value), entry["epoch"])
+
+    def add_pictures(self, loader: SubsetAugmentLoader, *, images: int = 12) -> None:
+        """Write the pictures of a report: most, least and never selected, copies beside each.
+
+        Args:
+            loader: Between two epochs.
+            images: Of each list.
+
+        Raises:
+            TypeError: If the writer has no ``add_images``.
+        """
+        if not callable(getattr(self._writer, "add_images", None)):
+            raise TypeError(f"writer must have add_images, got {type(self._writer).__name__}.")
+        for name, pictures in loader.pictures(images).items():
+            if pictures:
+                shown = torch.stack([image for each in pictures for image in each.images])
+                self._writer.add_images(f"{self._prefix}/{name}", shown, loader.epoch)

@@ -1,0 +1,369 @@
+"""A run's report: figures by hand, whole files, a page that needs nothing but itself."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from augsubset import (
+    AugsubsetError,
+    RandomOps,
+    RandomSelector,
+    Selection,
+    SubsetAugmentLoader,
+)
+from augsubset.cli import main
+from augsubset.integrations.tensorboard import TensorBoardEvents
+from augsubset.report import summary, write_report
+from augsubset.tally import Tally
+
+N = 60
+X = torch.randint(
+    0, 256, (N, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+Y = torch.arange(N) % 3
+
+
+def make(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    inner = DataLoader(TensorDataset(X, Y), 20, shuffle=True)
+    return SubsetAugmentLoader(
+        inner, model, RandomOps.paper(), fraction=0.1, copies=2, every=1, **options
+    )
+
+
+def run(epochs=4, **options):
+    loader = make(**options)
+    for _ in range(epochs):
+        list(loader)
+    return loader
+
+
+def chosen(*indices):
+    return Selection.equally_weighted(torch.tensor(indices), 6)
+
+
+# What is counted.
+
+
+def test_a_tally_says_what_is_new():
+    tally = Tally(torch.tensor([0, 0, 1, 1, 1, 2]))
+    first = tally.add(chosen(0, 2))
+    assert first == {"overlap": None, "covered": 2 / 6, "class_counts": [1, 1, 0]}
+    second = tally.add(chosen(2, 3, 5))
+    assert second["overlap"] == pytest.approx(1 / 3)
+    assert second["covered"] == pytest.approx(4 / 6)
+    assert second["class_counts"] == [0, 2, 1]
+    assert tally.times.tolist() == [1, 0, 2, 1, 0, 1]
+    assert tally.mass.tolist() == [3, 0, 5, 2, 0, 2]
+
+
+def test_a_tally_goes_on_where_it_was_saved():
+    labels = torch.zeros(6, dtype=torch.int64)
+    tally, again = Tally(labels), Tally(labels)
+    tally.add(chosen(0, 2))
+    again.take(again.checked(tally.state_dict()))
+    assert again.add(chosen(2, 3)) == tally.add(chosen(2, 3))
+    assert torch.equal(again.times, tally.times)
+    with pytest.raises(ValueError, match=r"tally must hold times of shape \(6,\)"):
+        again.checked({**tally.state_dict(), "times": torch.zeros(5, dtype=torch.int32)})
+    with pytest.raises(ValueError, match="mass"):
+        again.checked({"times": tally.times, "previous": tally.state_dict()["previous"]})
+
+
+def test_history_says_it_and_a_resumed_run_says_the_same():
+    loader = run(4)
+    entries = [entry for entry in loader.history if entry["event"] == "selection"]
+    assert entries[0]["overlap"] is None
+    assert all(0 <= entry["overlap"] <= 1 for entry in entries[1:])
+    covered = [entry["covered"] for entry in entries]
+    assert covered == sorted(covered)
+    assert all(sum(entry["class_counts"]) == 6 for entry in entries)
+    first, second = run(2), make()
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        list(second)
+    assert torch.equal(second.state_dict()["tally"]["times"], loader.state_dict()["tally"]["times"])
+
+
+# Figures.
+
+
+def test_a_summary_counts_what_the_history_holds():
+    loader = run(4, selector=RandomSelector())
+    found = json.loads(json.dumps(summary(loader.state_dict())))
+    times = loader.state_dict()["tally"]["times"]
+    assert found["num_examples"] == N
+    assert found["class_sizes"] == [20, 20, 20]
+    assert len(found["selections"]) == len(found["epochs"]) == 4
+    assert sum(found["times_selected"]) == N
+    assert sum(count * number for count, number in enumerate(found["times_selected"])) == 24
+    assert found["num_never"] == int((times == 0).sum()) == found["times_selected"][0]
+    most = [entry["times"] for entry in found["most"]]
+    assert most == sorted(times.tolist(), reverse=True)[: len(most)]
+    assert all(times[entry["index"]] == 0 for entry in found["never"])
+    assert min(entry["times"] for entry in found["least"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "rows", "of_all"),
+    [("all", 72, 180), ("unselected", 66, 120), ("selected", 18, 180), ("none", 12, 120)],
+)
+def test_savings_are_by_the_price_of_a_row(raw, rows, of_all):
+    state = run(3, raw=raw).state_dict()
+    for entry in state["history"]:
+        if entry["event"] == "epoch":
+            seconds = {"selection": 1.0, "loading": 1.0, "augmentation": 2.0, "step": 5.0}
+            entry.update({f"{name}_seconds": value for name, value in seconds.items()})
+            entry["total_seconds"] = 9.0
+    savings = summary(state)["savings"]
+    assert (savings["num_rows"], savings["num_rows_of_all"]) == (3 * rows, 3 * of_all)
+    assert (savings["num_copies"], savings["num_copies_of_all"]) == (3 * 12, 3 * 120)
+    expected = 3 * (6.0 / rows * of_all + 2.0 * 10)
+    assert savings["seconds_of_all"] == pytest.approx(expected)
+    assert savings["speed_up"] == pytest.approx(expected / 27)
+
+
+def test_nothing_is_said_of_a_run_that_has_not_begun(tmp_path):
+    loader = make()
+    found = summary(loader.state_dict())
+    assert found["savings"] is None
+    page = loader.report(tmp_path).read_text()
+    assert "nothing to say of savings" in page
+    assert "No selection was made yet" in page
+
+
+# Files.
+
+
+def test_a_report_is_a_page_json_and_csv(tmp_path):
+    loader = run()
+    page = loader.report(tmp_path / "there", images=5)
+    assert {path.name for path in page.parent.iterdir()} == {
+        *("index.html", "report.json", "selections.csv", "examples.csv")
+    }
+    figures = json.loads((page.parent / "report.json").read_text())
+    assert figures == json.loads(json.dumps(summary(loader.state_dict(), num_listed=5)))
+    with (page.parent / "selections.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["num_selected"]) for row in rows] == [6] * 4
+    with (page.parent / "examples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in rows] == Y.tolist()
+    times = loader.state_dict()["tally"]["times"].tolist()
+    assert [int(row["times_selected"]) for row in rows] == times
+    text = page.read_text()
+    # Most, least and never selected, an original and two copies each.
+    assert text.count("data:image/png;base64,") == 3 * 5 * 3
+    assert text.count('alt="original"') == 15
+
+
+def test_the_page_is_readable_without_scripts_and_fetches_nothing(tmp_path):
+    text = run().report(tmp_path).read_text()
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", text)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    without = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    for heading in ("What was selected, and when", "Class balance", "Certificate", "Most selected"):
+        assert f"<h2>{heading}</h2>" in without
+    assert without.count("<svg") == 5
+    assert text.count("<script>") == 1
+    # What the script is for is hidden until it runs.
+    assert without.count("<p hidden>Class: <select") == 3
+
+
+def test_the_loader_goes_on_as_if_no_report_had_been_written(tmp_path):
+    quiet, told = make(), make()
+    for loader in (quiet, told):
+        list(loader)
+    state = torch.get_rng_state()
+    told.report(tmp_path, spectrum=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    for mine, other in zip(quiet, told, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+
+
+def test_a_spectrum_is_shown_if_asked_for(tmp_path):
+    loader = run()
+    page = loader.report(tmp_path, images=0, spectrum=4)
+    assert "Singular values of the Jacobian" in page.read_text()
+    spectrum = json.loads((tmp_path / "report.json").read_text())["spectrum"]
+    assert len(spectrum["original"]) == len(spectrum["augmented"]) == 12
+    assert "Singular values" not in loader.report(tmp_path, images=0).read_text()
+
+
+def test_a_report_in_the_middle_of_an_epoch_is_refused(tmp_path):
+    loader = make()
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(AugsubsetError, match="while an epoch runs"):
+        loader.report(tmp_path)
+    with pytest.raises(ValueError, match="images must be at least 0"):
+        loader.report(tmp_path, images=-1)
+
+
+class Words(Dataset):
+    """Token ids and a label."""
+
+    targets = Y.tolist()
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return torch.arange(8) + index, self.targets[index]
+
+
+def test_data_that_are_no_images_are_named_by_index(tmp_path):
+    model = nn.Sequential(nn.EmbeddingBag(100, 4), nn.Linear(4, 3))
+    loader = SubsetAugmentLoader(
+        DataLoader(Words(), 20), model, lambda x, rows: x.flip(1), fraction=0.1, copies=1
+    )
+    list(loader)
+    text = loader.report(tmp_path).read_text()
+    assert "By index: " in text
+    assert "data:image/png" not in text
+
+
+def test_gray_and_large_images_are_shown(tmp_path):
+    x = torch.rand(N, 1, 100, 80)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8000, 3))
+    loader = SubsetAugmentLoader(
+        DataLoader(TensorDataset(x, Y), 20), model, RandomOps.cutout(), fraction=0.1, copies=1
+    )
+    list(loader)
+    assert loader.report(tmp_path, images=2).read_text().count("data:image/png") == 18
+    assert loader.report(tmp_path, images=2).stat().st_size < 300_000
+
+
+def test_a_run_of_200_epochs_on_50_000_examples_fits_a_page(tmp_path):
+    tally = Tally(torch.arange(50_000) % 10)
+    generator = torch.Generator().manual_seed(0)
+    history = []
+    for epoch in range(200):
+        rows = torch.randperm(50_000, generator=generator)[:5000]
+        entry = {"event": "selection", "epoch": epoch, "in_force_from": epoch, "selector": "Rule"}
+        entry |= {"num_selected": 5000, "effective_sample_size": 4000.0, "error": 2.0}
+        entry |= {"gradient_error": 0.1, "gradient_norm": 3.0, "error_lower_bound": 1.0}
+        history.append({**entry, **tally.add(Selection.equally_weighted(rows, 50_000))})
+        entry = {"event": "epoch", "epoch": epoch, "num_rows": 70_000, "num_copies": 20_000}
+        for bucket in ("selection", "loading", "augmentation", "step", "total"):
+            entry[f"{bucket}_seconds"] = 1.0
+        history.append(entry)
+    state = {**make().state_dict(), "history": history, "tally": tally.state_dict()}
+    state |= {"num_examples": 50_000, "budget": 5000, "copies": 4}
+    page = write_report(tmp_path, summary(state), state["tally"])
+    assert page.stat().st_size < 1_000_000
+    assert summary(state)["num_never"] == 0
+
+
+def test_tensorboard_gets_the_same_numbers_and_pictures():
+    written = {}
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            written[tag, step] = value
+
+        def add_images(self, tag, images, step):
+            written[tag, step] = images
+
+    events = TensorBoardEvents(Writer())
+    loader = run(3, on_event=events)
+    selections = [entry for entry in loader.history if entry["event"] == "selection"]
+    for entry in selections[1:]:
+        assert written["augsubset/selection/overlap", entry["epoch"]] == entry["overlap"]
+        assert written["augsubset/selection/covered", entry["epoch"]] == entry["covered"]
+    events.add_pictures(loader, images=4)
+    most = written["augsubset/most", 3]
+    assert most.shape == (12, 3, 8, 8)
+    assert most.dtype == torch.uint8
+    index = summary(loader.state_dict())["most"][0]["index"]
+    assert torch.equal(most[0], X[index])
+    assert not torch.equal(most[1], X[index])
+
+
+# In a browser.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+@pytest.mark.parametrize("width", [1100, 390])
+def test_a_browser_opens_it_without_a_complaint(tmp_path, width):
+    page = run().report(tmp_path / "report")
+    # A script that speaks up: what is wider than the window, and whether the choice works.
+    probe = (
+        "<script>const s = document.querySelector('select[data-of=most]');"
+        "const label = s.options[1].value; s.value = label;"
+        "s.dispatchEvent(new Event('change'));"
+        "const shown = [...document.querySelectorAll('#most figure')].filter((f) => !f.hidden);"
+        "console.log('WIDE', document.documentElement.scrollWidth - innerWidth,"
+        "'SHOWN', shown.length, shown.every((f) => f.dataset.label === label),"
+        "'FETCHED', performance.getEntriesByType('resource')"
+        ".filter((e) => !e.name.startsWith('data:')).length)</script>"
+    )
+    page.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    done = subprocess.run(
+        [
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--enable-logging=stderr", "--v=0", f"--window-size={width},2000"),
+            *("--virtual-time-budget=3000", "--dump-dom", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert len(said) == 1, said
+    found = re.search(r"WIDE (-?\d+) SHOWN (\d+) (\w+) FETCHED (\d+)", said[0])
+    assert int(found[1]) <= 0
+    assert int(found[2]) >= 1
+    assert found[3] == "true"
+    assert int(found[4]) == 0
+
+
+# The command.
+
+
+def made():
+    return make()
+
+
+def test_the_command_reads_a_checkpoint(tmp_path, capsys):
+    loader = run()
+    for number, saved in enumerate(
+        (loader.state_dict(), {"epoch": 3, "loader": loader.state_dict()})
+    ):
+        file, out = tmp_path / f"{number}.pt", tmp_path / str(number)
+        torch.save(saved, file)
+        assert main(["report", str(file), "--out", str(out)]) == 0
+        assert f"wrote {out / 'index.html'}" in capsys.readouterr().out
+        assert json.loads((out / "report.json").read_text())["num_examples"] == N
+        assert "By index: " in (out / "index.html").read_text()
+
+
+def test_the_command_shows_pictures_where_a_loader_can_be_made(tmp_path):
+    torch.save(run().state_dict(), tmp_path / "run.pt")
+    arguments = ["report", str(tmp_path / "run.pt"), "--loader", f"{__name__}:made"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--images", "2"]) == 0
+    assert (tmp_path / "out" / "index.html").read_text().count("data:image/png") == 18
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [({"model": {}}, "must hold the state of a SubsetAugmentLoader"), (None, "No such file")],
+)
+def test_the_command_refuses_what_is_no_run(tmp_path, capsys, content, reason):
+    if content is not None:
+        torch.save(content, tmp_path / "run.pt")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "run.pt")])
+    assert reason in capsys.readouterr().err
