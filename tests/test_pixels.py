@@ -73,3 +73,25 @@ def test_values_out_of_range_are_refused(normalize, denormalize, x, reason):
 def test_bad_statistics_are_refused(normalize, denormalize, reason):
     with pytest.raises(ValueError, match=reason):
         PixelRange(normalize, denormalize)
+
+
+@pytest.mark.parametrize("value", [-0.0, 0.0, 1e-45, 0.5, 1 - 2**-24, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_of_the_unit_range_pass(value, dtype):
+    x = torch.zeros(2, 3, 4, 4, dtype=dtype)
+    x[1, 2, 3, 3] = value
+    PixelRange(None, None).check(x)
+    PixelRange(None, None).check(x.transpose(2, 3))
+    PixelRange(None, None).check(x.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize(
+    "value", [-1e-45, -0.5, 1 + 2**-23, 255.0, torch.inf, -torch.inf, torch.nan, -torch.nan]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_single_value_outside_of_it_does_not(value, dtype):
+    x = torch.full((2, 3, 4, 4), 0.5, dtype=dtype)
+    x[1, 2, 3, 3] = value
+    for given in (x, x.transpose(2, 3), x.contiguous(memory_format=torch.channels_last)):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values from"):
+            PixelRange(None, None).check(given)
