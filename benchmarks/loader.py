@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import io
+import itertools
 import json
 import os
 import statistics
