@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augsubset.augment.images import MODULE, check_images, plain_context
+from augsubset.augment.images import MODULE, check_images, check_unit_range, plain_context
 from augsubset.augment.keyed_random import RowKeys, hash_rows
 from augsubset.errors import check_int
 from augsubset.rng import forked_rng
@@ -63,6 +63,7 @@ class KorniaModule:
     def __call__(self, x: Tensor, rows: RowKeys, *others: Tensor) -> Any:
         """Return the batch with the module applied to all rows together."""
         check_images(x, rows)
+        check_unit_range(x)
         if len(x) == 0:
             return (x, *others) if others else x
         # Chained, not summed: the same rows in another order are another batch.
@@ -78,9 +79,11 @@ class KorniaModule:
         if not isinstance(found, (list, tuple)) or len(found) != 1 + len(others):
             got = len(found) if isinstance(found, (list, tuple)) else type(found).__name__
             raise TypeError(f"module must return the {1 + len(others)} parts it got, got {got}.")
-        for part in found[1:]:
+        for part, before in zip(found[1:], others, strict=True):
             if len(part) != len(x):
                 raise ValueError(f"module must keep the {len(x)} rows, got {len(part)}.")
+            if isinstance(part, Tensor) and part.dtype != before.dtype:
+                raise TypeError(f"module must return {before.dtype}, as it got, got {part.dtype}.")
         return (_checked(found[0], images, x), *found[1:])
 
 

@@ -1,9 +1,9 @@
 """The image operations that policies draw from: a kernel, its parameters, a range of magnitudes.
 
 Semantics are torchvision's (``transforms.v2.functional``) on uint8 and on floats in [0, 1]. Where
-it and Pillow differ, torchvision is followed: ``color`` and ``contrast`` cut fractions off where
-Pillow rounds, ``sharpness`` rounds the smoothed image first, and floats are not cut to 256 levels,
-except by ``equalize``.
+it and Pillow differ, torchvision is followed: ``color`` and ``contrast`` blend with gray values
+whose fractions are cut off, and with their exact mean, where Pillow rounds both, ``sharpness``
+rounds the smoothed image first, and floats are not cut to 256 levels, except by ``equalize``.
 """
 
 from __future__ import annotations
@@ -124,8 +124,10 @@ class Op:
             )
         place = Place(np.tile(np.array(spare, np.float32), (len(x), 1)), *x.shape[-2:])
         params = self.parameters(magnitude.expand(len(x)).numpy(), place)
-        images = x.contiguous() if self.prepare is not None else x.clone()
-        return self.run(images, torch.from_numpy(params).to(x.device))
+        # Kernels are written for float32: in half precision 255 levels and a bit are 256.
+        images = x if x.dtype == torch.uint8 else x.to(torch.float32)
+        images = images.contiguous() if self.prepare is not None else images.clone()
+        return self.run(images, torch.from_numpy(params).to(x.device)).to(x.dtype)
 
     def check_channels(self, name: str, x: Tensor) -> None:
         """Refuse images with a number of channels that it does not take."""

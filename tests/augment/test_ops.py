@@ -267,3 +267,14 @@ def test_your_own_op_gets_floats_and_returns_what_came(recwarn):
     assert halved(x, 1.0).unique().tolist() == [100]
     assert halved(x.half() / 255, 1.0).dtype == torch.float16
     assert Op(lambda x, _: x * 3)(x, 0.0).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_float32_rounded_once(name, dtype):
+    x = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, :, 0] = 1.0  # white, which 256 levels must not overflow
+    op = OPS[name]
+    found = op(x, op.high, (0.3, 0.6))
+    assert found.dtype == dtype
+    assert torch.equal(found, op(x.float(), op.high, (0.3, 0.6)).to(dtype))

@@ -673,3 +673,17 @@ def test_ops_are_changed_in_one_line():
     policy = RandomOps({"spin": dataclasses.replace(OPS["rotate"], high=180.0)}, 1)
     _, drawn = drawn_by(policy)
     assert np.abs(drawn.magnitude).max() > 175
+
+
+def test_kornia_module_refuses_values_that_its_ops_would_clamp():
+    x = torch.rand(4, 3, 6, 6)
+    x[2, 1, 0, 0] = 1.5
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values .* to 1.5"):
+        KorniaModule(nn.Identity())(x, keys(4))
+
+
+def test_kornia_module_refuses_parts_of_another_dtype():
+    x, mask = torch.rand(4, 3, 6, 6), torch.zeros(4, 1, 6, 6)
+    changed = KorniaModule(lambda x, mask: (x, mask.long()))
+    with pytest.raises(TypeError, match=r"module must return torch.float32, .* got torch.int64"):
+        changed(x, keys(4), mask)
