@@ -24,8 +24,9 @@ SNIPPETS = [
 @pytest.mark.parametrize(
     ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
 )
-def test_snippets_run(page, number, code):
+def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     """Each starts from a model, a data set and an optimizer, as the text around it says."""
+    monkeypatch.chdir(tmp_path)  # where it leaves its files
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     x = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8)
