@@ -140,8 +140,8 @@ class Delivery:
 
     def original(self, batch: Any) -> tuple[Any, Any]:
         """Turn a batch of originals into what the model sees of them unaugmented."""
-        x, _ = self.unaugmented(batch)
-        return self._pixels.to_model(x), self._parts.split(batch).labels
+        parts = self._parts.split(batch)
+        return self._pixels.to_model(self._pixels.to_unit(parts.inputs)), parts.labels
 
     def ready(
         self, batch: Any, parts: Split, keys: Tensor, w: Tensor | None, move: Callable[[Any], Any]

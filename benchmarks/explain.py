@@ -239,9 +239,9 @@ def measure(setting: Setting, seed: int = 0) -> dict[str, Any]:
 def draw(found: Mapping[str, Any], docs: Path) -> None:
     """Draw the spectra and the alignments of a record's settings."""
     from benchmarks.page import COLOURS
-    from benchmarks.results_page import _figure, _save
+    from benchmarks.results_page import new_figure, save_figure
 
-    figure = _figure(11, 2.6 * len(found))
+    figure = new_figure(11, 2.6 * len(found))
     grid = figure.subplots(len(found), 4, squeeze=False)
     for line, (name, setting) in zip(grid, found.items(), strict=True):
         last = list(setting["spectrum"])[-1]
@@ -275,9 +275,9 @@ def draw(found: Mapping[str, Any], docs: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
     grid[0][0].legend(frameon=False, fontsize=8)
     grid[0][3].legend(frameon=False, fontsize=8)
-    _save(figure, docs / "diagnostics-spectrum.svg")
+    save_figure(figure, docs / "diagnostics-spectrum.svg")
 
-    figure = _figure(11, 2.8)
+    figure = new_figure(11, 2.8)
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (name, setting) in zip(axes, found.items(), strict=True):
         epochs = [int(epoch) for epoch in setting["alignment"]]
@@ -291,7 +291,7 @@ def draw(found: Mapping[str, Any], docs: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("cosine with all's")
     axes[-1].legend(frameon=False, fontsize=8)
-    _save(figure, docs / "diagnostics-alignment.svg")
+    save_figure(figure, docs / "diagnostics-alignment.svg")
 
 
 def fill(found: Mapping[str, Any], page: str) -> str:

@@ -444,13 +444,13 @@ def _mapped(row: dict[str, str], hours: Mapping[str, float]) -> str:
 # --------------------------------------------------------------------------------------- pictures
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "augsubset"}):
@@ -461,7 +461,7 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
     """Draw cost, gradient error and overlap at 10% over the epochs."""
     from benchmarks.page import COLOURS
 
-    figure = _figure(11, 3.4)
+    figure = new_figure(11, 3.4)
     axes = figure.subplots(1, 3)
     others = ("#8e5bb5", "#c9a227", "#c23b5a", "#2bb0b0", "#7a5c43")
     rules = dict.fromkeys(name.rsplit(" ", 1)[0] for name in shadows)
@@ -485,14 +485,14 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_times(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw three-part bars, an arm a row."""
     from benchmarks.page import BUCKET_LABELS, BUCKETS
 
-    figure = _figure(9, 0.28 * len(seconds) + 1.0)
+    figure = new_figure(9, 0.28 * len(seconds) + 1.0)
     axis = figure.subplots()
     left = [0.0] * len(seconds)
     names = [arm.replace(", paper", ", batches") for arm in seconds]
@@ -504,13 +504,13 @@ def draw_times(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axis.set(xlabel="seconds a run")
     axis.legend(frameon=False, loc="lower right")
     axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_gallery(track: Mapping[str, Any], data: str, path: Path) -> None:
     """Draw the most selected images of the rule and of max-loss."""
     images = load_cifar10(data).x_train
-    figure = _figure(8, 1.9)
+    figure = new_figure(8, 1.9)
     rows = [track["most_selected"], track["most_selected_by_max_loss"]]
     axes = figure.subplots(2, len(rows[0]))
     for label, line, most in zip(("coreset", "max-loss"), axes, rows, strict=True):
@@ -519,7 +519,7 @@ def draw_gallery(track: Mapping[str, Any], data: str, path: Path) -> None:
             axis.set_title(f"{times} times", fontsize=7)
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # ------------------------------------------------------------------------------------------ page

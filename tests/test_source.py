@@ -18,6 +18,7 @@ PARTS = {
     "half": torch.tensor([0.1, 2.0, 3.0, 4.0], dtype=torch.bfloat16),
     "flag": torch.tensor([True, False, True, True]),
     "large": torch.rand(4, 1 << 12),
+    "leaf": torch.ones(4, requires_grad=True),
     "view": torch.arange(8).view(2, 4).T[:, 1],
 }
 
@@ -56,8 +57,11 @@ def test_a_batch_arrives_as_it_was_collated(num_workers, pinned):
     for (name, expected), found in zip(PARTS.items(), batch, strict=True):
         assert found.dtype == expected.dtype, name
         assert found.shape == expected.shape, name
+        assert found.requires_grad == expected.requires_grad, name
+        found, expected = (each.detach() for each in (found, expected))
         assert torch.equal(found.nan_to_num(), expected.nan_to_num()), name
-        found.zero_()  # what a training loop gets is its own to change
+        if num_workers:
+            found.zero_()  # what a training loop gets is its own to change
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -65,9 +69,10 @@ def test_small_tensors_go_in_the_message_but_for_what_will_be_pinned(monkeypatch
     monkeypatch.setattr(source, "get_worker_info", lambda: "a worker")
     collate = CheckedCollate(KeyedCollate(collate_parts), let_pass, pinned)
     rows = Rows().__getitems__(range(4))
+    assert not source._is_small(torch.eye(4).to_sparse())
     batch, keys = collate(rows)
     kept = {name for name, part in zip(PARTS, batch, strict=True) if isinstance(part, torch.Tensor)}
-    assert kept == (set(PARTS) if pinned else {"half", "large"})
+    assert kept == (set(PARTS) if pinned else {"half", "large", "leaf"})
     assert not isinstance(keys, torch.Tensor)
     assert torch.equal(opened((batch, keys))[1], torch.arange(4))
 
