@@ -1,7 +1,7 @@
 """The operations against torchvision's on the same pixels."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from scipy import stats
 
-from augsubset import Op
-from augsubset.augment import OPS
+from augsubset import Op, RandomOps
+from augsubset.augment import OPS, AugMix
+from augsubset.augment.keyed_random import normals
 from augsubset.augment.preparing import Place
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 17, 40), (1, 5, 3), (1, 2, 2)]
@@ -38,20 +39,80 @@ def solarized(x, threshold):
     return tv.solarize(x, threshold if x.is_floating_point() else threshold * 255)
 
 
+# What is drawn besides the magnitude decides the place: first row and column by these.
+SPARES = [(0.0, 0.0), (0.999, 0.999), (0.3, 0.8), (0.62, 0.17)]
+
+
+def padded_crop(x, margin, spare, mode):
+    padded = tv.pad(x, int(margin), padding_mode=mode)
+    top, left = (int(each * (2 * margin + 1)) for each in spare)
+    return tv.crop(padded, top, left, *x.shape[-2:])
+
+
+def erased(x, share, spare):
+    side = round(share * min(x.shape[-2:]))
+    ends = []
+    for each, size in zip(spare, x.shape[-2:], strict=True):
+        first = math.floor(each * size) - side // 2
+        ends.append((max(first, 0), min(first + side, size)))
+    (top, bottom), (left, right) = ends
+    gray = torch.tensor(0.5 if x.is_floating_point() else 127).to(x.dtype)
+    return tv.erase(x, top, left, bottom - top, right - left, gray)
+
+
+def noised(x, sigma, spare, monkeypatch):
+    """Return torchvision's result (on floats, the only ones that it takes) with our draws."""
+    seeds = torch.tensor([spare] * len(x))
+    drawn = normals(seeds, x[0].numel()).view_as(x)
+    monkeypatch.setattr(torch, "randn_like", lambda _: drawn)
+    return tv.gaussian_noise(x, 0.0, sigma)
+
+
+PLACED = {
+    "crop": partial(padded_crop, mode="constant"),
+    "crop_reflect": partial(padded_crop, mode="reflect"),
+    "cutout": erased,
+}
+
+
+@cache
+def ranges_of(name):
+    """Return an operation with its own range, and with each that a published policy gives it."""
+    found = {OPS[name]}
+    for policy in (
+        *(RandomOps.paper(), RandomOps.wu2020(), RandomOps.randaugment(), RandomOps.trivial()),
+        *(RandomOps.autoaugment(data) for data in ("cifar10", "imagenet", "svhn")),
+        *(AugMix(), RandomOps.noise(), RandomOps.cutout()),
+    ):
+        found |= {op for label, op in policy.ops.items() if label.split()[0] == name}
+    return found
+
+
 # torchvision's function of (image, magnitude); magnitudes over the whole range; levels on uint8.
 def spread(name, count=9):
-    op = OPS[name]
-    ends = [2 * op.low - op.high if op.signed else op.low, op.high]
-    drawn = np.linspace(*ends, count)
-    return sorted({float(v) for v in (np.round(drawn) if op.integral else drawn)})
+    magnitudes = set()
+    for op in ranges_of(name):
+        ends = [2 * op.low - op.high if op.signed else op.low, op.high]
+        drawn = np.linspace(*ends, count)
+        drawn = np.round(drawn) if op.integral else drawn
+        magnitudes |= {float(np.float32(value)) + 0.0 for value in drawn}  # no zero with a sign
+    return sorted(magnitudes)
+
+
+def test_the_ranges_are_those_of_every_policy():
+    assert {135.0, -135.0, 30.0} <= set(spread("rotate"))
+    assert {0.99, -0.99} <= {round(m, 6) for m in spread("shear_y")}
+    assert {32.0, -32.0} <= set(spread("translate_x_pixels"))
+    assert {1.99, 0.01} <= {round(m, 6) for m in spread("contrast")}
+    assert {0.0, 1.0, 2.0, 3.0, 8.0} <= set(spread("posterize"))
 
 
 WARPS = {
     "rotate": tv.rotate,
     "shear_x": lambda x, m: shear(x, m, 0),
     "shear_y": lambda x, m: shear(x, 0, m),
-    "translate_x": lambda x, m: shift(x, m * x.shape[-1], 0),
-    "translate_y": lambda x, m: shift(x, 0, m * x.shape[-2]),
+    "translate_x": lambda x, m: shift(x, np.float32(m) * x.shape[-1], 0),
+    "translate_y": lambda x, m: shift(x, 0, np.float32(m) * x.shape[-2]),
     "translate_x_pixels": lambda x, m: shift(x, m, 0),
     "translate_y_pixels": lambda x, m: shift(x, 0, m),
     "horizontal_flip": lambda x, _: tv.horizontal_flip(x),
@@ -71,15 +132,15 @@ VALUES = {
     "gaussian_blur": lambda x, m: tv.gaussian_blur(x, [5, 5], [m, m]),
 }
 REFERENCES = {**WARPS, **VALUES}
-DRAWN = {"crop", "crop_reflect", "cutout", "gaussian_noise"}  # by place: tests of their own
 
 
 def fits(name, shape):
-    return name != "gaussian_blur" or min(shape[1:]) > 4  # torchvision reflects two pixels
+    # torchvision's blur reflects two pixels; four pixels turn by 135 degrees to halves between.
+    return min(shape[1:]) > {"gaussian_blur": 4, "rotate": 2}.get(name, 0)
 
 
 def test_every_op_has_a_reference():
-    assert set(REFERENCES) | DRAWN == set(OPS)
+    assert {*REFERENCES, *PLACED, "gaussian_noise"} == set(OPS)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -114,15 +175,46 @@ def test_ops_agree_with_torchvision_on_floats(name, channels):
             assert float((found - expected).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("spare", SPARES, ids=str)
+@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("unit", [False, True])
+def test_what_is_placed_by_a_draw_agrees_with_torchvision(name, unit, spare):
+    for shape in ((3, 32, 32), (1, 28, 28), (3, 17, 40)):
+        pixels = images(shape)
+        pixels = pixels.float() / 255 if unit else pixels
+        for magnitude in spread(name):
+            expected = PLACED[name](pixels, magnitude, spare)
+            assert torch.equal(OPS[name](pixels, magnitude, spare), expected)
+
+
+def test_noise_is_torchvisions_of_the_same_normals(monkeypatch):
+    x = images((3, 17, 40)).float() / 255
+    for sigma in spread("gaussian_noise"):
+        expected = noised(x, sigma, (0.3, 0.6), monkeypatch)
+        torch.testing.assert_close(OPS["gaussian_noise"](x, sigma, (0.3, 0.6)), expected)
+        bytes_ = OPS["gaussian_noise"]((x * 255).round().to(torch.uint8), sigma, (0.3, 0.6))
+        assert float((bytes_ - expected * 255).abs().max()) <= 1.001  # its fraction is cut off
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REFERENCES)
-def test_ops_agree_with_torchvision_on_real_images(name, cifar10):
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("unit", [False, True])
+def test_ops_agree_with_torchvision_on_real_images(name, unit, cifar10, monkeypatch):
     pixels = cifar10.x_train[:200]
-    for magnitude in spread(name, 21):
-        expected = REFERENCES[name](pixels, magnitude)
-        difference = (OPS[name](pixels, magnitude).int() - expected.int()).abs()
-        assert float((difference <= 1).float().mean()) >= 0.995
-        assert float(difference.float().mean()) < (1 if name in WARPS else 0.5)
+    x = pixels.float() / 255 if unit else pixels
+    for number, magnitude in enumerate(spread(name, 21)):
+        spare = SPARES[number % len(SPARES)]
+        if name in PLACED:
+            expected = PLACED[name](x, magnitude, spare)
+        elif name == "gaussian_noise":
+            expected = noised(pixels.float() / 255, magnitude, spare, monkeypatch)
+            expected = expected if unit else (expected * 255).round()
+        else:
+            expected = REFERENCES[name](x, magnitude)
+        difference = (OPS[name](x, magnitude, spare).float() - expected.float()).abs()
+        difference = difference * 255 if unit else difference
+        assert float((difference <= 1.001).float().mean()) >= 0.995
+        assert float(difference.mean()) < (1 if name in WARPS else 0.51)
 
 
 def test_a_wrong_reference_is_told_apart():

@@ -99,7 +99,13 @@ def assert_uniform(observed, expected):
     counts = np.array([observed.get(name, 0) for name in expected], float)
     assert counts.sum() == sum(observed.values()), "something was drawn that should not be"
     shares = np.array(list(expected.values()), float)
-    assert stats.chisquare(counts, shares / shares.sum() * counts.sum()).pvalue > 1e-3
+    if len(counts) > 1:
+        assert stats.chisquare(counts, shares / shares.sum() * counts.sum()).pvalue > 1e-3
+
+
+def assert_uniform_over_the_range(op, values):
+    low, high = sorted([2 * op.low - op.high if op.signed else op.low, op.high])
+    assert stats.kstest((values - low) / (high - low), "uniform").pvalue > 1e-3
 
 
 def counted(names):
@@ -126,14 +132,9 @@ def test_three_of_five_are_every_arrangement():
 
 def test_magnitudes_are_uniform_over_the_range_with_both_signs():
     names, drawn = drawn_by(RandomOps.paper(), 60_000)
-    for name in ("rotate", "shear_x", "brightness", "solarize"):
-        op = OPS[name]
-        values = drawn.magnitude[names == name]
-        low, high = (
-            (2 * op.low - op.high if op.signed else min(op.low, op.high)),
-            max(op.low, op.high),
-        )
-        assert stats.kstest((values - low) / (high - low), "uniform").pvalue > 1e-3
+    for name, op in RandomOps.paper().ops.items():
+        if op.low != op.high and not op.integral:
+            assert_uniform_over_the_range(op, drawn.magnitude[names == name])
     bits = counted(drawn.magnitude[names == "posterize"].astype(int))
     assert_uniform(bits, {4: 0.5, 5: 1, 6: 1, 7: 1, 8: 0.5})  # rounded: half a share at the ends
 
@@ -155,10 +156,13 @@ def test_wu2020_draws_with_replacement_and_applies_half():
         counted(np.abs(drawn.magnitude[names == "posterize"]).astype(int)),
         {0: 1, 1: 1, 2: 1, 3: 1},
     )
-    pixels = drawn.magnitude[names == "translate_x_pixels"]
-    assert (np.abs(pixels) <= 10).all()
-    assert pixels.max() > 9.5
-    assert pixels.min() < -9.5
+    for name, op in policy.ops.items():
+        if op.low != op.high and not op.integral:
+            assert_uniform_over_the_range(op, drawn.magnitude[names == name])
+    # Of the released code.
+    ends = {"translate_x_pixels": 10, "rotate": 30, "shear_y": 0.3, "cutout": 0.5, "color": 1.9}
+    for name, end in ends.items():
+        assert drawn.magnitude[names == name].max() == pytest.approx(end, rel=0.01)
 
 
 # torchvision's names and ours.
@@ -186,18 +190,26 @@ def assert_same_magnitudes(policy, names, drawn, space, num_bins, bins, pixels=F
         if theirs not in space or name not in policy.ops:
             assert (theirs in space) == (name in policy.ops), theirs
             continue
-        expected = {their_magnitude(space, theirs, bin_, num_bins) for bin_ in bins}
-        if None in expected:
+        if their_magnitude(space, theirs, bins[0], num_bins) is None:
             continue
         values = drawn.magnitude[names == name]
         if mine in FACTORS:
             values = values - 1
         if mine.startswith("translate") and not pixels:
             values = values * SIZE
-        signed = space[theirs][1]
-        assert (values.min() < 0) == (signed and max(expected) > 0)
-        found = np.unique(np.abs(values).round(3))
-        assert found == pytest.approx(np.unique(np.round(sorted(expected), 3)), abs=2e-3)
+        # Bins are equally likely, some of one magnitude, and so are signs, where there are any.
+        signs = (-1, 1) if space[theirs][1] else (1,)
+        sizes = [their_magnitude(space, theirs, bin_, num_bins) for bin_ in bins]
+        expected = np.array(sorted(sign * size for size in sizes for sign in signs))
+        distinct = expected[np.append(True, np.diff(expected) > 2e-3)]
+        assert_uniform(nearest(values, distinct), nearest(expected, distinct))
+
+
+def nearest(values, distinct):
+    """Count values by the number of the one that they are."""
+    number = np.abs(values[:, None] - distinct).argmin(1)
+    assert values == pytest.approx(distinct[number], abs=2e-3)
+    return counted(number)
 
 
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
@@ -242,37 +254,43 @@ def test_autoaugment_draws_the_published_pairs(dataset):
     policy = RandomOps.autoaugment(dataset)
     table = AutoAugment(AutoAugmentPolicy(dataset)).policies
     names, drawn = drawn_by(policy, 40_000)
-    sequence = drawn.op.max(1) // 2
-    both = (drawn.op >= 0).all(1)
-    assert (drawn.op[both] // 2 == sequence[both, None]).all()
     space = v2.AutoAugment._AUGMENTATION_SPACE
-    expected, found = np.zeros((25, 2)), np.zeros((25, 2))
+    shares, signs = {"nothing": 0.0}, {}
     for number, pair in enumerate(table):
+        (_, first, _), (_, second, _) = pair
+        steps = f"{2 * number} {2 * number + 1}".split()
+        shares[",".join(steps)] = first * second
+        shares[steps[0]], shares[steps[1]] = first * (1 - second), (1 - first) * second
+        shares["nothing"] += (1 - first) * (1 - second)
         for slot, (name, probability, bin_) in enumerate(pair):
-            step = 2 * number + slot
-            fired = drawn.op[:, slot] == step
-            expected[number, slot] = probability
-            found[number, slot] = fired.sum() / (len(names) / 25)
+            fired = drawn.op[:, slot] == 2 * number + slot
             if not fired.any():
                 assert probability == 0
                 continue
-            assert names[fired, slot][0] == f"{NAMES[name]} {step}"
-            if bin_ is not None and (size := their_magnitude(space, name, bin_, 10)) is not None:
-                values = drawn.magnitude[fired, slot] - (NAMES[name] in FACTORS)
-                if name.startswith("Translate"):
-                    values = values * SIZE
-                assert np.abs(values) == pytest.approx(size, abs=2e-3)
-                if space[name][1] and size > 0:
-                    assert 0.4 < (values > 0).mean() < 0.6
-    assert np.abs(found - expected).max() < 0.15
-    assert np.abs(found - expected).mean() < 0.03
+            assert names[fired, slot][0] == f"{NAMES[name]} {steps[slot]}"
+            if bin_ is None or (size := their_magnitude(space, name, bin_, 10)) is None:
+                continue
+            values = drawn.magnitude[fired, slot] - (NAMES[name] in FACTORS)
+            if name.startswith("Translate"):
+                values = values * SIZE
+            assert np.abs(values) == pytest.approx(size, abs=2e-3)
+            if space[name][1] and size > 0:
+                signs.setdefault(name, []).append(values > 0)
+    # Which pair, and which of its two is applied.
+    outcomes = [",".join(str(at) for at in row if at >= 0) or "nothing" for row in drawn.op]
+    observed = counted(outcomes)
+    assert all(observed.get(outcome, 0) == 0 for outcome, share in shares.items() if share == 0)
+    assert_uniform(observed, {outcome: share for outcome, share in shares.items() if share > 1e-9})
+    assert len(signs) > 3
+    for positive in signs.values():
+        assert_uniform(counted(np.concatenate(positive)), {False: 1, True: 1})
 
 
 def only(policy, ops):
     """Have a policy draw from these alone."""
     other = RandomOps(ops, 1)
     policy.ops, policy._engine, policy._odds = ops, other._engine, other._odds
-    policy._num_choices = 1
+    policy._num_choices = len(ops)
 
 
 def test_augmix_mixes_within_what_its_chains_give_and_weighs_the_original():
@@ -283,6 +301,26 @@ def test_augmix_mixes_within_what_its_chains_give_and_weighs_the_original():
     share = policy(x, keys(4000))[:, 0, 0, 0]
     # Every chain is white, so what is left of the black original is its weight: uniform.
     assert stats.kstest(1 - share.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_augmix_weighs_its_chains_uniformly_on_the_simplex():
+    """Each chain ends in a colour of its own, where it is seen how much there is of that."""
+
+    def paint(x, _, channel):
+        return torch.eye(3)[channel].view(1, 3, 1, 1).expand_as(x)
+
+    policy = AugMix(width=3)
+    only(policy, {f"{c}": Op(partial(paint, channel=c)) for c in range(3)})
+    out = policy(torch.zeros(20_000, 3, 1, 1), keys(20_000)).flatten(1)
+    out = out[(out > 0).all(1)].numpy()  # three chains, three colours: 2 of 9 rows
+    assert 4000 < len(out) < 4900
+    total = out.sum(1)
+    shares = out / total[:, None]
+    for channel in range(3):
+        assert stats.kstest(shares[:, channel], stats.beta(1, 2).cdf).pvalue > 1e-3
+    # Uniform on a triangle: one share as a part of what another leaves is uniform as well.
+    assert stats.kstest(shares[:, 0] / (1 - shares[:, 1]), "uniform").pvalue > 1e-3
+    assert abs(stats.spearmanr(total, shares[:, 0]).statistic) < 0.05
 
 
 def test_augmix_chains_have_one_to_three_operations():
@@ -485,6 +523,20 @@ def test_autocast_does_not_reach_inside_policies(policy):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(policy(x, keys()), expected)
     assert not policy(x.requires_grad_(), keys()).requires_grad
+
+
+def test_autocast_would_be_noticed():
+    """A product of matrices, which autocast does in half precision."""
+    x = batch(dtype=torch.float32)
+
+    def mixed(x, _):
+        return (x @ torch.full((x.shape[-1], x.shape[-1]), 1 / 37.0)).clamp(0, 1)
+
+    policy = RandomOps({"mixed": Op(mixed)}, 1)
+    expected = policy(x, keys())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert mixed(x, None).dtype == torch.bfloat16
+        assert torch.equal(policy(x, keys()), expected)
 
 
 def test_autograd_and_autocast_do_not_reach_inside_modules():

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset.augment import host
 from augsubset.augment.keyed_random import mixed, normals, uniforms
 from augsubset.augment.ops import OPS
-from augsubset.sampling import unpack
+from augsubset.sampling import pack, unpack
 
 POLICIES = {
     "ops": RandomOps.paper(),
@@ -51,12 +53,25 @@ def batches(draw):
 
 @contextmanager
 def num_threads(count):
+    """Set how many threads there are; two share the rows of the host's loops, however few."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "_MIN_A_THREAD", 1)
+            yield
     finally:
         torch.set_num_threads(before)
+
+
+def test_two_threads_share_even_two_rows():
+    """Of what the tests below do at two threads."""
+    pieces, run = [], host._run
+    x, rows = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), RowKeys(0, 0, torch.arange(2), 1)
+    with num_threads(2), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "_run", lambda x, *rest: (pieces.append(len(x)), run(x, *rest)))
+        RandomOps.paper()(x, rows)
+    assert pieces == [1, 1]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -105,7 +120,9 @@ def test_large_images_do_not_depend_on_batch_threads_or_memory_format(name, unit
 def test_the_same_at_224_pixels(name, data):
     policy = POLICIES[name]
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    x = torch.randint(0, 256, (6, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    channels = data.draw(st.sampled_from([1, 3]))
+    x = torch.randint(0, 256, (6, channels, 224, 224), dtype=torch.uint8, generator=generator)
+    x = x.float() / 255 if data.draw(st.booleans()) else x
     rows = RowKeys(data.draw(st.integers(0, 2**40)), 0, torch.arange(6), 1)
     together = policy(x, rows)
     order = torch.tensor(data.draw(st.permutations(range(6))))
@@ -143,22 +160,39 @@ def test_the_host_never_waits_for_the_device(name):
 
 
 @pytest.mark.cuda
-def test_a_loaders_batch_path_never_waits_for_the_device():
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_loaders_batch_path_never_waits_for_the_device(compiled, on_device):
+    """From a fetched batch to the next one made ahead, on the side stream."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).cuda()
     dataset = TensorDataset(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 4)
     loader = SubsetAugmentLoader(
-        DataLoader(dataset, 8),
+        DataLoader(dataset, 8, pin_memory=True),
         model,
-        RandomOps.paper(),
+        RandomOps.paper(compiled=compiled),
         base=CropFlip(4),
         normalize=([0.5] * 3, [0.2] * 3),
+        channels_last=True,
     )
-    x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8).cuda()
-    rows = RowKeys(0, 0, torch.arange(64), torch.arange(64) % 3)
-    loader._delivery.augmented(x, (), rows)  # statistics are sent once
+    delivery, device = loader._delivery, torch.device("cuda")
+    x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    x, y = (part.cuda() if on_device else part.pin_memory() for part in (x, torch.arange(64) % 4))
+    keys = pack(0, torch.arange(64) % 3, torch.arange(64))
+
+    def epoch():
+        def made():
+            for _ in range(3):
+                parts = delivery.split((x, y))
+                move = partial(loader._source.moved, device=device)
+                yield delivery.ready((x, y), parts, keys, torch.ones(64), move)
+
+        for batch in delivery.ahead(made(), device):
+            model(batch.output[0]).sum().backward()
+
+    epoch()  # statistics and tables are sent once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loader._delivery.augmented(x, (), rows)
+        epoch()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
