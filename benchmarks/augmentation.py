@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
-from augsubset.augment import OPS, policies
+from augsubset.augment import OPS, host, policies
 from augsubset.augment.engine import Engine
 from augsubset.augment.preparing import Place
 from benchmarks.datasets import ImageData, load_cifar10
@@ -65,6 +65,10 @@ KORNIA_OPS: tuple[nn.Module, ...] = (
 
 def _to_bytes(x: Tensor) -> Tensor:
     return (x.clamp_(0, 1) * 255).round_().to(torch.uint8)
+
+
+def _on_bytes(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return _to_bytes(call(x.float() / 255))
 
 
 def kornia_grouped(x: Tensor, chosen: Tensor) -> Tensor:
@@ -143,7 +147,12 @@ def median(raw: list[float]) -> float:
 
 
 def against_peers(
-    x: Tensor, repeats: int, targets: dict[str, float], name: str, gated: bool = False
+    x: Tensor,
+    repeats: int,
+    targets: dict[str, float],
+    name: str,
+    gated: bool = False,
+    compiled: bool = False,
 ) -> tuple[list[Figure], dict[str, Any]]:
     """Time a policy on all rows of ``x`` beside the peers, in turn."""
     num_rows = len(x)
@@ -163,6 +172,8 @@ def against_peers(
     }
     if gated:
         calls["kornia gated"] = partial(kornia_gated, x, chosen)
+    if compiled:
+        calls["its own kernels, compiled"] = partial(RandomOps.paper(compiled=True), x, rows)
     for call in calls.values():
         call()
     raw = in_turn(calls, repeats)
@@ -194,7 +205,8 @@ def against_peers(
 def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
     """Time each operation beside Kornia's function for it, where there is one of the same meaning.
 
-    Kornia's take floats alone; ours are timed on floats and on bytes.
+    Ours are timed by the loops, where there are any, and by the kernels, on bytes and on floats.
+    Kornia's take floats alone: as they are, and with bytes made floats and bytes again.
     """
     rows = len(x)
     factor = torch.full((rows,), 1.5)
@@ -217,6 +229,8 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
         "autocontrast": lambda u: kornia.enhance.normalize_min_max(u),
         "equalize": kornia.enhance.equalize,
         "invert": kornia.enhance.invert,
+        "horizontal_flip": kornia.geometry.transform.hflip,
+        "gaussian_blur": lambda u: kornia.filters.gaussian_blur2d(u, (5, 5), torch.ones(rows, 2)),
     }
     floats = x.float() / 255
     found = {}
@@ -224,11 +238,16 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
         op = OPS[name]
         place = Place(np.zeros((rows, 2), np.float32), *x.shape[-2:])
         params = torch.from_numpy(op.parameters(np.full(rows, op.high, np.float32), place))
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "bytes": partial(op.run, x, params),
             "floats": partial(op.run, floats, params),
             "kornia": partial(peer, floats),
+            "kornia, bytes": partial(_on_bytes, peer, x),
         }
+        if op.apply in host.KERNELS:
+            loop, slot = np.full((rows, 1), host.KERNELS[op.apply]), params.numpy()[:, None]
+            calls["loops, bytes"] = partial(host.run_rows, x, loop, slot)
+            calls["loops, floats"] = partial(host.run_rows, floats, loop, slot)
         for call in calls.values():
             call()
         raw = in_turn(calls, repeats)
@@ -292,8 +311,10 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
         "torchvision per sample": 2.5,
         "drawing": 0.05,
     }
-    add("512 at 32", against_peers(images[:512], repeats, many, "512 rows, 32 px: ", gated=True))
-    add("selected at 32", selected_rows(images[:512], repeats, "512 rows, 32 px: "))
+    name = "512 rows, 32 px: "
+    all_peers = against_peers(images[:512], repeats, many, name, gated=True, compiled=not quick)
+    add("512 at 32", all_peers)
+    add("selected at 32", selected_rows(images[:512], repeats, name))
     measured["operations"] = op_by_op(images[:512], repeats)
     if not quick:
         large = F.interpolate(images[:512].float(), LARGE, mode="bilinear").round_().to(torch.uint8)

@@ -1,7 +1,7 @@
 """A picture of every operation at three strengths and of every policy, on real images.
 
-``python -m benchmarks.gallery [--data CIFAR10] [--out docs/augmentations.png]``; without CIFAR-10
-the images are scikit-learn's handwritten digits.
+``python -m benchmarks.gallery --data CIFAR10`` draws ``docs/augmentations.png``; with ``--out`` and
+without CIFAR-10 the images are scikit-learn's handwritten digits.
 """
 
 from __future__ import annotations
@@ -100,12 +100,15 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.gallery", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--data", default=os.environ.get("AUGSUBSET_CIFAR10"))
-    parser.add_argument("--out", type=Path, default=PICTURE)
+    parser.add_argument("--out", type=Path, help="a picture to write, by default that of the docs")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if given.data is None and given.out is None:
+        print(f"Without CIFAR-10 (--data) {PICTURE.name} in docs is left as it is.")
+        return
     data = load_digits_images(64) if given.data is None else load_cifar10(given.data)
     # One of each class first, so that neighbours differ.
     first = [int((data.y_train == label).nonzero()[0]) for label in range(data.num_classes)]
-    draw(data.x_train[first * 2], given.out)
+    draw(data.x_train[first * 2], given.out or PICTURE)
 
 
 if __name__ == "__main__":

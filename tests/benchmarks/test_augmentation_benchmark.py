@@ -1,5 +1,6 @@
 """The augmentation benchmark's peers, its meter, and the gallery."""
 
+import inspect
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from augsubset import RandomOps
 from augsubset.augment import OPS
 from benchmarks import augmentation, gallery
 from benchmarks.datasets import load_digits_images
@@ -62,6 +64,28 @@ def test_every_operation_is_shown_from_weak_to_strong(name):
     op = OPS[name]
     shown = gallery.at_levels(op, load_digits_images(4).x_train[0])
     assert len(shown) == (6 if op.signed else 3)
+
+
+def test_the_gallery_shows_every_published_policy():
+    """A preset is a method of RandomOps that returns a policy."""
+    presets = {
+        name
+        for name, made in inspect.getmembers(RandomOps, inspect.isroutine)
+        if not name.startswith("_") and "every" in inspect.signature(made).parameters
+    }
+    assert {"paper", "wu2020", "noise"} <= presets
+    shown = {label.removeprefix("RandomOps.").split("(")[0] for label in gallery.POLICIES}
+    assert shown == {*presets, "CropFlip"}
+    for dataset in ("cifar10", "imagenet", "svhn"):
+        assert f'RandomOps.autoaugment("{dataset}")' in gallery.POLICIES
+
+
+def test_the_picture_of_the_docs_is_of_real_images(capsys, monkeypatch):
+    monkeypatch.delenv("AUGSUBSET_CIFAR10", raising=False)
+    before = gallery.PICTURE.read_bytes()
+    gallery.main([])
+    assert "is left as it is" in capsys.readouterr().out
+    assert gallery.PICTURE.read_bytes() == before
 
 
 def test_the_gallery_is_a_picture(tmp_path):
