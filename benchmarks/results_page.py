@@ -93,6 +93,39 @@ QUESTIONS = [
         ("Coreset or random, augmented?", "coreset, augmented", "random, augmented"),
         ("Coreset or random, not augmented?", "coreset, not augmented", "random, not augmented"),
         ("Max-loss or random, augmented?", "max-loss, augmented", "random, augmented"),
+        # Of the frontier.
+        *(
+            (f"{rule[0].upper()}{rule[1:]} or fresh random, {share}?", f"{rule} {share}", fresh)
+            for share, fresh in (("10%", "random each epoch 10%"), ("30%", "random each epoch 30%"))
+            for rule in (
+                *("rotating coreset, uniform", "rotating coreset, clusters"),
+                "coreset until it drifts",
+            )
+        ),
+        *(
+            (f"{rule[0].upper()}{rule[1:]} or fresh random, 10%?", f"{rule} 10%", fresh)
+            for rule in ("infobatch", "gradient-matching", "score-proportional")
+            for fresh in ("random each epoch 10%",)
+        ),
+        (
+            "Adaptive budget or fresh random of 30%?",
+            "adaptive budget, error 0.1",
+            "random each epoch 30%",
+        ),
+        # Of the ablations.
+        *(
+            (
+                f"{change[0].upper()}{change[1:]}: better than the coreset as it is?",
+                change,
+                "coreset",
+            )
+            for change in (
+                *("similarity exp", "similarity shifted_sq", "weights uniform"),
+                *("weights unscaled", "weights capped at 2.0", "gradients of the last layer"),
+                *("recycled probe", "R = 1", "R = 5", "R = 30", "selected from epoch 10"),
+                "base frozen",
+            )
+        ),
     )
 ]
 
@@ -437,8 +470,20 @@ def _mapped(row: dict[str, str], hours: Mapping[str, float]) -> str:
         if done:
             where = f"[records](../benchmarks/results/train/{grid.name})"
             result = f"{done} of {len(grid.cells)} cells, {where}"
+        if done and "question" in row:
+            result = f"{_headline(row['question'], load_results(grid))}; {result}"
     shown = f"`{command}`" if command else ""
     return f"| {row['name']} | {row['what']} | {shown} | {result} |"
+
+
+def _headline(words: str, results: Records) -> str:
+    """Return what was found of a question, in bold where it is resolved."""
+    (question, gap, p), *_ = [each for each in answers(results) if each[0].words == words]
+    winner = better(question, gap, p)
+    if winner is None:
+        return f"{question.first} over {question.second}: {_signed(gap.mean)} points, unresolved"
+    loser = question.second if winner == question.first else question.first
+    return f"**{winner} is {abs(gap.mean):.2f} points above {loser}**"
 
 
 # --------------------------------------------------------------------------------------- pictures
@@ -555,7 +600,9 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "order. This page is written by `python -m benchmarks.results_page` from the records in "
         "[benchmarks/results](../benchmarks/results); a test holds it to them.",
         "",
-        *in_short(("small-steps", "small-epochs", "small-noise", "small-only")),
+        *in_short(
+            ("small-steps", "small-epochs", "small-noise", "small-only", "frontier", "ablations")
+        ),
         *accuracy_section(
             "small-steps",
             "Every arm takes as many gradient steps as full augmentation appended takes, so that "
@@ -575,6 +622,10 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
             "Only the subset is trained on, chosen anew every ten epochs, originals and one copy: "
             "the paper's section 5.2 in small. All arms take as many steps.",
         ),
+        *accuracy_section(
+            "frontier", "Rules from elsewhere and variations, each beside a fresh random subset."
+        ),
+        *accuracy_section("ablations", "One change at a time of a coreset of 30%."),
         *dynamics_section(pictures),
         *gallery_section(pictures, data),
         *never_selected_section(),
