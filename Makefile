@@ -14,7 +14,8 @@ help:
 	@echo "                augmentation at 32 pixels; the loader on few images"
 	@echo "make bench-full every figure, half an hour: make bench-full DATA=path OUT=folder"
 	@echo "make grid       training runs, stopped and continued at will: make grid GRID=small-steps DATA=path"
-	@echo "make docs       results and the pictures in docs/ anew: make docs DATA=path"
+	@echo "make docs       tables and pictures in docs/ anew, then the site, docs/_site/index.html;"
+	@echo "                no network: make docs DATA=path"
 
 # Rebuilt when the pins or the requirements change.
 .venv/installed: constraints.txt pyproject.toml
@@ -49,11 +50,15 @@ bench-full: .venv/installed
 grid: .venv/installed
 	$(BIN)/python -m benchmarks.train $(or $(GRID),smoke) $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--budget-minutes $(MINUTES))
 
+SITE := $(if $(OUT),$(dir $(OUT))site,docs/_site)
+
 docs: .venv/installed
 	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.explain --draw docs)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
+	$(if $(OUT),,$(BIN)/python -m benchmarks.way)
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs $(SITE)
 
 clean:
 	rm -rf .venv demo-report .pytest_cache .mypy_cache .ruff_cache .hypothesis

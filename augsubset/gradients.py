@@ -167,7 +167,7 @@ class LastLayerGradients:
 
         Returns:
             ``(len(rows), len(cols))`` in the residual's dtype. Symmetric to the bit, with exact
-            zeros between equal gradients; what float32 costs is in :mod:`augsubset.pairwise`.
+            zeros between equal gradients; what float32 costs is in ``augsubset.pairwise``.
 
         Cost:
             O(len(rows) len(cols) (C + d)) time on one core, and a second matrix of the result's

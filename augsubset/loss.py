@@ -17,9 +17,9 @@ def weighted_loss(
     weights: Tensor,
     reduction: Literal["mean", "weighted_mean", "sum"] = "mean",
 ) -> Tensor:
-    r"""Scalar loss of a batch whose rows count for different numbers of examples.
+    """Return the loss of a batch whose rows count for different numbers of examples.
 
-    .. math:: L = \frac{1}{Z} \sum_i w_i \, \ell_i
+    That is ``(w_1 l_1 + ... + w_B l_B) / Z``.
 
     Args:
         losses: One loss a row, or more, whose trailing dimensions are averaged

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.datasets import load_cifar10
 from benchmarks.paired import Difference, difference, holm, summary_of
+from benchmarks.tables import between
 from benchmarks.train import load_grid, load_results
 
 __all__ = ["PAGE", "render"]
@@ -468,7 +469,7 @@ def _mapped(row: dict[str, str], hours: Mapping[str, float]) -> str:
         command = f"python -m benchmarks.train {grid.name}"
         result = f"not run: {_hours(grid.name, hours)}"
         if done:
-            where = f"[records](../benchmarks/results/train/{grid.name})"
+            where = f"`benchmarks/results/train/{grid.name}`"
             result = f"{done} of {len(grid.cells)} cells, {where}"
         if done and "question" in row:
             result = f"{_headline(row['question'], load_results(grid))}; {result}"
@@ -567,6 +568,90 @@ def draw_gallery(track: Mapping[str, Any], data: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+# -------------------------------------------------------------------------------------- decisions
+
+# What to do, and the answers that say so: a grid and a question each, and whether the first of its
+# two arms was found better (+), worse (-) or not told apart (=). A test holds them to the records.
+DECISIONS = (
+    (
+        "Only the subset is trained on, and it is small",
+        "a coreset with its weights",
+        (
+            ("small-only", "Coreset or random, augmented?", "+"),
+            ("small-only", "Coreset or random, not augmented?", "+"),
+        ),
+    ),
+    (
+        "All originals are trained on as well",
+        'a random subset, `weights="uniform"`',
+        (
+            ("small-steps", "Coreset of uniform weights or random, 10%?", "="),
+            ("small-steps", "Coreset of uniform weights or random, 30%?", "="),
+        ),
+    ),
+    (
+        "A coreset beside all originals",
+        '`weights="uniform"`, not its cluster sizes',
+        (
+            ("small-steps", "Coreset, 10%: uniform or cluster weights?", "+"),
+            ("small-steps", "Coreset, 30%: uniform or cluster weights?", "+"),
+            ("small-epochs", "Coreset, 10%: uniform or cluster weights?", "+"),
+        ),
+    ),
+    (
+        "A random subset beside all originals",
+        "every R epochs: that fresh ones each epoch are better was not found",
+        (
+            ("small-steps", "Random, 10%: better when fresh?", "="),
+            ("small-steps", "Random, 30%: better when fresh?", "="),
+        ),
+    ),
+    (
+        "Half of the labels are wrong",
+        "no rule that seeks what is hard",
+        (("small-noise", "Not learned early or fresh random, 30%?", "-"),),
+    ),
+    (
+        "There is time for as many steps as everything takes",
+        "augment everything, appended or in place: not told apart",
+        (
+            ("small-steps", "Does augmenting everything help?", "+"),
+            ("small-steps", "Is in place better than appended?", "="),
+        ),
+    ),
+    (
+        "Epochs are what counts, not steps",
+        "append: copies are steps as well",
+        (("small-epochs", "Is in place better than appended?", "-"),),
+    ),
+)
+
+
+def answer_to(name: str, words: str) -> tuple[Question, Difference, str | None]:
+    """Return a question of a grid, the difference found, and the better arm if there is one."""
+    for question, gap, p in answers(load_results(load_grid(name))):
+        if question.words == words:
+            return question, gap, better(question, gap, p)
+    raise ValueError(f"{name} has no answer to {words!r} yet.")
+
+
+def decision_table() -> list[str]:
+    """Return what to choose when, with what says so."""
+    lines = ["| when | choose | because |", "| --- | --- | --- |"]
+    for when, what, evidence in DECISIONS:
+        found = []
+        for name, words, _ in evidence:
+            question, gap, winner = answer_to(name, words)
+            title = load_grid(name).title.split(":")[0].split(" of ")[0]
+            resolved = "resolved" if winner else "unresolved"
+            found.append(
+                f"{title}: *{question.first}* over *{question.second}* {_signed(gap.mean)} "
+                f"({_signed(gap.low)} to {_signed(gap.high)}), {resolved}"
+            )
+        lines.append(f"| {when} | {what} | {'; '.join(found)} |")
+    return lines
+
+
 # ------------------------------------------------------------------------------------------ page
 
 
@@ -598,7 +683,7 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "for all questions of its table, is below 0.05; anything else is unresolved, and says "
         "nothing. Accuracy is that after the last step. Arms of one seed share initial weights and "
         "order. This page is written by `python -m benchmarks.results_page` from the records in "
-        "[benchmarks/results](../benchmarks/results); a test holds it to them.",
+        "`benchmarks/results`; a test holds it to them.",
         "",
         *in_short(
             ("small-steps", "small-epochs", "small-noise", "small-only", "frontier", "ablations")
@@ -658,6 +743,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     text, pictures = render(given.data)
     given.out.write_text(text)
+    choosing = given.out.parent / "choosing.md"
+    if choosing.is_file():
+        choosing.write_text(between(choosing.read_text(), "decisions", decision_table()))
     for name, draw in pictures.items():
         draw(given.out.parent / name)
 

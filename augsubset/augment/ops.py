@@ -208,6 +208,7 @@ OPS: dict[str, Op] = {
     "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=bell, limits=(0, np.inf)),
     "gaussian_noise": Op(kernels.noise, 0, 0.1, prepare=noisy, limits=(0, np.inf)),
 }
+"""Every operation by its name, with the range that it has by default."""
 
 
 def by_name(*names: str) -> dict[str, Op]:

@@ -5,8 +5,8 @@ assumptions, which are named, is yours to see to. Where the paper prints a bound
 follow, :class:`Inequality` has the one that does, and the printed one beside it.
 
 Throughout, J is a Jacobian ``(n, m)``, r a residual ``(n,)``, ``chosen`` the rows of a coreset and
-``weights`` its cluster sizes: its gradient is :math:`\sum_j \gamma_j r_j J_j`, and xi the norm of
-what that misses of :math:`J^\top r`.
+``weights`` its cluster sizes: its gradient is the sum of its rows of J, each times its residual and
+weight, and xi the norm of what that misses of the same sum over all rows, each weighing one.
 
 Reference:
     Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022

@@ -6,7 +6,17 @@ import re
 import pytest
 
 from benchmarks import results_page
-from benchmarks.results_page import PAGE, PAPER, arm_table, question_table, render
+from benchmarks.results_page import (
+    DECISIONS,
+    PAGE,
+    PAPER,
+    answer_to,
+    arm_table,
+    decision_table,
+    question_table,
+    render,
+)
+from benchmarks.tables import between
 from benchmarks.train import GRIDS, load_grid
 
 
@@ -80,6 +90,19 @@ def test_the_summary_says_what_is_resolved_and_counts_the_rest(monkeypatch):
 def test_one_run_shows_no_spread():
     line = arm_table({"none": records([60.0])})[-1]
     assert line == "| none | 1 | 60.00 |  |  | 10 | 5 |"
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda decision: decision[0])
+def test_what_is_advised_is_what_was_found(decision):
+    for name, words, expected in decision[2]:
+        question, _, winner = answer_to(name, words)
+        assert {question.first: "+", question.second: "-", None: "="}[winner] == expected
+
+
+def test_the_table_of_decisions_on_file_is_that_of_the_records():
+    kept = (PAGE.parent / "choosing.md").read_text()
+    assert between(kept, "decisions", decision_table()) == kept
+    assert kept.count("resolved |") + kept.count("resolved;") >= len(DECISIONS)
 
 
 def test_every_row_has_a_command_or_plain_words():

@@ -1,0 +1,41 @@
+"""The site: ``make docs`` builds it without a network, and any warning is an error."""
+
+import augsubset
+
+project = "augsubset"
+author = "the augsubset authors"
+copyright = author
+version = release = augsubset.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["examples"]
+html_theme = "furo"
+html_title = f"augsubset {release}"
+html_show_sphinx = False
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+maximum_signature_line_length = 90
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # a property is described once
+napoleon_custom_sections = ["Shape", "Cost", "Reference"]
+
+# A reference within the library must lead somewhere; those to others would need a network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|numpy|np|npt|nn|collections|pathlib|typing|datetime|optional)\b.*"),
+    (r"py:.*", r"(?!.*augsubset).*"),
+]
+# Types in signatures that are nobody's to make.
+nitpick_ignore = [
+    ("py:class", "augsubset.augment.drawing.Drawn"),
+    ("py:class", "augsubset.augment.preparing.Place"),
+    ("py:class", "augsubset.harvest.Harvest"),
+    ("py:class", "augsubset.pairwise.Factors"),
+    ("py:class", "augsubset.probe.Measured"),
+    ("py:class", "augsubset.sampling.keys.Keys"),
+]

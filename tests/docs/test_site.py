@@ -1,0 +1,66 @@
+"""The site: everything public is in its reference, every page is reached, and it builds."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import augsubset
+
+DOCS = Path(__file__).parents[2] / "docs"
+REFERENCE = (DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize("name", augsubset.__all__)
+def test_every_public_name_is_in_the_reference(name):
+    assert re.search(rf"::\s+augsubset\.{name}$", REFERENCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("room", ["diagnostics", "diagnostics.theory"])
+def test_every_public_name_of_diagnostics_is_in_the_reference(room):
+    assert f"automodule:: augsubset.{room}\n   :members:" in REFERENCE
+    module = importlib.import_module(f"augsubset.{room}")
+    assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
+
+
+def test_every_page_is_in_the_contents():
+    named = re.findall(r"^[a-z-]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    assert sorted(named) == sorted(pages)
+
+
+def build(folder, out):
+    """Build as ``make docs`` does."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html"]
+    return subprocess.run([*command, folder, out], capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path):
+    done = build(DOCS, tmp_path)
+    assert done.returncode == 0, done.stderr
+    pages = {page.stem: page.read_text() for page in tmp_path.glob("*.html")}
+    assert {page.stem for page in DOCS.glob("*.md")} <= set(pages)
+    assert "Class budgets" in pages["guarantees"]
+    assert "Sainte-Lague" in pages["api"]
+    assert "SubsetAugmentLoader" in pages["api"]
+    # What a page loads lies beside it: no fonts, scripts or styles from elsewhere.
+    for name, text in pages.items():
+        loaded = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(https?:[^\"]+)\"", text)
+        assert loaded == [], name
+
+
+@pytest.mark.slow
+def test_a_link_to_nowhere_is_an_error(tmp_path):
+    """The control."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "conf.py").write_text((DOCS / "conf.py").read_text())
+    (folder / "index.md").write_text("# A page\n\n[nothing](elsewhere.md#there)\n")
+    done = build(folder, tmp_path / "site")
+    assert done.returncode != 0
+    assert "elsewhere" in done.stderr
