@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from augsubset import Selection, WeightedCoresetSampler
+from augsubset import Selection
 
 
 def assert_valid_selection(selection: Selection, labels: torch.Tensor, budget: int) -> None:
@@ -27,18 +27,32 @@ def assert_valid_selection(selection: Selection, labels: torch.Tensor, budget: i
     assert torch.equal(selection.clusters[selection.indices], selection.indices)
 
 
-def assert_order_pure(make_sampler, epochs=(0, 1, 5)) -> None:
-    """The order is a function of (seed, epoch, selection): not of what ran before."""
+def assert_order_pure(make, epochs=(0, 1, 5), read: Callable[[Any], list] = list) -> list:
+    """The order is a function of (seed, epoch, selection): not of what ran before.
+
+    Args:
+        make: Returns a fresh sampler or loader.
+        epochs: Which to look at.
+        read: Returns what an epoch of it holds, in a form that can be compared.
+    """
+    orders = []
     for epoch in epochs:
-        fresh: WeightedCoresetSampler = make_sampler()
+        fresh = make()
         fresh.set_epoch(epoch)
-        expected = list(fresh)
-        used: WeightedCoresetSampler = make_sampler()
+        expected = read(fresh)
+        used = make()
         for other in (3, epoch, 2, epoch):
             used.set_epoch(other)
-            found = list(used)
+            found = read(used)
         assert found == expected
         assert len(used) == len(expected)
+        orders.append(expected)
+    return orders
+
+
+def values_of(batches) -> list:
+    """Batches as nested lists of numbers."""
+    return [[part.tolist() for part in batch] for batch in batches]
 
 
 def saved_and_read(state: Any) -> Any:

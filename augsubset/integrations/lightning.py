@@ -44,6 +44,10 @@ class SubsetAugmentCallback(Callback):
         if self._restored is not None:
             loader.load_state_dict(self._restored)
             self._restored = None
+            # Lightning takes an epoch whose last batch was trained on for a whole one, and goes on
+            # with the next: what is left of it, nothing, would stand for that one.
+            if loader.num_batches_left == 0:
+                loader.set_epoch(loader.epoch + 1)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of new selections."""

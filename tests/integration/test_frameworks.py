@@ -1,5 +1,7 @@
 """Loaders inside other people's trainers: one order, exact resume, their checkpoints."""
 
+import itertools
+
 import lightning as L
 import pytest
 import torch
@@ -23,7 +25,7 @@ from augsubset.integrations.accelerate import prepare
 from augsubset.integrations.lightning import SubsetAugmentCallback
 from augsubset.integrations.tensorboard import TensorBoardEvents
 from augsubset.sampling import KeyedCollate
-from tests.contracts import assert_same_batches
+from tests.contracts import assert_order_pure, assert_same_batches, values_of
 
 pytestmark = pytest.mark.filterwarnings("default")  # what frameworks warn of is their affair
 
@@ -46,6 +48,14 @@ def make(model=None, **options):
     return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
 
 
+KINDS = list(
+    itertools.product(
+        ("mixed", "grouped"), ("all", "unselected", "selected", "none"), ("weight", "sample")
+    )
+)
+of_every_kind = pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+
+
 # The parts in other loaders.
 
 
@@ -65,13 +75,13 @@ def keys_of(batches):
     return [keys.tolist() for _, keys in batches]
 
 
-@pytest.mark.parametrize("layout", ["mixed", "grouped"])
-@pytest.mark.parametrize("mode", ["weight", "sample"])
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_torchdatas_stateful_loader_resumes_the_sampler(layout, mode, num_workers):
-    options = {"layout": layout, "batch_size": 8, "mode": mode, "num_workers": num_workers}
+@of_every_kind
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchdatas_stateful_loader_resumes_the_sampler(layout, raw, mode, num_workers):
+    options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+    options["num_workers"] = num_workers
     expected = keys_of(parts(**{**options, "num_workers": 0}))
-    for stop in (1, 3, len(expected)):
+    for stop in {1, min(3, len(expected)), len(expected)}:
         first = parts(StatefulDataLoader, **options)
         running = iter(first)
         before = keys_of([next(running) for _ in range(stop)])
@@ -80,6 +90,29 @@ def test_torchdatas_stateful_loader_resumes_the_sampler(layout, mode, num_worker
         again.load_state_dict(state)
         assert before + keys_of(again) == expected
         del running
+
+
+class Stateful(StatefulDataLoader):
+    """torchdata's, whose epoch is its sampler's."""
+
+    def set_epoch(self, epoch):
+        self.sampler.set_epoch(epoch)
+
+
+@of_every_kind
+@pytest.mark.parametrize("adapter", ["plain", "accelerate", "torchdata"])
+def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
+    adapter, layout, raw, mode
+):
+    options = {"layout": layout, "raw": raw, "mode": mode}
+    make_one = {
+        "plain": lambda: make(**options),
+        "accelerate": lambda: prepare(Accelerator(cpu=True), make(**options)),
+        "torchdata": lambda: parts(Stateful, batch_size=8, **options),
+    }[adapter]
+    read = keys_of if adapter == "torchdata" else values_of
+    orders = assert_order_pure(make_one, read=read)
+    assert orders[0] != orders[1]
 
 
 def test_accelerates_skip_first_batches_leaves_the_rest():
@@ -123,11 +156,15 @@ def test_accelerates_accumulation_steps_at_the_end_of_an_epoch():
     assert synced == [False, False, False, True, False, False, True]  # 7 batches
 
 
-@pytest.mark.parametrize("stop", [1, 7, 9])
-def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop):
-    whole = [batch for loader in [make()] for _ in range(3) for batch in loader]
+@of_every_kind
+@pytest.mark.parametrize("stop", [1, None, "and two"])
+def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mode):
+    options = {"layout": layout, "raw": raw, "mode": mode}
+    loader = make(**options)
+    stop = {1: 1, None: len(loader), "and two": len(loader) + 2}[stop]
+    whole = [batch for _ in range(3) for batch in loader]
     accelerator = Accelerator(cpu=True)
-    prepared = prepare(accelerator, make())
+    prepared = prepare(accelerator, make(**options))
     before = []
     while len(before) < stop:
         for batch in prepared:
@@ -137,7 +174,7 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop):
                 break
     accelerator.free_memory()
     accelerator = Accelerator(cpu=True)
-    prepared = prepare(accelerator, make())
+    prepared = prepare(accelerator, make(**options))
     accelerator.load_state(tmp_path)
     after = []
     while prepared.epoch < 3:
@@ -167,8 +204,9 @@ def test_a_loader_of_another_world_is_refused():
 class Module(L.LightningModule):
     """Collects what the loop got."""
 
-    def __init__(self, stop=None, folder=None):
+    def __init__(self, stop=None, folder=None, **options):
         super().__init__()
+        self.options = options
         self.net = make_model()
         self.stop, self.folder = stop, folder
         self.seen = []
@@ -177,15 +215,16 @@ class Module(L.LightningModule):
         return self.net(x)
 
     def train_dataloader(self):
-        return make(self, selector=RandomSelector())
+        return make(self, selector=RandomSelector(), **self.options)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.05)
 
     def training_step(self, batch, batch_idx):
-        x, y, w = batch
+        x, y, *w = batch
         self.seen.append(tuple(part.clone() for part in batch))
-        return weighted_loss(F.cross_entropy(self(x), y, reduction="none"), w)
+        losses = F.cross_entropy(self(x), y, reduction="none")
+        return weighted_loss(losses, *w) if w else losses.mean()
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         if len(self.seen) == self.stop:
@@ -215,14 +254,18 @@ def test_lightning_trains_on_every_batch_of_every_epoch():
     assert_same_batches(module.seen, [batch for _ in range(3) for batch in loader])
 
 
-@pytest.mark.parametrize("stop", [2, 8])
-def test_lightning_resumes_within_an_epoch(tmp_path, stop):
-    whole = Module()
+@of_every_kind
+@pytest.mark.parametrize("stop", ["first batch", "last batch", "second epoch"])
+def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, raw, mode):
+    options = {"layout": layout, "raw": raw, "mode": mode}
+    length = len(make(**options))
+    stop = {"first batch": 1, "last batch": length, "second epoch": length + 1}[stop]
+    whole = Module(**options)
     trainer().fit(whole)
-    first = Module(stop, tmp_path)
+    first = Module(stop, tmp_path, **options)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trainer().fit(first)
-    again = Module()
+    again = Module(**options)
     trainer().fit(again, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
     assert_same_batches([*first.seen, *again.seen], whole.seen)
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
