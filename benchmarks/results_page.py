@@ -113,6 +113,14 @@ QUESTIONS = [
             "adaptive budget, error 0.1",
             "random each epoch 30%",
         ),
+        *(
+            (
+                f"Rotating coreset, {share}: uniform or cluster weights?",
+                f"rotating coreset, uniform {share}",
+                f"rotating coreset, clusters {share}",
+            )
+            for share in ("10%", "30%")
+        ),
         # Of the ablations.
         *(
             (
@@ -568,6 +576,54 @@ def draw_gallery(track: Mapping[str, Any], data: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+# ------------------------------------------------------------------------------------------ leads
+
+
+def _points(gap: Difference) -> str:
+    return f"{_signed(gap.mean)} points ({_signed(gap.low)} to {_signed(gap.high)})"
+
+
+def _answered(name: str, words: str) -> str:
+    question, gap, winner = answer_to(name, words)
+    resolved = "resolved" if winner else "unresolved"
+    return f"*{question.first}* over *{question.second}* {_points(gap)}, {resolved}"
+
+
+def leads_section() -> list[str]:
+    """Return what came of the leads of a pilot of one or two seeds; nothing before it was run."""
+    names = ("small-steps", "small-epochs", "frontier")
+    steps, epochs, frontier = (load_results(load_grid(name)) for name in names)
+    if not (steps and epochs and frontier):
+        return []
+    none, full = accuracies(epochs["none"]), accuracies(epochs["full, appended"])
+    longer = accuracies(steps["none"])
+    of_steps, in_all = difference(longer, none), difference(full, none)
+    gains = [
+        f"*{arm}* {_points(difference(accuracies(steps[arm]), longer))}"
+        for arm in ("random 10%", "random 30%", "full, appended")
+    ]
+    return [
+        "## What a pilot suggested, and what came of it",
+        "",
+        f"- **Are appended copies gradient steps, more than augmentation?** At equal epochs full "
+        f"augmentation appended is {_points(in_all)} above none; none, trained for as many steps, "
+        f"is {_points(of_steps)} above none: {of_steps.mean / in_all.mean:.0%} of that gain is "
+        "steps.",
+        "- **Is in place better than appended, at equal steps?** "
+        f"{_answered('small-steps', 'Is in place better than appended?')}; at 30%: "
+        f"{_answered('small-steps', 'Random, 30%: better in place?')}.",
+        f"- **Does the gain grow with the share?** Over none, at equal steps: {'; '.join(gains)}.",
+        "- **Do cluster weights cost accuracy at the same clusters?** "
+        f"{_answered('small-steps', 'Coreset, 30%: uniform or cluster weights?')}; "
+        f"{_answered('frontier', 'Rotating coreset, 30%: uniform or cluster weights?')}.",
+        "- **Does the rotating coreset with uniform weights tie a fresh random subset?** "
+        f"{_answered('small-steps', 'Rotating coreset or fresh random, 30%?')}.",
+        "- **Does it matter how fresh a random subset is?** "
+        f"{_answered('small-steps', 'Random, 30%: better when fresh?')}.",
+        "",
+    ]
+
+
 # -------------------------------------------------------------------------------------- decisions
 
 # What to do, and the answers that say so: a grid and a question each, and whether the first of its
@@ -711,6 +767,7 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
             "frontier", "Rules from elsewhere and variations, each beside a fresh random subset."
         ),
         *accuracy_section("ablations", "One change at a time of a coreset of 30%."),
+        *leads_section(),
         *dynamics_section(pictures),
         *gallery_section(pictures, data),
         *never_selected_section(),

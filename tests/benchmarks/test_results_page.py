@@ -99,6 +99,20 @@ def test_what_is_advised_is_what_was_found(decision):
         assert {question.first: "+", question.second: "-", None: "="}[winner] == expected
 
 
+def test_how_much_of_full_augmentations_gain_is_steps():
+    """From the tables of the page, whose means are those of the records."""
+    text, _ = render()
+    at_epochs = text.split("## Equal epochs")[1]
+    none, full = (
+        float(re.search(rf"\| {arm} \| 5 \| ([\d.]+) ", at_epochs)[1])
+        for arm in ("none", "full, appended")
+    )
+    longer = float(re.search(r"\| none \| 5 \| ([\d.]+) ", text)[1])
+    share = float(re.search(r"(\d+)% of that gain is steps", text)[1])
+    assert share == pytest.approx(100 * (longer - none) / (full - none), abs=1)
+    assert 40 < share < 60
+
+
 def test_the_table_of_decisions_on_file_is_that_of_the_records():
     kept = (PAGE.parent / "choosing.md").read_text()
     assert between(kept, "decisions", decision_table()) == kept
