@@ -742,7 +742,10 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "`benchmarks/results`; a test holds it to them.",
         "",
         *in_short(
-            ("small-steps", "small-epochs", "small-noise", "small-only", "frontier", "ablations")
+            (
+                *("small-steps", "small-epochs", "small-noise", "small-noise-epochs"),
+                *("small-only", "frontier", "ablations"),
+            )
         ),
         *accuracy_section(
             "small-steps",
@@ -758,6 +761,7 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
             "small-noise", "As the first table, with half of the labels drawn at random."
         ),
         *clean_section(),
+        *accuracy_section("small-noise-epochs", "The same in as many epochs each."),
         *accuracy_section(
             "small-only",
             "Only the subset is trained on, chosen anew every ten epochs, originals and one copy: "
