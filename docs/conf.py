@@ -1,5 +1,10 @@
 """The site: ``make docs`` builds it without a network, and any warning is an error."""
 
+import re
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
 import augsubset
 
 project = "augsubset"
@@ -39,3 +44,17 @@ nitpick_ignore = [
     ("py:class", "augsubset.probe.Measured"),
     ("py:class", "augsubset.sampling.keys.Keys"),
 ]
+
+
+def name_files(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave the folder of this machine out of what a difference is called."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.get("language") == "udiff":
+            text = re.sub(r"^(---|\+\+\+) .*/", r"\1 ", block.astext(), flags=re.MULTILINE)
+            block.rawsource = text
+            block[:] = [nodes.Text(text)]
+
+
+def setup(app: Sphinx) -> None:
+    """Register what the pages need beside the extensions."""
+    app.connect("doctree-read", name_files)

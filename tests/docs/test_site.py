@@ -1,5 +1,6 @@
 """The site: everything public is in its reference, every page is reached, and it builds."""
 
+import html
 import importlib
 import inspect
 import re
@@ -48,6 +49,8 @@ def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path):
     assert "Class budgets" in pages["guarantees"]
     assert "Sainte-Lague" in pages["api"]
     assert "SubsetAugmentLoader" in pages["api"]
+    assert "--- cifar_plain.py" in html.unescape(re.sub("<[^>]+>", "", pages["adopt"]))
+    assert not any(str(DOCS) in text for text in pages.values())
     # What a page loads lies beside it: no fonts, scripts or styles from elsewhere.
     for name, text in pages.items():
         loaded = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(https?:[^\"]+)\"", text)
