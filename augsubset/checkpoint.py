@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_whole"]
+__all__ = ["is_checkpoint", "load_checkpoint", "save_checkpoint", "write_whole"]
 
 _MAGIC = b"augsubset checkpoint 1\n"
 
@@ -38,7 +38,8 @@ def write_whole(path: str | PathLike[str], content: bytes) -> None:
 def save_checkpoint(path: str | PathLike[str], **states: Any) -> None:
     """Write state dicts to one file, which a crash or a full disk cannot leave in parts.
 
-    On several ranks call it on one: all have the same loader state.
+    On several ranks call it on one: all have the same loader state. With ``recycle=`` each holds
+    what its own share of the examples said: then let each rank write a file of its own.
 
     Args:
         path: Where to.
@@ -55,6 +56,12 @@ def save_checkpoint(path: str | PathLike[str], **states: Any) -> None:
     torch.save(states, file)
     content = file.getvalue()
     write_whole(path, _MAGIC + zlib.crc32(content).to_bytes(4, "big") + content)
+
+
+def is_checkpoint(path: str | PathLike[str]) -> bool:
+    """Return whether a file begins as those of :func:`save_checkpoint` do."""
+    with Path(path).open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:

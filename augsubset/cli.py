@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from augsubset.checkpoint import is_checkpoint, load_checkpoint
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.report import summary, write_report
 
@@ -54,12 +56,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _reported(given: argparse.Namespace) -> Path:
     """Write the report of a checkpoint."""
-    state = _loader_state(torch.load(given.run, map_location="cpu", weights_only=True), given.run)
+    state = _loader_state(_read(given.run), given.run)
     if given.loader is None:
         return write_report(given.out, summary(state), state["tally"])
     loader = _loader(given.loader)
     loader.load_state_dict(state)
     return loader.report(given.out, images=given.images, spectrum=given.spectrum)
+
+
+def _read(path: Path) -> Any:
+    """Return what a checkpoint holds, by whichever of the two it was written."""
+    if is_checkpoint(path):
+        return load_checkpoint(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, IndexError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} must be a checkpoint by torch.save or save_checkpoint: {error}"
+        ) from error
 
 
 def _loader_state(saved: Any, path: Path) -> Mapping[str, Any]:

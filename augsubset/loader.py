@@ -554,7 +554,8 @@ class SubsetAugmentLoader:
         """Measure this loop, and say whether subset augmentation would pay in it.
 
         Leaves no trace in the model, the loader or the generators, but for what a ``step`` of your
-        own does.
+        own does. On several ranks call it on all: a backward pass under
+        ``DistributedDataParallel`` waits for the others.
 
         Args:
             steps: Batches to measure, or fewer where the data has no more.
@@ -709,6 +710,7 @@ class SubsetAugmentLoader:
         self._tally.take(tally)
         self._in_force, self._next_epoch, self._position = in_force, epoch, position
         self._harvest, self._history = harvest, history
+        self._is_guarded = False  # ranks may have been given different states
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for keys and positions to mean the same."""

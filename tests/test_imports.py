@@ -44,7 +44,7 @@ ALLOWED = {
         "source",
     },
     "diagnostics": {"gradients", "untouched"},
-    "cli": {"loader", "report"},
+    "cli": {"checkpoint", "loader", "report"},
     "integrations": {"loader"},
     "loader": {
         "batches",

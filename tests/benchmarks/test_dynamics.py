@@ -1,6 +1,7 @@
 """What is recorded of selections, against counts by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,12 +84,35 @@ def test_clean_labels_and_the_tail_are_counted():
     assert entry["clean_share"] == pytest.approx(float(clean.double().mean()))
     assert "overlap_with_max_loss" not in entry
 
+    # Of two wrong labels and a right one, which stands for as many as both.
+    wrong, right = (~(data.clean == data.y_train)).nonzero()[:2, 0], clean.nonzero()[:1, 0]
+    indices = torch.cat([wrong, chosen.indices[right]])
+    weights = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
+    track.note(replace(chosen, indices=indices, weights=weights, gains=weights), None, 1)
+    entry = track.record()["selections"][1]
+    assert entry["clean_share"] == pytest.approx(1 / 3)
+    assert entry["clean_weight"] == pytest.approx(1 / 2)
+
     tail = load_digits_images(1000).long_tailed(20)
-    track = Track(tail)
+    sizes = torch.bincount(tail.y_train)
+    smallest = int(sizes.argmin())
     n = len(tail.y_train)
     everything = RandomSelector().select(LastLayerGradients.unprobed(n), budget=n, seed=0, epoch=0)
-    track.note(everything, None, 0)
-    assert track.record()["selections"][0]["tail_recall"] == 1
+
+    def recall(indices):
+        track = Track(tail)
+        weights = torch.ones(len(indices), dtype=torch.float64)
+        parts = {"indices": indices, "weights": weights, "gains": weights}
+        track.note(replace(everything, **parts), None, 0)
+        return track.record()["selections"][0]["tail_recall"]
+
+    assert recall(torch.arange(n)) == 1
+    assert recall((tail.y_train == int(sizes.argmax())).nonzero()[:, 0]) == 0
+    third = sizes.sort().values[2]  # of ten classes the three smallest
+    in_tail = sizes[tail.y_train] <= third
+    of_smallest = (tail.y_train == smallest).nonzero()[:, 0]
+    assert recall(of_smallest) == pytest.approx(len(of_smallest) / int(in_tail.sum()))
+    assert recall(in_tail.nonzero()[:, 0]) == 1
 
 
 def test_shadows_are_asked_but_not_followed():

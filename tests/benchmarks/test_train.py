@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import cells
 from benchmarks import train as training
 from benchmarks.cells import Cell, Costs, OneByOne, build, data_of, run_cell
 from benchmarks.models import build_model
@@ -97,6 +98,80 @@ def test_names_differ_where_cells_do_and_defaults_leave_no_mark():
         cell(noise=0.5),
     ]
     assert len({plain.name, *(each.name for each in others)}) == 5
+
+
+def made_of(monkeypatch, **values):
+    """Return what a cell gives its loader and its probe."""
+    given = {}
+    make = {"SubsetAugmentLoader": cells.SubsetAugmentLoader, "GradientProbe": cells.GradientProbe}
+
+    def noting(name):
+        def made(*args, **options):
+            given[name] = options
+            return make[name](*args, **options)
+
+        return made
+
+    for name in make:
+        monkeypatch.setattr(cells, name, noting(name))
+    chosen = cell(rule="coreset", **values)
+    build(chosen, data_of(chosen, None))
+    return given
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("fraction", 0.4), ("copies", 3), ("every", 7), ("start_epoch", 5), ("seed", 4)),
+        *(("raw", "selected"), ("weights", "uniform"), ("max_weight", 2.0), ("recycle", 2)),
+        *(("channels_last", True), ("resident", True)),
+    ],
+)
+def test_a_setting_reaches_the_loader(monkeypatch, setting, value):
+    by_default = made_of(monkeypatch)["SubsetAugmentLoader"][setting]
+    monkeypatch.undo()
+    assert made_of(monkeypatch, **{setting: value})["SubsetAugmentLoader"][setting] == value
+    assert by_default != value
+
+
+@pytest.mark.parametrize("kind", ["logits", "last_layer"])
+def test_the_kind_of_gradient_reaches_the_probe(monkeypatch, kind):
+    assert made_of(monkeypatch, kind=kind)["GradientProbe"]["kind"] == kind
+
+
+def test_a_frozen_base_keeps_its_draws_and_a_fresh_one_does_not(monkeypatch):
+    def base(**values):
+        monkeypatch.undo()
+        return made_of(monkeypatch, **values)["SubsetAugmentLoader"]["base"]
+
+    assert base(base="frozen", base_every=6).every == 6
+    assert base(base="fresh", base_every=6).every == 1
+    assert base(base="none") is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("epochs", 9), ("lr", 0.3), ("momentum", 0.5), ("weight_decay", 0.2), ("warmup", 3)),
+        *(("milestones", [1, 2]), ("seconds", 7.0), ("precision", "bfloat16")),
+    ],
+)
+def test_a_setting_reaches_the_plan(setting, value):
+    planned = getattr(cell(**{setting: value}).plan(60), setting)
+    assert planned == (tuple(value) if isinstance(value, list) else value)
+    assert getattr(cell().plan(60), setting) != planned
+
+
+def test_a_device_brings_what_it_is_good_at(monkeypatch):
+    """Images on it, networks in bfloat16, channels last, whatever the grid says."""
+    ran = []
+    monkeypatch.setattr(training, "run_grid", lambda grid, *rest, **options: ran.append(grid))
+    main(["smoke", "--device", "cuda"])
+    assert ran
+    for each in ran[0].cells:
+        assert (each.device, each.precision) == ("cuda", "bfloat16")
+        assert each.channels_last
+        assert each.resident
 
 
 def test_a_cell_is_a_function_of_itself():

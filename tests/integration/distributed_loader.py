@@ -191,6 +191,19 @@ def guards(monkeypatch):
     other = make(make_model(), 8, seed=rank, selector=RandomSelector())
     with pytest.raises(AugsubsetError, match="ranks must agree on the selection"):
         next(iter(other))
+    # A loader in use that is given other checkpoints on other ranks.
+    used, states = make(make_model(), 4), []
+    running = iter(used)
+    for _ in range(2):
+        next(running)
+        states.append(used.state_dict())
+    running.close()
+    used.load_state_dict(states[rank % 2])
+    with pytest.raises(AugsubsetError, match="must share one order from one position on"):
+        next(iter(used))
+    again = make(make_model(), 4)
+    again.load_state_dict(states[0])
+    next(iter(again))
 
 
 class _Every:

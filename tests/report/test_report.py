@@ -17,6 +17,7 @@ from augsubset import (
     RandomSelector,
     Selection,
     SubsetAugmentLoader,
+    save_checkpoint,
 )
 from augsubset.cli import main
 from augsubset.integrations.tensorboard import TensorBoardEvents
@@ -348,6 +349,20 @@ def test_the_command_reads_a_checkpoint(tmp_path, capsys):
         assert f"wrote {out / 'index.html'}" in capsys.readouterr().out
         assert json.loads((out / "report.json").read_text())["num_examples"] == N
         assert "By index: " in (out / "index.html").read_text()
+
+
+def test_the_command_reads_what_save_checkpoint_wrote(tmp_path):
+    save_checkpoint(tmp_path / "run.ckpt", loader=run().state_dict())
+    assert main(["report", str(tmp_path / "run.ckpt"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"augsubset checkpoint 1\nhalf"])
+def test_the_command_refuses_a_file_of_something_else(tmp_path, capsys, content):
+    (tmp_path / "run.ckpt").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "run.ckpt")])
+    assert "run.ckpt must be" in capsys.readouterr().err
 
 
 def test_the_command_shows_pictures_where_a_loader_can_be_made(tmp_path):
