@@ -481,6 +481,8 @@ def _mapped(row: dict[str, str], hours: Mapping[str, float]) -> str:
             result = f"{done} of {len(grid.cells)} cells, {where}"
         if done and "question" in row:
             result = f"{_headline(row['question'], load_results(grid))}; {result}"
+        if done and "paper" in row:
+            result += f". The paper: {row['paper']}"
     shown = f"`{command}`" if command else ""
     return f"| {row['name']} | {row['what']} | {shown} | {result} |"
 

@@ -136,8 +136,9 @@ def test_every_row_has_a_command_or_plain_words():
             assert (PAGE.parents[1] / path).exists()
     text, _ = render()
     assert all(f"| {name} |" in text for name in names)
-    # What was found stands first in the row.
+    # What was found stands first in the row, the paper's number last.
     for name in ("S8", "S9", "S18", "S19"):
+        assert re.search(rf"^\| {name} \|.* The paper: .*\d", text, re.MULTILINE)
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
         result = line.split(" | ")[3]
         assert re.match(r"\*\*.* is \d+\.\d\d points above .*\*\*;", result) or re.match(
