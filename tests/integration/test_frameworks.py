@@ -1,5 +1,6 @@
 """Loaders inside other people's trainers: one order, exact resume, their checkpoints."""
 
+import csv
 import itertools
 
 import lightning as L
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -238,12 +240,11 @@ def trainer(**options):
         accelerator="cpu",
         devices=1,
         max_epochs=3,
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[SubsetAugmentCallback()],
-        **options,
+        **{"logger": False, **options},
     )
 
 
@@ -270,6 +271,19 @@ def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, raw, mode):
     assert_same_batches([*first.seen, *again.seen], whole.seen)
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_lightning_logs_the_figures_of_each_selection_once(tmp_path):
+    logger = CSVLogger(tmp_path)
+    module = Module()
+    trainer(logger=logger, log_every_n_steps=1).fit(module)
+    with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("augsubset/num_selected")]
+    # Every second epoch of three: at the end of the first and of the third.
+    length = len(make(module, selector=RandomSelector()))
+    assert [int(row["step"]) for row in rows] == [length, 3 * length]
+    assert [float(row["augsubset/num_selected"]) for row in rows] == [8, 8]
+    assert float(rows[1]["augsubset/covered"]) > float(rows[0]["augsubset/covered"])
 
 
 def test_lightning_without_our_loader_is_refused():
