@@ -31,15 +31,15 @@ def make(model=None, policy=None, y=Y, **options):
 
 
 def slow(x, rows):
-    time.sleep(0.002 * len(x))
+    time.sleep(0.01 * len(x))
     return x
 
 
 def test_a_slow_policy_is_found_and_subset_augmentation_pays():
-    found = make(policy=slow).doctor(steps=4)
+    found = make(policy=slow).doctor(steps=4, step=lambda x, y, w: None)
     assert found.subset.bottleneck == "augmentation"
-    # 2 ms a copy: an epoch of 16 selected has 32 copies, all in full 128.
-    assert found.subset.augmentation == pytest.approx(0.064, rel=0.5)
+    # 10 ms a copy and more: an epoch of 16 selected has 32 copies, all in full 128.
+    assert found.subset.augmentation >= 0.32
     assert found.full.augmentation == pytest.approx(4 * found.subset.augmentation)
     assert found.pays
     assert "would save" in found.sentence
