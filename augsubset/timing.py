@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -24,8 +24,11 @@ class EpochClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._begin = time.perf_counter()
-        self._seconds = {"selection": 0.0, "loading": 0.0, "augmentation": 0.0}
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = {"selection": 0.0, "loading": 0.0, "augmentation": 0.0, "strong": 0.0}
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
+            "augmentation": [],
+            "strong": [],
+        }
 
     @contextmanager
     def on_host(self, bucket: str) -> Iterator[None]:
@@ -36,11 +39,18 @@ class EpochClock:
         finally:
             self._seconds[bucket] += time.perf_counter() - begin
 
-    @contextmanager
-    def augmentation(self) -> Iterator[None]:
+    def augmentation(self) -> AbstractContextManager[None]:
         """Add the block's time on the device to the augmentation."""
+        return self._on_device("augmentation")
+
+    def strong(self) -> AbstractContextManager[None]:
+        """Note the block's time on the device as the strong policy's, a part of the former."""
+        return self._on_device("strong")
+
+    @contextmanager
+    def _on_device(self, bucket: str) -> Iterator[None]:
         if self._device.type != "cuda":
-            with self.on_host("augmentation"):
+            with self.on_host(bucket):
                 yield
             return
         stream = torch.cuda.current_stream(self._device)
@@ -48,18 +58,20 @@ class EpochClock:
         begin.record(stream)
         yield
         end.record(stream)
-        self._events.append((begin, end))
+        self._events[bucket].append((begin, end))
 
     def read(self) -> dict[str, float]:
         """Stop, and return seconds as ``selection_seconds`` and so on.
 
-        They add up to the total, but on CUDA, where augmentation may overlap what the host does.
+        They add up to the total, but on CUDA, where augmentation may overlap what the host does;
+        ``strong_seconds`` is a part of the augmentation.
         """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            milliseconds = sum(begin.elapsed_time(end) for begin, end in self._events)
-            self._seconds["augmentation"] = milliseconds / 1000
+            for bucket, events in self._events.items():
+                milliseconds = sum(begin.elapsed_time(end) for begin, end in events)
+                self._seconds[bucket] = milliseconds / 1000
         total = time.perf_counter() - self._begin
-        steps = max(0.0, total - sum(self._seconds.values()))
+        steps = max(0.0, total - sum(self._seconds.values()) + self._seconds["strong"])
         seconds = {**self._seconds, "step": steps, "total": total}
         return {f"{bucket}_seconds": value for bucket, value in seconds.items()}

@@ -1,15 +1,26 @@
 """The doctor: what it measures, what it says, and that it leaves no trace."""
 
-import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from augsubset import AugsubsetError, GradientProbe, RandomOps, SubsetAugmentLoader
+from augsubset import (
+    AllSelector,
+    AugsubsetError,
+    CoresetSelector,
+    GradientProbe,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentLoader,
+)
 from augsubset.cli import main
-from augsubset.doctor import Diagnosis, EpochCost, Measured
+from augsubset.judgement import PARTS
+from augsubset.report import summary
+from augsubset.source import Source
 
 N = 64
 X = torch.randint(
@@ -30,30 +41,231 @@ def make(model=None, policy=None, y=Y, **options):
     return SubsetAugmentLoader(loader, model, policy, fraction=0.25, copies=2, **options)
 
 
-def slow(x, rows):
-    time.sleep(0.01 * len(x))
-    return x
+# What is measured, by a clock that only the parts themselves advance.
 
 
-def test_a_slow_policy_is_found_and_subset_augmentation_pays():
-    found = make(policy=slow).doctor(steps=4, step=lambda x, y, w: None)
-    assert found.subset.bottleneck == "augmentation"
-    # 10 ms a copy and more: an epoch of 16 selected has 32 copies, all in full 128.
-    assert found.subset.augmentation >= 0.32
-    assert found.full.augmentation == pytest.approx(4 * found.subset.augmentation)
-    assert found.pays
-    assert "would save" in found.sentence
-    assert "fraction=" in found.sentence
+class Clock:
+    """Seconds that pass when somebody says so."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def takes(self, seconds):
+        self.now += seconds
 
 
-def test_cheap_augmentation_does_not_pay():
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("augsubset.doctor.perf_counter", clock)
+    for module in ("schedule", "timing"):
+        monkeypatch.setattr(f"augsubset.{module}.time", SimpleNamespace(perf_counter=clock))
+    return clock
+
+
+class Items(Dataset):
+    """A second an item, and more for the first of a pass, while workers would start."""
+
+    def __init__(self, clock, to_start=0.0):
+        self.clock, self.to_start, self.targets = clock, to_start, Y.tolist()
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        self.clock.takes(1.0 + (self.to_start if index == 0 else 0.0))
+        return X[index], self.targets[index]
+
+
+class Model(nn.Sequential):
+    """Half a second a row in evaluation, three in training."""
+
+    def __init__(self, clock):
+        super().__init__(nn.Flatten(), nn.Linear(108, 3))
+        self.clock = [clock]
+
+    def forward(self, x):
+        self.clock[0].takes(len(x) * (3.0 if self.training else 0.5))
+        return super().forward(x)
+
+    def __deepcopy__(self, memo):
+        again = Model(self.clock[0])
+        again.load_state_dict(self.state_dict())
+        return again
+
+
+class Rule(CoresetSelector):
+    """Seven seconds a solve."""
+
+    clock: Clock
+
+    def select(self, gradients, **arguments):
+        self.clock.takes(7.0)
+        return super().select(gradients, **arguments)
+
+
+def timed(clock, *, to_start=0.0, rule=None, **options):
+    """A loader of 64 examples of which 8 get 3 copies, in batches of 8, each part by the clock."""
+
+    def strong(x, rows):
+        clock.takes(2.0 * len(x))
+        return x
+
+    def base(x, rows):
+        clock.takes(0.25 * len(x))
+        return x
+
+    if rule is None:
+        rule = Rule()
+        object.__setattr__(rule, "clock", clock)
+    options = {"fraction": 0.125, "copies": 3, "every": 4, "base": base, **options}
+    data = DataLoader(Items(clock, to_start), batch_size=8)
+    return SubsetAugmentLoader(data, Model(clock), strong, selector=rule, **options)
+
+
+def parts(cost):
+    return [getattr(cost, part) for part in PARTS]
+
+
+def test_each_part_is_measured_to_the_second(clock):
+    found = timed(clock).doctor(steps=50)
+    # 88 rows, 24 of them copies. A row is 0.25 of base policy and 3 of training; a probe is 64
+    # items and forward passes, and every fourth epoch has one.
+    assert parts(found.subset) == pytest.approx([88, 48, 88 * 3.25, 64 * 1.5 / 4, 7 / 4])
+    assert parts(found.none) == pytest.approx([64, 0, 64 * 3.25, 0, 0])
+    assert parts(found.full) == pytest.approx([256, 384, 256 * 3.25, 0, 0])
+    assert parts(found.in_place) == pytest.approx([64, 128, 64 * 3.25, 0, 0])
+    assert found.subset.total == pytest.approx(sum(parts(found.subset)))
+
+
+def test_few_batches_stand_for_all(clock):
+    found = timed(clock).doctor(steps=3)
+    # 4 of 8 batches: a probe is taken to grow as they do, a solve with their square.
+    assert parts(found.subset) == pytest.approx([88, 48, 88 * 3.25, 64 * 1.5 / 4, 7 * 4 / 4])
+    assert found.num_sampled == 4
+
+
+def test_a_step_of_ones_own_is_timed_in_place_of_the_default(clock):
+    seen = []
+
     def step(x, y, w):
-        time.sleep(0.05)
+        seen.append((x.shape, y.shape, w.tolist()))
+        clock.takes(10.0 * len(y))
 
-    found = make(policy=lambda x, rows: x).doctor(steps=4, step=step)
-    assert not found.pays
-    assert "would not pay" in found.sentence
-    assert found.none.step == pytest.approx(8 * 0.05, rel=0.5)
+    found = timed(clock).doctor(steps=2, step=step)
+    assert found.subset.step == pytest.approx(88 * 10.25)
+    assert seen[0] == ((8, 3, 6, 6), (8,), [1.0] * 8)
+    assert len(seen) == 3  # one before the clock starts
+
+
+def test_workers_start_once_however_few_batches_are_measured(clock, monkeypatch):
+    plain = timed(clock, to_start=100.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "num_workers", 2)  # in name: their clock would be another
+        found = plain.doctor(steps=3)
+    # The first batch is 108 s once, the other 24 items and all 32 forward passes count twice.
+    assert found.subset.probe == pytest.approx((108 + 2 * (24 + 16)) / 4)
+    assert found.subset.loading == pytest.approx(88)
+    assert found.subset.overlap == pytest.approx(88)
+
+
+def test_a_single_batch_has_a_time_too(clock):
+    loader = SubsetAugmentLoader(
+        DataLoader(Items(clock), batch_size=N), Model(clock), lambda x, rows: x, fraction=0.125
+    )
+    assert loader.doctor().none.loading == pytest.approx(N)
+
+
+def test_rules_without_gradients_are_not_probed(clock, monkeypatch):
+    monkeypatch.setattr(GradientProbe, "scan", None)
+    found = timed(clock, rule=RandomSelector()).doctor(steps=2)
+    assert parts(found.subset)[3:] == [0, 0]
+    assert found.num_sampled == 8
+    found = timed(clock, rule=AllSelector(), raw="none", copies=1).doctor(steps=2)
+    assert found.num_sampled == N
+    assert found.speed_up == 1
+    assert found.advice.startswith("selector=")
+
+
+def test_settings_reach_the_advice(clock):
+    assert "copies=" in timed(clock, mode="sample").doctor(steps=2).advice
+    grouped = timed(clock, layout="grouped", recycle=3, max_weight=2.0).doctor(steps=2).settings
+    assert (grouped.plan.layout, grouped.batch_size, grouped.every) == ("grouped", 8, 4)
+    assert (grouped.recycle, grouped.max_weight, grouped.weights) == (3, 2.0, "paper")
+    assert (grouped.background, grouped.is_resident, grouped.has_rule) == (False, False, True)
+    other = make(resident=True, background=True, weights="uniform", selector=AllSelector())
+    settings = other.doctor(steps=1).settings
+    assert (settings.background, settings.is_resident, settings.has_rule) == (True, True, False)
+    assert (settings.weights, settings.num_workers) == ("uniform", 0)
+
+
+# What it says of a run.
+
+
+def test_a_selection_that_was_made_counts_with_its_own_times(clock):
+    loader = timed(clock)
+    list(loader)
+    entry = next(entry for entry in loader.history if entry["event"] == "selection")
+    assert (entry["probe_seconds"], entry["solve_seconds"]) == (64 * 1.5, 7)
+    entry.update(probe_seconds=20.0, solve_seconds=8.0)
+    found = loader.doctor(steps=1)
+    assert parts(found.subset)[3:] == [5, 2]
+    assert found.num_sampled == len(loader.selection) == 8
+
+
+def test_a_random_selection_before_the_schedule_says_nothing_of_the_rule(clock):
+    loader = timed(clock, start_epoch=3)
+    list(loader)
+    assert loader.history[0]["selector"] == "RandomSelector"
+    assert loader.doctor(steps=50).subset.solve == pytest.approx(7 / 4)
+
+
+class Skewed(RandomSelector):
+    """One of the eight stands for nearly all."""
+
+    def select(self, gradients, **arguments):
+        found = super().select(gradients, **arguments)
+        weights = torch.tensor([57.0] + [1.0] * 7, dtype=torch.float64)
+        return replace(found, weights=weights)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_low_effective_sample_size_of_a_run_is_warned_of(clock, has_run):
+    def warning(**options):
+        loader = timed(clock, rule=Skewed(), **options)
+        if has_run:
+            list(loader)
+        return loader.doctor(steps=1).warning
+
+    # 64^2 / (57^2 + 7) is 1.26; capped at 6 means 55^2 / (48^2 + 7) is 1.31, at 1 mean 4.
+    assert "count like 1 of 8" in warning()
+    assert "max_weight= or weights=" in warning()
+    assert "max_weight= below 6 or" in warning(max_weight=6.0)
+    assert warning(max_weight=1.0) is None
+    assert warning(weights="uniform") is None
+    assert "Consider max_weight=." in warning(mode="sample")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"raw": "unselected"}, {"raw": "none"}, {"layout": "grouped"}, {"every": 2}]
+)
+def test_doctor_and_report_agree_where_the_run_was_as_forecast(clock, options):
+    """What epochs took is what the doctor said: before the run, and of it."""
+    loader = timed(clock, **options)
+    before = loader.doctor(steps=50)
+    for _ in range(4):
+        for x, _, _ in loader:
+            clock.takes(3.0 * len(x))
+    found = summary(loader.state_dict())["savings"]
+    for forecast in (before, loader.doctor(steps=50)):
+        savings = forecast.savings
+        assert found["seconds"] == pytest.approx(4 * savings.seconds)
+        assert found["seconds_of_all"] == pytest.approx(4 * savings.seconds_of_all)
+        assert found["speed_up"] == pytest.approx(savings.speed_up)
+        assert found["over_none"] == pytest.approx(savings.over_none)
+        assert found["verdict"] == savings.verdict(is_forecast=False)
 
 
 def test_nothing_is_left_behind():
@@ -86,52 +298,6 @@ def test_regression_and_selections_already_made_are_understood():
     after = loader.doctor(steps=2)
     assert after.num_sampled == len(loader.selection) == 16
     assert after.effective_sample_size == loader.selection.effective_sample_size
-
-
-def cost(**parts):
-    return EpochCost(
-        **{"loading": 0, "augmentation": 0, "step": 0, "selection": 0, "overlaps": False, **parts}
-    )
-
-
-def diagnosis(**changes):
-    values = {
-        "none": cost(step=1),
-        "subset": cost(step=1.4),
-        "full": cost(step=5),
-        "in_place": cost(step=1, augmentation=1),
-        "num_selected": 100,
-        "effective_sample_size": 80.0,
-        "num_sampled": 100,
-        "every": 20,
-    }
-    return Diagnosis(**{**values, **changes})
-
-
-def test_times_overlap_only_with_workers():
-    assert cost(loading=3, step=2, selection=1).total == 6
-    assert cost(loading=3, step=2, selection=1, overlaps=True).total == 4
-    measured = Measured(1.0, 2.0, 3.0, 4.0, 50.0, workers=False)
-    epoch = measured.epoch(rows=10, copies=4, selections=0.1, probed=5)
-    assert (epoch.loading, epoch.augmentation, epoch.step) == (10, 8, 30)
-    assert epoch.selection == pytest.approx(7)
-
-
-def test_each_verdict_follows_from_the_table():
-    assert diagnosis().pays
-    assert diagnosis().speed_up == pytest.approx(5 / 1.4)
-    assert "would save 72%" in str(diagnosis())
-    slow_subset = diagnosis(subset=cost(step=1.4, selection=4))
-    assert "would not pay here: the subset takes" in slow_subset.sentence
-    assert "every= and recycle=" in slow_subset.sentence
-    in_place = diagnosis(in_place=cost(step=1, augmentation=0.05))
-    assert "in place costs only 5%" in in_place.sentence
-
-
-def test_a_low_effective_sample_size_is_warned_of():
-    assert diagnosis().warning is None
-    warned = diagnosis(effective_sample_size=12.0)
-    assert "count like 12 of 100" in str(warned)
 
 
 def test_the_doctor_does_not_come_while_an_epoch_runs():
@@ -171,6 +337,7 @@ def test_the_command_prints_table_and_verdict(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "seconds an epoch" in out
     assert "pay" in out or "save" in out
+    assert "Change first: " in out
     assert main(["doctor", "a_training_script:make", "--steps", "1"]) == 0
 
 

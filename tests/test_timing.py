@@ -1,6 +1,7 @@
 """EpochClock: each second lands in its own bucket. Lower bounds only: a machine may be slow."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,12 +57,28 @@ def naps(**where):
     }
 
 
+def test_the_strong_policy_is_a_part_of_the_augmentation(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("augsubset.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = EpochClock(torch.device("cpu"))
+    with clock.augmentation():
+        now[0] += 1.0
+        with clock.strong():
+            now[0] += 2.0
+    now[0] += 4.0
+    assert clock.read() == {
+        **{"selection_seconds": 0.0, "loading_seconds": 0.0, "augmentation_seconds": 3.0},
+        **{"strong_seconds": 2.0, "step_seconds": 4.0, "total_seconds": 7.0},
+    }
+
+
 @pytest.mark.cuda
 def test_augmentation_on_a_device_is_timed_by_its_own_events():
     clock = EpochClock(torch.device("cuda"))
-    with clock.augmentation():
+    with clock.augmentation(), clock.strong():
         torch.cuda._sleep(100_000_000)
     seconds = clock.read()
+    assert 0.01 < seconds["strong_seconds"] <= seconds["augmentation_seconds"] + 0.01
     assert 0.01 < seconds["augmentation_seconds"] <= seconds["total_seconds"] + 0.01
 
 

@@ -95,7 +95,7 @@ def _head(figures: Mapping[str, Any]) -> str:
     cells = "".join(f"<div>{name}<b>{value}</b></div>" for name, value in facts)
     return (
         f"<h1>What the run selected for augmentation</h1>\n"
-        f'<div class="facts">{cells}</div>\n<p>{_savings(figures)}</p>\n'
+        f'<div class="facts">{cells}</div>\n{_savings(figures)}'
     )
 
 
@@ -103,17 +103,18 @@ def _savings(figures: Mapping[str, Any]) -> str:
     """Say in words what was saved, or that nothing was."""
     savings = figures["savings"]
     if savings is None:
-        return "Nothing was augmented yet, so there is nothing to say of savings."
+        return "<p>Nothing was augmented yet, so there is nothing to say of savings.</p>\n"
     share = figures["seconds"]["selection"] / max(savings["seconds"], 1e-9)
-    text = (
-        f"{savings['num_copies']:,} augmented copies were trained on; of all examples there "
+    return (
+        f"<p>{savings['num_copies']:,} augmented copies were trained on; of all examples there "
         f"would have been {savings['num_copies_of_all']:,}. Selecting took {share:.1%} of the "
-        f"{_duration(savings['seconds'])} that the epochs took. At what a row cost here, "
-        f"augmenting everything would have taken about {_duration(savings['seconds_of_all'])}: "
+        f"{_duration(savings['seconds'])} that the epochs took. At what a fetched example, a row "
+        "and a copy cost here, waits for workers included, augmenting everything would have taken "
+        f"about {_duration(savings['seconds_of_all'])}. <b>{savings['verdict']}</b> An estimate, "
+        "not a run.</p>\n<p class='note'>The doctor defines savings alike, but forecasts: there "
+        "selections are spread over all epochs between them, and parts are timed by themselves, "
+        "where here are the selections and the waits that there were.</p>\n"
     )
-    if savings["speed_up"] > 1.05:
-        return text + f"<b>{savings['speed_up']:.1f} times as long</b>. An estimate, not a run."
-    return text + "<b>no longer than this run. Selection did not pay here.</b> An estimate."
 
 
 def _when(figures: Mapping[str, Any]) -> str:

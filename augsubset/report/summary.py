@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
+
+from augsubset.sampling import EpochPlan
+from augsubset.savings import EpochCounts, Savings, epoch_counts
 
 __all__ = ["BUCKETS", "summary"]
 
@@ -51,7 +55,8 @@ def summary(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]
         "version": 1,
         "num_examples": len(times),
         "class_sizes": list(tally["class_sizes"]),
-        "setting": {name: state[name] for name in _SETTING},
+        # The batch size is known here where the order depends on it.
+        "setting": {name: state[name] for name in _SETTING if state[name] is not None},
         "selections": selections,
         "epochs": epochs,
         "times_selected": torch.bincount(times).tolist(),
@@ -67,34 +72,41 @@ def summary(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]
 def _savings(
     state: Mapping[str, Any], epochs: list[dict[str, Any]], seconds: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """Return what the run spent beside what augmenting everything would have, by a row's price."""
+    """Return what the run took beside what augmenting everything would have, at its own prices.
+
+    A fetched example, a row and a copy each have one: what the run waited for loading, what its
+    steps and all that is done to every row took, and what the strong policy took.
+    """
     rows = sum(entry["num_rows"] for entry in epochs)
     copies = sum(entry["num_copies"] for entry in epochs)
     if not copies:
         return None
-    passes = rows / _rows_an_epoch(state, state["budget"])
-    all_rows = passes * _rows_an_epoch(state, state["num_examples"])
-    all_copies = passes * state["copies"] * state["num_examples"]
-    per_row = (seconds["loading"] + seconds["step"]) / rows
-    estimate = per_row * all_rows + seconds["augmentation"] / copies * all_copies
+    plan = EpochPlan(**{field.name: state[field.name] for field in fields(EpochPlan)})
+    n = plan.num_examples
+    found, of_all = epoch_counts(plan, plan.budget), epoch_counts(plan, n)
+    passes = rows / found.rows
+    # States saved before the strong policy was timed apart have all augmentation as one.
+    strong = sum(entry.get("strong_seconds", entry["augmentation_seconds"]) for entry in epochs)
+    per_fetched = seconds["loading"] / (passes * found.fetched)
+    per_row = (seconds["step"] + seconds["augmentation"] - strong) / rows
+    per_copy = strong / copies
+
+    def an_epoch(counts: EpochCounts) -> float:
+        return float(
+            counts.fetched * per_fetched + counts.rows * per_row + counts.copies * per_copy
+        )
+
+    none, in_place = an_epoch(EpochCounts(n, n, 0)), an_epoch(EpochCounts(n, n, n))
+    savings = Savings(seconds["total"], passes * an_epoch(of_all), in_place / none - 1)
     return {
         "num_rows": rows,
-        "num_rows_of_all": round(all_rows),
+        "num_rows_of_all": round(passes * of_all.rows),
         "num_copies": copies,
-        "num_copies_of_all": round(all_copies),
-        "seconds": seconds["total"],
-        "seconds_of_all": estimate,
-        "speed_up": estimate / seconds["total"],
+        "num_copies_of_all": round(passes * of_all.copies),
+        "seconds": savings.seconds,
+        "seconds_of_all": savings.seconds_of_all,
+        "speed_up": savings.speed_up,
+        "over_none": savings.over_none,
+        "pays": savings.pays,
+        "verdict": savings.verdict(is_forecast=False),
     }
-
-
-def _rows_an_epoch(state: Mapping[str, Any], num_selected: int) -> int:
-    """Return the rows of an epoch in which so many are selected."""
-    originals = {
-        "all": state["num_examples"],
-        "unselected": state["num_examples"] - num_selected,
-        "selected": num_selected,
-        "none": 0,
-    }[state["raw"]]
-    found: int = originals + num_selected * state["copies"]
-    return found

@@ -121,15 +121,45 @@ def test_savings_are_by_the_price_of_a_row(raw, rows, of_all):
     state = run(3, raw=raw).state_dict()
     for entry in state["history"]:
         if entry["event"] == "epoch":
-            seconds = {"selection": 1.0, "loading": 1.0, "augmentation": 2.0, "step": 5.0}
+            seconds = {"selection": 1.0, "loading": 1.0, "augmentation": 3.0, "step": 4.0}
             entry.update({f"{name}_seconds": value for name, value in seconds.items()})
-            entry["total_seconds"] = 9.0
+            entry.update({"total_seconds": 9.0, "strong_seconds": 2.0})
     savings = summary(state)["savings"]
     assert (savings["num_rows"], savings["num_rows_of_all"]) == (3 * rows, 3 * of_all)
     assert (savings["num_copies"], savings["num_copies_of_all"]) == (3 * 12, 3 * 120)
     expected = 3 * (6.0 / rows * of_all + 2.0 * 10)
     assert savings["seconds_of_all"] == pytest.approx(expected)
     assert savings["speed_up"] == pytest.approx(expected / 27)
+    # A row costs 6 / rows, a copy 2 / 12: every example once in place adds a copy to a row.
+    assert savings["over_none"] == pytest.approx((2 / 12) / (6 / rows))
+    assert savings["pays"] is True
+    assert f"({expected / 27:.1f}x)" in savings["verdict"]
+
+
+def test_all_augmentation_is_the_policy_s_in_states_that_do_not_tell():
+    state = run(2).state_dict()
+    for entry in state["history"]:
+        if entry["event"] == "epoch":
+            del entry["strong_seconds"]
+            entry.update(loading_seconds=0.0, augmentation_seconds=12.0, step_seconds=72.0)
+    # A row a second and a copy a second.
+    assert summary(state)["savings"]["seconds_of_all"] == pytest.approx(2 * (180 + 120))
+
+
+def test_the_page_says_what_was_saved_and_how_that_is_meant(tmp_path):
+    loader = run(2)
+    page = loader.report(tmp_path, images=0).read_text()
+    assert f"<b>{summary(loader.state_dict())['savings']['verdict']}</b>" in page
+    assert "The doctor defines savings alike, but forecasts" in page
+
+
+def test_settings_that_do_not_apply_are_left_out(tmp_path):
+    page = run(1).report(tmp_path, images=0).read_text()
+    assert "layout mixed, seed 0." in page
+    assert "batch_size" not in page
+    assert "None" not in page
+    grouped = run(1, layout="grouped").report(tmp_path, images=0).read_text()
+    assert "layout grouped, batch_size 20, seed 0." in grouped
 
 
 def test_nothing_is_said_of_a_run_that_has_not_begun(tmp_path):
