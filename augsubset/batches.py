@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "BatchParts",
     "class_labels",
+    "digest_of_first",
     "is_classes",
     "known_labels",
     "map_tensors",
@@ -157,12 +159,33 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
     if isinstance(part, Tensor):
         return function(part)
     if isinstance(part, Mapping):
-        return {name: map_tensors(function, value) for name, value in part.items()}
+        mapped = {name: map_tensors(function, value) for name, value in part.items()}
+        if type(part) is dict or not isinstance(part, MutableMapping):
+            return mapped
+        whole: Any = copy.copy(part)  # of the caller's own type, which may know more than its items
+        for name, value in mapped.items():
+            whole[name] = value
+        return whole
     if isinstance(part, tuple) and hasattr(part, "_replace"):
         return type(part)(*(map_tensors(function, value) for value in part))
     if isinstance(part, (list, tuple)):
         return type(part)(map_tensors(function, value) for value in part)
     return part
+
+
+def digest_of_first(parts: Split) -> str:
+    """Return a digest of what is in tensors of the first row."""
+    sha, first = hashlib.sha256(), torch.zeros(1, dtype=torch.int64)
+
+    def add(tensor: Tensor) -> None:
+        if tensor.layout == torch.strided:
+            sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            sha.update(values.view(torch.uint8).numpy().tobytes())
+
+    for part in (parts.inputs, parts.labels, *parts.others):
+        map_tensors(add, take_rows(part, first, first))
+    return sha.hexdigest()
 
 
 def take_rows(part: Any, positions: Tensor, on_device: Tensor) -> Any:

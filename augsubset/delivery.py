@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from augsubset.transfer import sent
 __all__ = ["BatchCheck", "Delivery", "Policy", "Ready", "check_policy"]
 
 Policy = Callable[..., Any]
+Timed = Callable[[], AbstractContextManager[Any]]
 
 
 class Ready(NamedTuple):
@@ -144,7 +146,13 @@ class Delivery:
         return self._pixels.to_model(self._pixels.to_unit(parts.inputs)), parts.labels
 
     def ready(
-        self, batch: Any, parts: Split, keys: Tensor, w: Tensor | None, move: Callable[[Any], Any]
+        self,
+        batch: Any,
+        parts: Split,
+        keys: Tensor,
+        w: Tensor | None,
+        move: Callable[[Any], Any],
+        timed: Timed = nullcontext,
     ) -> Ready:
         """Return a checked batch as the training loop gets it.
 
@@ -154,6 +162,7 @@ class Delivery:
             keys: ``(B,)`` int64.
             w: Weights ``(B,)``, where there are any.
             move: Takes tensors of any nesting to the device.
+            timed: A context for the strong policy to run in.
 
         What was fetched may be overwritten, where batches are nobody else's.
         """
@@ -161,7 +170,7 @@ class Delivery:
         rows = RowKeys(self._seed, epoch, index, copy)
         x, others = move(parts.inputs), move(parts.others)
         is_own = self._owns_batches or _device_of(x) != _device_of(parts.inputs)
-        x, others = self.augmented(x, others, rows, is_own)
+        x, others = self.augmented(x, others, rows, is_own, timed)
         names, y = self._parts.others, parts.labels
         labels = y
         if names and self._parts.label_of(batch) in names:
@@ -200,10 +209,17 @@ class Delivery:
             yield batch
 
     def augmented(
-        self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
+        self,
+        x: Any,
+        others: tuple[Any, ...],
+        rows: RowKeys,
+        in_place: bool = False,
+        timed: Timed = nullcontext,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return model inputs: the strong policy on copies, the base on all, normalised last."""
-        x, others = self.strongly_augmented(self._pixels.to_unit(x), others, rows, in_place)
+        x = self._pixels.to_unit(x)
+        with timed():
+            x, others = self.strongly_augmented(x, others, rows, in_place)
         if self._base is not None:
             rows = RowKeys(self._base_seed, rows.epoch, rows.index, rows.copy)
             x, others = _applied("base", self._base, x, rows, others)

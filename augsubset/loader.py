@@ -16,11 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from augsubset.batches import BatchParts, class_labels, is_classes, known_labels
+from augsubset.batches import (
+    BatchParts,
+    class_labels,
+    digest_of_first,
+    is_classes,
+    known_labels,
+)
 from augsubset.delivery import BatchCheck, Delivery, Policy, Ready
-from augsubset.doctor import Diagnosis, Loop, diagnose
+from augsubset.doctor import Loop, diagnose
 from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
 from augsubset.harvest import Harvest
+from augsubset.judgement import Diagnosis, Settings
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
 from augsubset.progress import progress_bar
@@ -139,7 +146,7 @@ class SubsetAugmentLoader:
     Cost:
         A selection is one forward pass over the data and a solve (see
         :func:`~augsubset.select_coreset`); a batch adds the augmentation of its copies and about
-        0.1 ms of key handling. Construction fetches two examples, and all of them once where the
+        0.1 ms of key handling. Construction fetches two examples twice, and all once where the
         dataset has no ``targets``, ``labels`` or tensors to count the classes by.
 
     Reference:
@@ -368,7 +375,7 @@ class SubsetAugmentLoader:
                 parts = self._delivery.split(batch)
                 w = self._weights_of(keys, epoch) if self._sampler.plan.mode == "weight" else None
             with clock.augmentation():
-                ready = self._delivery.ready(batch, parts, keys, w, move)
+                ready = self._delivery.ready(batch, parts, keys, w, move, clock.strong)
             yield ready
 
     def _weights_of(self, keys: Tensor, epoch: int) -> Tensor:
@@ -413,11 +420,14 @@ class SubsetAugmentLoader:
 
     def _few_labels(self, selector: Selector) -> Any:
         """Fetch two examples as training will, and refuse what would fail later."""
-        batch, _ = self._source.few(2)
+        batch, again = self._source.few(2)
         self._delivery.check_names(batch)
         x, y = self._delivery.original(batch)
         if selector.needs_gradients:
             self._probe.check(x, y)
+        first, second = (digest_of_first(self._delivery.split(each)) for each in (batch, again))
+        # Of a dataset that draws from generators of its own nothing can be told again.
+        self._example_digest = first if first == second else None
         return y
 
     def _class_labels(self) -> Tensor:
@@ -536,7 +546,8 @@ class SubsetAugmentLoader:
         certificate's figures, where there is one, overlap (share that the selection before had
         too), covered (share of all examples selected so far) and class_counts.
         ``event="epoch"``: epoch, num_rows, num_copies, whether it completed, and seconds of
-        selection, loading, augmentation, step (what remains: the caller's code) and total.
+        selection, loading, augmentation, step (what remains: the caller's code) and total; of the
+        augmentation strong is the part of the copies, beside what is done to every row.
         """
         return self._history
 
@@ -554,25 +565,42 @@ class SubsetAugmentLoader:
         """Measure this loop, and say whether subset augmentation would pay in it.
 
         Leaves no trace in the model, the loader or the generators, but for what a ``step`` of your
-        own does. On several ranks call it on all: a backward pass under
-        ``DistributedDataParallel`` waits for the others.
+        own does. On several ranks one may call it alone, and figures are of an epoch there: nothing
+        waits for the others, and what ``DistributedDataParallel`` exchanges is not counted. A
+        ``step`` of your own that exchanges something, as a backward pass through that does, must
+        be called on all.
 
         Args:
             steps: Batches to measure, or fewer where the data has no more.
             step: A gradient step ``(x, y, w)``; by default a forward and a backward pass on a copy
-                of the model.
+                of the model, without an optimizer.
 
         Returns:
             A table and a verdict; ``print`` it.
 
         Cost:
-            About four passes over so many batches. Solving is measured on the rows probed, and
-            taken to grow with their square, unless a selection was made: then its time counts.
+            Two passes over so many batches, and up to eleven steps and twice as many augmentations
+            of one. Probing is taken to grow with the examples, solving, on this rank alone, with
+            their square, unless the rule made a selection already: then that one's times count.
         """
         steps = check_int("steps", steps, 1)
         if self._live:
             raise AugsubsetError("the doctor cannot come while an epoch runs. Close it first.")
         device = self._device or model_device(self._model)
+        settings = Settings(
+            self._sampler.plan,
+            every=self._schedule.every,
+            num_workers=self._source.num_workers,
+            batch_size=self.batch_size,
+            num_replicas=self.num_replicas,
+            world_size=self._world_size,
+            has_rule=not isinstance(self._schedule.selector, AllSelector),
+            is_resident=self._source.is_resident,
+            background=self._schedule.background,
+            recycle=self._recycle,
+            weights=self._weights,
+            max_weight=self._max_weight,
+        )
         with forked_rng(self._seed, [device]):
             return diagnose(
                 Loop(
@@ -581,7 +609,7 @@ class SubsetAugmentLoader:
                     self._source,
                     self._delivery,
                     self._schedule,
-                    self._sampler.plan,
+                    settings,
                     self._history,
                     self._seed,
                     self.epoch,
@@ -644,6 +672,16 @@ class SubsetAugmentLoader:
         """The user's dataset."""
         return self._source.dataset
 
+    @property
+    def sampler(self) -> Any:
+        """Refuse to give it away; ``hasattr`` says no, as before."""
+        raise AttributeError(
+            "a SubsetAugmentLoader has no sampler for others, such as accelerate's "
+            "skip_first_batches: a DataLoader made of it would neither augment nor weigh. Resume "
+            "by load_state_dict, which skips what was consumed; under a Hugging Face Trainer by "
+            "augsubset.integrations.transformers with ignore_data_skip=True."
+        )
+
     def __reduce__(self) -> Any:
         """Refuse to be pickled or copied."""
         raise TypeError(
@@ -662,13 +700,16 @@ class SubsetAugmentLoader:
         selection that is solved in the background.
         """
         return {
-            "version": 1,
+            "version": 2,
             **self._identity(),
+            "example_digest": self._example_digest,
             "epoch": self.epoch,
             "position": self._position,
             "in_force": pack_selection(self._in_force),
             "schedule": self._schedule.state_dict(),
-            "harvest": None if self._recycle is None else self._harvest.state_dict(),
+            "harvest": None
+            if self._recycle is None
+            else {**self._harvest.state_dict(), **self._sampler.share},
             "history": [dict(entry) for entry in self._history],
             "tally": self._tally.state_dict(),
         }
@@ -688,8 +729,10 @@ class SubsetAugmentLoader:
         if self._live:
             raise AugsubsetError("a state cannot be loaded while an epoch runs. Close it first.")
         keys = ("epoch", "position", "in_force", "schedule", "harvest", "history", "tally")
-        check_state("state_dict", state, ("version", *keys, *self._identity()))
-        check_state("state_dict", state, (), same={"version": 1, **self._identity()})
+        check_state("state_dict", state, ("version", "example_digest", *keys, *self._identity()))
+        check_state("state_dict", state, (), same={"version": 2, **self._identity()})
+        if None not in (state["example_digest"], self._example_digest):
+            check_state("state_dict", state, (), same={"example_digest": self._example_digest})
         epoch = check_int("epoch", state["epoch"], 0)
         position = check_int("position", state["position"], 0)
         in_force = unpack_selection(state["in_force"], len(self._source))
@@ -699,6 +742,14 @@ class SubsetAugmentLoader:
         harvest = Harvest(len(self._source))
         if self._recycle is not None and state["harvest"] is not None:
             harvest.load_state_dict(state["harvest"])
+            there = {name: state["harvest"].get(name) for name in self._sampler.share}
+            if there != self._sampler.share:
+                _log.warning(
+                    "recycling goes on from what %s saw in training, here on %s: the next "
+                    "selection may be another than without the stop",
+                    there,
+                    self._sampler.share,
+                )
         history = [dict(entry) for entry in state["history"]]
         tally = self._tally.checked(state["tally"])
         if in_force is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -331,7 +331,16 @@ class GradientProbe:
     def measure(self, x: Any, y: Any) -> Measured:
         """Return one batch's gradients; the model's modes are the caller's."""
         with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
-            logits = captured.logits(self.forward(self.model, x))
+            try:
+                output = self.forward(self.model, x)
+            except Exception as error:
+                error.add_note(
+                    f"Raised by the model, called on {_described(x)}, the inputs of a batch alone. "
+                    "Where it takes something else, pass probe=GradientProbe(model, "
+                    "forward=lambda model, x: ...), which returns logits."
+                )
+                raise
+            logits = captured.logits(output)
         if self._loss == "mse" and isinstance(logits, Tensor) and logits.ndim == 1:
             logits = logits[:, None]
         check_logits(
@@ -503,3 +512,12 @@ def model_device(model: nn.Module) -> torch.device:
 def _call(model: nn.Module, inputs: Any) -> Tensor:
     output: Tensor = model(inputs)
     return output
+
+
+def _described(x: Any) -> str:
+    """Say what inputs are, for a message."""
+    if isinstance(x, Tensor):
+        return f"a tensor {tuple(x.shape)} {x.dtype}"
+    if isinstance(x, Mapping):
+        return f"a {type(x).__name__} of {', '.join(map(repr, x))}"
+    return f"a {type(x).__name__}"

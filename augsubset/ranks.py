@@ -34,6 +34,10 @@ def world_size() -> int:
     return 1
 
 
+class _OfCollectiveError(AugsubsetError):
+    """What a collective call raised: the other ranks have it too, or are gone."""
+
+
 class Ranks:
     """The processes that take part, and what they say to one another.
 
@@ -71,7 +75,7 @@ class Ranks:
         try:
             dist.monitored_barrier(self.group, self._timeout, wait_all_ranks=True)
         except RuntimeError as error:
-            raise AugsubsetError(
+            raise _OfCollectiveError(
                 f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
                 f"{error}"
             ) from error
@@ -98,8 +102,8 @@ class Ranks:
         error: Exception | None = None
         try:
             yield
-        except AugsubsetError:
-            raise  # of a collective: everybody has it
+        except _OfCollectiveError:
+            raise
         except Exception as raised:  # noqa: BLE001 - whatever it is, the others wait for us
             error = raised
         failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
@@ -107,7 +111,7 @@ class Ranks:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise AugsubsetError(f"rank {rank} failed while {what}: {failure}")
+                raise _OfCollectiveError(f"rank {rank} failed while {what}: {failure}")
 
     def check_shares(self, rank: int, expected: Sequence[Sequence[int]], first: Any) -> None:
         """Compare what each rank began with to its share of the one order.

@@ -72,7 +72,7 @@ class SelectionSchedule:
         self.every = check_int("every", every, 1)
         self._start_epoch = check_int("start_epoch", start_epoch, 0)
         self._budget, self._num_examples, self._seed = budget, num_examples, seed
-        self._background = background
+        self.background = background
         self._probe, self._record = probe, record
         self._ranks, self._timeout = ranks, timeout
         self._selected_period: int | None = None
@@ -84,7 +84,7 @@ class SelectionSchedule:
             entry = self._solving.entry
             self._put_in_force(self._result_of(self._solving), entry)
         if self._period(epoch) != self._selected_period or self.latest is None:
-            self._select(epoch, background=self._background and self.latest is not None)
+            self._select(epoch, background=self.background and self.latest is not None)
 
     def after(self) -> None:
         """Raise what a thread raised, if it did: as early as an epoch's end."""
@@ -120,7 +120,11 @@ class SelectionSchedule:
 
         def timed() -> Selection:
             begin = time.perf_counter()
-            found = solve()
+            try:
+                found = solve()
+            except Exception as error:
+                error.add_note(f"Raised while {type(selector).__name__} selected, epoch {epoch}.")
+                raise
             entry["solve_seconds"] = time.perf_counter() - begin
             if not isinstance(found, Selection):
                 raise TypeError(
@@ -176,6 +180,12 @@ class SelectionSchedule:
             raise ValueError(
                 f"selection must hold at most budget={self._budget} examples, got "
                 f"{len(selection)}. The length of an epoch is fixed."
+            )
+        if int(selection.indices.max()) >= self._num_examples:
+            raise ValueError(
+                f"selection must hold dataset indices below {self._num_examples}, got "
+                f"{int(selection.indices.max())} from {entry['selector']}. Its indices are "
+                "gradients.indices of the rows it chose."
             )
         self.latest = selection
         entry["num_selected"] = len(selection)

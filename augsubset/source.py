@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -137,6 +137,11 @@ class Source:
         number: int = self._options.get("num_workers", 0)
         return number
 
+    @property
+    def is_resident(self) -> bool:
+        """Whether images are kept on the device."""
+        return isinstance(self._keyed, TensorBatches) and self._keyed.resident
+
     def to(self, device: torch.device) -> None:
         """Move what is resident, if it is not there already."""
         if isinstance(self._keyed, TensorBatches):
@@ -168,14 +173,20 @@ class Source:
             **options,
         )
 
-    def few(self, count: int) -> tuple[Any, Tensor]:
-        """Return the first examples ``(batch, keys)``, fetched the way training will.
+    def few(self, count: int) -> Iterator[Any]:
+        """Yield the first examples in a batch, and again, fetched the way training will.
 
         In a worker where there are workers: a dataset that opens a file on first access must not
-        do so here and then be forked.
+        do so here and then be forked. The same both times but for what a dataset draws from a
+        generator of its own.
         """
-        first: Any = range(min(count, len(self)))
+        size = min(count, len(self), self._options["batch_size"])
+        first: Any = list(range(size)) * 2
         loader = self.data_loader(
-            first, num_workers=min(1, self.num_workers), persistent_workers=False
+            first,
+            batch_size=size,
+            num_workers=min(1, self.num_workers),
+            persistent_workers=False,
         )
-        return opened(next(iter(loader)))
+        for fetched in loader:
+            yield opened(fetched)[0]

@@ -1,5 +1,7 @@
 """Finding inputs and labels, and labels without fetching."""
 
+from collections import OrderedDict, UserDict
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -203,3 +205,24 @@ def test_rows_of_any_dtype_and_layout_are_put_as_index_copy_puts_them(part, in_p
     assert found.requires_grad == part.requires_grad
     assert (found.data_ptr() == given.data_ptr()) == in_place
     assert torch.equal(part, before)
+
+
+def test_mappings_of_other_types_keep_their_type_and_what_else_they_know():
+    class Encoded(UserDict):
+        """As tokenizers return them: a mapping with more to say."""
+
+        def __init__(self, data, source):
+            super().__init__(data)
+            self.source = source
+
+    encoded = Encoded({"x": torch.ones(2), "names": ["a", "b"]}, "text")
+    negated = map_tensors(torch.neg, encoded)
+    assert type(negated) is Encoded
+    assert negated.source == "text"
+    assert negated["x"].tolist() == [-1, -1]
+    assert negated["names"] == ["a", "b"]
+    assert encoded["x"].tolist() == [1, 1]
+    counted = map_tensors(torch.neg, OrderedDict(x=torch.ones(1)))
+    assert type(counted) is OrderedDict
+    fixed = map_tensors(torch.neg, MappingProxyType({"x": torch.ones(1)}))
+    assert fixed == {"x": torch.tensor([-1.0])}

@@ -1,6 +1,7 @@
 """SubsetAugmentLoader in one process: epochs, selections, weights, and what it refuses."""
 
 import gc
+import re
 import threading
 import time
 from itertools import pairwise
@@ -497,9 +498,9 @@ def test_dict_items_are_fetched_once_for_their_labels():
 
     dataset = Counting()
     loader = make(dataset, selector=RandomSelector(), fraction=0.1, copies=1, raw="none")
-    assert dataset.fetched == 2 + N  # the two that are checked, then everybody for the labels
+    assert dataset.fetched == 4 + N  # two that are checked, twice; then everybody for the labels
     list(loader)
-    assert dataset.fetched == 2 + N + 6
+    assert dataset.fetched == 4 + N + 6
 
 
 def test_base_and_strong_policy_of_one_class_draw_apart():
@@ -851,3 +852,42 @@ def test_batches_arrive_on_the_models_device_and_equal_those_of_the_cpu():
         assert torch.equal(ours[2].cpu(), theirs[2])
         close = (ours[0].cpu() - theirs[0]).abs() < 0.05
         assert float(close.float().mean()) > 0.99
+
+
+class Rule:
+    """A rule that is a function of gradients and budget."""
+
+    needs_gradients = True
+
+    def __init__(self, choose):
+        self.choose = choose
+
+    def select(self, gradients, *, budget, seed, epoch):
+        return self.choose(gradients, budget)
+
+
+def test_a_rule_of_your_own_that_fails_is_named():
+    def failing(gradients, budget):
+        raise KeyError("scores")
+
+    with pytest.raises(KeyError, match="scores") as caught:
+        next(iter(make(selector=Rule(failing))))
+    assert caught.value.__notes__ == ["Raised while Rule selected, epoch 0."]
+    beyond = Rule(lambda gradients, budget: Selection.equally_weighted(torch.tensor([1, N]), N))
+    with pytest.raises(ValueError, match=f"dataset indices below {N}, got {N} from Rule"):
+        next(iter(make(selector=beyond)))
+
+
+def test_a_model_that_takes_something_else_than_inputs_is_told_how_to_be_called():
+    class OfBatches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make_model()
+
+        def forward(self, batch):
+            return self.net(batch["x"])
+
+    with pytest.raises((TypeError, IndexError)) as caught:
+        make(model=OfBatches())
+    (note,) = caught.value.__notes__
+    assert re.match(r"Raised by the model, called on a tensor \(2, .*pass probe=Gradient", note)

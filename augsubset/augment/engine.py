@@ -8,7 +8,7 @@ row after the other through all its slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numba
@@ -36,6 +36,7 @@ _LARGE = 1 << 23
 class _Stretch(NamedTuple):
     """Rows of one slot that one kernel is for, in the slot's order; no kernel: left alone."""
 
+    name: str
     run: Kernel | None
     first: int
     last: int
@@ -45,24 +46,27 @@ class Engine:
     """Runs a fixed list of operations.
 
     Args:
-        ops: Operations, in the order that :class:`Drawn` counts them.
+        ops: Operations by name, in the order that :class:`Drawn` counts them.
         compiled: Pass kernels through ``torch.compile``, once each for any number of rows.
     """
 
-    def __init__(self, ops: Sequence[Op], compiled: bool = False) -> None:
-        self._ops = list(ops)
+    def __init__(self, ops: Mapping[str, Op], compiled: bool = False) -> None:
+        self._ops = list(ops.values())
         # Operations of your own are kernels of one operation, even if two share a function.
         self._kernels: list[Kernel] = []
         kernel_of = []
         known: dict[object, int] = {}
-        for number, op in enumerate(self._ops):
+        self._names = []
+        for number, (name, op) in enumerate(ops.items()):
             key = op.apply if op.prepare is not None else number
             if key not in known:
                 known[key] = len(self._kernels)
                 run = op.apply if op.prepare is not None else op.run
                 self._kernels.append(_Compiled(run) if compiled else run)
+                self._names.append(name)
             kernel_of.append(known[key])
         self._kernel_of = np.array([*kernel_of, len(self._kernels)])  # the last: no operation
+        self._names.append("none")
         self._runs = [*self._kernels, None]
         # Compiled preparations are made in one go, others for all operations of one function.
         prepares = [op.prepare or alone for op in self._ops]
@@ -72,7 +76,7 @@ class Engine:
         self._prepares = list(dict.fromkeys(others))
         numbers = {each: number for number, each in enumerate(self._prepares)}
         self._prepare_of = np.array([*(numbers.get(each, -1) for each in prepares), -1])
-        width = max(len(FORM_OF_WARP), *(len(op.form) for op in ops))
+        width = max(len(FORM_OF_WARP), *(len(op.form) for op in self._ops))
         self._forms = np.zeros((len(ops) + 1, width), np.float32)
         for number, op in enumerate(self._ops):
             self._forms[number, : len(op.form)] = op.form
@@ -81,7 +85,7 @@ class Engine:
         some = [op.parameters(np.full(1, op.high, np.float32), place) for op in self._ops]
         self._num_params = max(params.shape[1] for params in some)
         self._num_forms = [
-            max(len(op.form) for op, mine in zip(ops, prepares, strict=True) if mine is each)
+            max(len(op.form) for op, mine in zip(self._ops, prepares, strict=True) if mine is each)
             for each in self._prepares
         ]
         # Loops for rows on the host, where there is one for every operation.
@@ -115,7 +119,14 @@ class Engine:
             for stretch in stretches:
                 rows = out[stretch.first : stretch.last]
                 if stretch.run is not None:
-                    rows = stretch.run(rows, table[slot, stretch.first : stretch.last])
+                    try:
+                        rows = stretch.run(rows, table[slot, stretch.first : stretch.last])
+                    except Exception as error:
+                        error.add_note(
+                            f"Raised by the operation {stretch.name!r}, given images "
+                            f"{tuple(rows.shape)} and a magnitude each, ({len(rows)},)."
+                        )
+                        raise
                 parts.append(rows)
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, at[-1])
@@ -151,8 +162,10 @@ class Engine:
             begins = [0, *of_slot]
             plan.append(
                 [
-                    _Stretch(run, first, last)
-                    for run, first, last in zip(self._runs, begins, of_slot, strict=False)
+                    _Stretch(name, run, first, last)
+                    for name, run, first, last in zip(
+                        self._names, self._runs, begins, of_slot, strict=False
+                    )
                     if first < last
                 ]
             )

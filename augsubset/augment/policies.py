@@ -135,7 +135,7 @@ class RandomOps:
         count = len(every_op)
         self._way, self._num_choices = ANEW if replacement else DISTINCT, count
         self._odds = odds_of(every_op, [float(probability)] * count, [-1.0] * count)
-        self._engine = Engine(every_op, compiled)
+        self._engine = Engine(self.ops, compiled)
 
     # Published policies.
 

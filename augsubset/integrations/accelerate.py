@@ -49,6 +49,10 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
     def epoch(self) -> int:
         return self.loader.epoch
 
+    @property
+    def sampler(self) -> Any:
+        return self.loader.sampler  # which says why there is none
+
 
 def prepare(accelerator: Any, loader: SubsetAugmentLoader) -> Any:
     """Return the loader as ``accelerator.accumulate`` and ``save_state`` expect it.

@@ -380,6 +380,11 @@ class WeightedCoresetSampler(Sampler[int]):
         }
 
     @property
+    def share(self) -> dict[str, int]:
+        """Return which share of the order is handed out."""
+        return {"rank": self.rank, "num_replicas": self.num_replicas}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for a position to mean the same."""
         plan = self.plan

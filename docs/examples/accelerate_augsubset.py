@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset.integrations.accelerate import prepare
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +27,7 @@ def main():
     torch.manual_seed(0)
     conv = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     model = nn.Sequential(*conv, nn.Linear(256, 10))
-    loader = SubsetAugmentLoader(loader, model, RandomOps.paper())
+    loader = prepare(accelerator, SubsetAugmentLoader(loader, model, RandomOps.paper()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     model, optimizer, loader, test_loader = accelerator.prepare(
         model, optimizer, loader, test_loader

@@ -5,7 +5,8 @@ import argparse
 import lightning as L
 import torch
 import torch.nn.functional as F
-from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import RandomOps, SubsetAugmentLoader
+from augsubset.integrations.lightning import SubsetAugmentCallback
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,11 +28,11 @@ class Digits(L.LightningModule):
 
     def train_dataloader(self):
         loader = DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2)
-        return SubsetAugmentLoader(loader, self, RandomOps.paper())
+        return SubsetAugmentLoader(loader, self, RandomOps.paper(), mode="sample")
 
     def training_step(self, batch):
-        x, y, w = batch
-        return weighted_loss(F.cross_entropy(self(x), y, reduction="none"), w)
+        x, y = batch
+        return F.cross_entropy(self(x), y)
 
     def val_dataloader(self):
         return DataLoader(self.test_set, batch_size=500, num_workers=2)
@@ -56,6 +57,7 @@ def main():
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=args.epochs,
+        callbacks=[SubsetAugmentCallback()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from augsubset import CropFlip, Op, RandomOps, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS
 from augsubset.augment.engine import Engine
+from augsubset.augment.ops import by_name
 from benchmarks.augmentation import by_kernels, calls_of
 
 
@@ -46,7 +47,7 @@ def test_each_kernel_runs_once_a_slot_on_its_own_rows():
 
 
 def test_operations_that_share_a_kernel_run_together():
-    engine = Engine([OPS[name] for name in ("rotate", "shear_x", "translate_y", "brightness")])
+    engine = Engine(by_name("rotate", "shear_x", "translate_y", "brightness"))
     assert len(engine._kernels) == 2
 
 
@@ -167,3 +168,15 @@ def test_compiled_kernels_are_compiled_once_for_any_number_of_rows(name, unit):
     finally:
         torch.compiler.set_stance("default")
         torch.compiler.reset()
+
+
+def test_an_operation_of_your_own_that_fails_is_named():
+    def halved(x, magnitude):
+        return x[:, :, ::2]
+
+    policy = RandomOps({"halved": Op(halved), "rotate": OPS["rotate"].between(0, 10)})
+    x = torch.rand(5, 3, 8, 8)
+    with pytest.raises(ValueError, match="ops must keep the shape") as caught:
+        policy(x, RowKeys(0, 0, torch.arange(5), 1))
+    (note,) = caught.value.__notes__
+    assert note.startswith("Raised by the operation 'halved', given images (")

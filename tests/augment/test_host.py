@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from augsubset import Op, RandomOps, RowKeys
 from augsubset.augment import OPS, host
 from augsubset.augment.engine import Engine
+from augsubset.augment.ops import by_name
 from augsubset.augment.preparing import Place
 
 POLICIES = {
@@ -116,9 +117,9 @@ def test_memory_of_any_format_is_taken():
 def test_a_policy_with_anything_else_takes_the_kernels():
     mine = Op(lambda x, _: 1 - x)
     for engine in (
-        Engine([OPS["rotate"], mine]),
-        Engine([OPS["gaussian_noise"]]),
-        Engine([OPS["rotate"]], compiled=True),
+        Engine({"rotate": OPS["rotate"], "mine": mine}),
+        Engine(by_name("gaussian_noise")),
+        Engine(by_name("rotate"), compiled=True),
     ):
         assert engine._loop_of is None
 

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import loader
+from benchmarks.measuring import Figure
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,19 @@ def test_the_record_names_every_workload(tmp_path, capsys, monkeypatch):
     assert list(record["workloads"]) == ["keys", "decodes"]
     assert record["environment"]["data"]["name"] == "synthetic"
     assert "decodes an example, grouped: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("unit", "ends"), [("", True), ("x", False)])
+def test_a_miscounted_figure_fails_the_run_and_a_slow_one_does_not(
+    unit, ends, tmp_path, monkeypatch
+):
+    missed = Figure("lost rows", 1.0, unit, "lower", 0.0)
+    monkeypatch.setitem(loader.WORKLOADS, "keys", lambda data, quick: [missed])
+    out = tmp_path / "loader.json"
+    arguments = ["--quick", "--limit", "300", "--only", "keys", "--out", str(out)]
+    if ends:
+        with pytest.raises(SystemExit, match=r"lost rows: 1 .*MISSED"):
+            loader.main(arguments)
+    else:
+        loader.main(arguments)
+    assert out.exists()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
-from augsubset import SubsetAugmentLoader
+from augsubset import batches
 from benchmarks.tables import figure_row, write_tables
 
 ROOT = Path(__file__).parents[2]
@@ -21,30 +21,52 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
-)
-def test_snippets_run(page, number, code, tmp_path, monkeypatch):
-    """Each starts from a model, a data set and an optimizer, as the text around it says."""
-    monkeypatch.chdir(tmp_path)  # where it leaves its files
+def of_a_readers_own():
+    """What README's snippets are about: somebody's model, data set and optimizer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     x = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8)
-    if "ordinary loop" in code:  # the loop before: float images, as ToTensor gives them
-        x = x.float() / 255
-    names = {
-        "DataLoader": DataLoader,
-        "TensorDataset": TensorDataset,
-        "SubsetAugmentLoader": SubsetAugmentLoader,
+    return {
         "model": model,
         "train_set": TensorDataset(x, torch.arange(80) % 4),
         "optimizer": torch.optim.SGD(model.parameters(), 0.01),
         "num_epochs": 2,
     }
+
+
+def of_the_first_page():
+    """What there is after the first page's loop, which the other pages go on from."""
+    torch.manual_seed(0)
+    (loop,) = (
+        code for page, _, code in SNIPPETS if page == "start.md" and "num_epochs = 3" in code
+    )
+    names = {}
+    exec(compile(loop, "start.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
+)
+def test_snippets_run(page, number, code, tmp_path, monkeypatch):
+    """Each from the names that its page says it has, and no other."""
+    monkeypatch.chdir(tmp_path)  # where it leaves its files
+    names = of_a_readers_own() if page == "README.md" else of_the_first_page()
+    if page == "README.md" and "ordinary loop" in code:  # float images, as ToTensor gives them
+        x, y = names["train_set"].tensors
+        names["train_set"] = TensorDataset(x.float() / 255, y)
+    model = names["model"]
     before = model[1].weight.clone()
     exec(compile(code.replace("num_workers=2", "num_workers=0"), page, "exec"), names)
     if "optimizer.step()" in code and names["model"] is model:
         assert not torch.equal(before, model[1].weight)
+
+
+def test_the_pages_name_the_keys_that_are_found_without_being_named():
+    text = " ".join((ROOT / "docs" / "loader.md").read_text().split())
+    for usual in (batches._INPUT_NAMES, batches._LABEL_NAMES):
+        *first, last = (f"`{name}`" for name in usual)
+        assert f"{', '.join(first)} or {last}" in text
 
 
 def test_there_are_snippets():

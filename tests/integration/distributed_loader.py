@@ -206,6 +206,33 @@ def guards(monkeypatch):
     next(iter(again))
 
 
+def doctored(monkeypatch):
+    """One rank alone may call the doctor, and then all train on as if it had not."""
+
+    def trained(called):
+        # Buffers, which the wrapper's forward pass sends, as its backward pass does gradients.
+        plain = make_model()
+        model = DistributedDataParallel(nn.Sequential(*plain[:2], nn.BatchNorm1d(8), *plain[2:]))
+        loader = make(model, 8)
+        for _ in range(2):
+            if called and dist.get_rank() == 0:
+                found = loader.doctor(steps=2)
+                # A rank's share of 96 rows.
+                assert found.settings.num_replicas == found.settings.world_size == world()
+                assert found.subset.step == pytest.approx(found.none.step * 96 / N)
+            losses, _ = train(model, loader, num_epochs=loader.epoch + 1)
+        return losses
+
+    assert torch.equal(trained(called=True), trained(called=False))
+    # In training it waits for other ranks, and on the host refuses to.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3), nn.SyncBatchNorm(3))
+    loader = make(model, 8)
+    if dist.get_rank() == 0:
+        loader.doctor(steps=1)
+    assert model[2].training
+    dist.barrier()
+
+
 class _Every:
     """Batches as somebody who shards them again would leave them to this rank."""
 
@@ -231,6 +258,15 @@ def failures(monkeypatch):
     error = OSError if dist.get_rank() == 1 else AugsubsetError
     with pytest.raises(error, match="disk"):
         next(iter(make(make_model(), 8, selector=Broken())))
+
+    class TooEarly(RandomSelector):
+        def select(self, gradients, **arguments):
+            if dist.get_rank() == 1:
+                raise AugsubsetError("no server yet")
+            return super().select(gradients, **arguments)
+
+    with pytest.raises(AugsubsetError, match="no server yet"):  # told, not waited for
+        next(iter(make(make_model(), 8, selector=TooEarly())))
 
     class Differs(RandomSelector):
         def select(self, gradients, *, budget, seed, epoch):

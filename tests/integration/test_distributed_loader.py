@@ -36,6 +36,13 @@ def test_ranks_train_as_one_process_does(num_processes):
         assert f"rank {rank} of {num_processes} is done" in run.stdout
 
 
+def test_one_rank_alone_may_call_the_doctor():
+    run = torchrun(2, "doctored", timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for rank in range(2):
+        assert f"rank {rank} of 2 is done" in run.stdout
+
+
 def test_ranks_of_accelerate_and_lightning_share_one_order():
     run = torchrun(2, "with_accelerate", "with_lightning")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -12,9 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from augsubset import (
     AugsubsetError,
+    GradientProbe,
     RandomOps,
     RandomSelector,
     Selection,
@@ -26,6 +28,7 @@ from augsubset import (
 from augsubset.integrations.accelerate import prepare
 from augsubset.integrations.lightning import SubsetAugmentCallback
 from augsubset.integrations.tensorboard import TensorBoardEvents
+from augsubset.integrations.transformers import SubsetAugmentCallback as HuggingFaceCallback
 from augsubset.sampling import KeyedCollate
 from tests.contracts import assert_order_pure, assert_same_batches, values_of
 
@@ -120,6 +123,14 @@ def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
 def test_accelerates_skip_first_batches_leaves_the_rest():
     expected = keys_of(parts())
     assert keys_of(skip_first_batches(parts(), 3)) == expected[3:]
+
+
+def test_skip_first_batches_refuses_a_whole_loader_and_says_what_to_do():
+    prepared = prepare(Accelerator(cpu=True), make())
+    for loader in (make(), prepared):
+        assert not hasattr(loader, "sampler")
+        with pytest.raises(AttributeError, match="Resume by load_state_dict, which skips"):
+            skip_first_batches(loader, 1)
 
 
 # accelerate.
@@ -293,6 +304,108 @@ def test_lightning_without_our_loader_is_refused():
 
     with pytest.raises(AugsubsetError, match="must return a SubsetAugmentLoader, got DataLoader"):
         trainer().fit(Plain())
+
+
+# Hugging Face's Trainer.
+
+
+class Scores(nn.Module):
+    """A model as the Trainer wants it: a dict in, loss and logits out."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_model()
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class RecordingTrainer(Trainer):
+    def get_train_dataloader(self):
+        probe = GradientProbe(self.model, forward=lambda model, x: model.net(x))
+        items = [{"x": X[i], "labels": i % 3} for i in range(N)]
+        loader = DataLoader(items, batch_size=8, shuffle=True)
+        self.seen = []
+        return SubsetAugmentLoader(
+            loader,
+            self.model,
+            RandomOps.paper(),
+            **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe},
+            mode="sample",
+            whole=True,
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.seen.append((inputs["x"].clone(), inputs["labels"].clone()))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def trained(folder, *, callback=None, accumulate=1, skip=True, resume=None, stop=None, **options):
+    torch.manual_seed(0)
+    arguments = TrainingArguments(
+        str(folder),
+        num_train_epochs=3,
+        learning_rate=0.05,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        gradient_accumulation_steps=accumulate,
+        save_strategy="steps",
+        save_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        ignore_data_skip=skip,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **others):
+            control.should_training_stop = state.global_step == stop
+
+    callback = HuggingFaceCallback() if callback is None else callback
+    trainer = RecordingTrainer(Scores(), arguments, callbacks=[callback, Stop()], **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("stop", ["first batch", "last batch", "second epoch"])
+def test_the_trainer_resumes_after_any_batch(tmp_path, whole_run, stop):
+    length = len(whole_run.seen) // 3
+    stop = {"first batch": 1, "last batch": length, "second epoch": length + 2}[stop]
+    first = trained(tmp_path / "stopped", stop=stop)
+    assert len(first.seen) == stop
+    again = trained(tmp_path / "stopped", resume=True)
+    assert_same_batches([*first.seen, *again.seen], whole_run.seen)
+    for ours, theirs in zip(again.model.parameters(), whole_run.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_trainer_that_could_not_resume_exactly_is_refused(tmp_path):
+    with pytest.raises(AugsubsetError, match="must have ignore_data_skip=True"):
+        trained(tmp_path, skip=False)
+    with pytest.raises(AugsubsetError, match="must divide the epoch's 7 batches, got 4"):
+        trained(tmp_path, accumulate=4)
+    trained(tmp_path, stop=1)
+    (tmp_path / "checkpoint-1" / "augsubset.ckpt").rename(tmp_path / "augsubset.ckpt")
+    with pytest.raises(AugsubsetError, match=r"must hold .* state, got no .*checkpoint-1"):
+        trained(tmp_path, resume=True)
+    moved = HuggingFaceCallback(resume_from=tmp_path)
+    assert len(trained(tmp_path, callback=moved, resume=True).seen) == 3 * 7 - 1
+
+    class Plain(RecordingTrainer):
+        def get_train_dataloader(self):
+            return DataLoader([{"x": torch.rand(3, 6, 6), "labels": 0}])
+
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    with pytest.raises(AugsubsetError, match="must return a SubsetAugmentLoader, got DataLoader"):
+        Plain(Scores(), arguments, callbacks=[HuggingFaceCallback()]).train()
 
 
 # TensorBoard.

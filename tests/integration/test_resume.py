@@ -244,6 +244,20 @@ def test_recycled_gradients_are_resumed():
     assert loader.selection.digest == digests[1]
 
 
+def test_a_record_of_recycling_made_on_another_rank_is_named(caplog):
+    def one_of(num_replicas, rank):
+        return make(num_replicas=num_replicas, rank=rank, recycle=1)
+
+    state = one_of(2, 0).state_dict()
+    one_of(2, 0).load_state_dict(state)
+    assert not caplog.records
+    one_of(2, 1).load_state_dict(state)
+    assert "saw in training, here on {'rank': 1, 'num_replicas': 2}" in caplog.text
+    caplog.clear()
+    one_of(1, 0).load_state_dict(state)
+    assert "from what {'rank': 0, 'num_replicas': 2} saw" in caplog.text
+
+
 def damaged(state, **changes):
     return {**state, **changes}
 
@@ -259,7 +273,7 @@ def damaged(state, **changes):
         (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),
         (lambda s: damaged(s, position=-1), ValueError, "position must be at least 0"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
-        (lambda s: damaged(s, version=2), ValueError, "same version, got version=2"),
+        (lambda s: damaged(s, version=1), ValueError, "same version, got version=1"),
         (lambda s: damaged(s, in_force=None), ValueError, "hold a selection in the middle"),
         (
             lambda s: damaged(
@@ -302,6 +316,44 @@ def test_a_state_of_another_dataset_of_the_same_length_is_refused():
     loader = make()
     with pytest.raises(ValueError, match="same labels_digest"):
         make(TensorDataset(X, Y.flip(0))).load_state_dict(loader.state_dict())
+
+
+class Regressed(Dataset):
+    """Images of a seed, with a number each: no class that tells datasets apart."""
+
+    def __init__(self, seed, draws=0.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.rand(N, 3, 6, 6, generator=generator)
+        self.draws = draws
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        noise = np.random.default_rng().random() * self.draws  # of nobody's seed
+        return {"x": self.x[index] * (1 - noise), "y": torch.tensor(float(index))}
+
+
+def regressed(dataset, batch_size=8):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 1))
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)
+    options = {"selector": RandomSelector(), "fraction": 0.2}
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+def test_a_state_of_other_images_is_refused_where_labels_are_the_same():
+    with pytest.raises(ValueError, match="same example_digest"):
+        make(TensorDataset(X.flip(0), Y)).load_state_dict(make().state_dict())
+    state = regressed(Regressed(0)).state_dict()
+    with pytest.raises(ValueError, match="same example_digest"):
+        regressed(Regressed(1)).load_state_dict(state)
+    regressed(Regressed(0), batch_size=1).load_state_dict(state)
+    make(Jittered()).load_state_dict(make(Jittered(), num_workers=1).state_dict())
+
+
+def test_a_dataset_that_draws_for_itself_resumes_all_the_same():
+    state = regressed(Regressed(0, draws=0.1)).state_dict()
+    regressed(Regressed(0, draws=0.1)).load_state_dict(state)
 
 
 def test_a_state_is_not_loaded_while_an_epoch_runs():
