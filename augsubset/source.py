@@ -24,7 +24,7 @@ __all__ = ["CheckedCollate", "Source", "opened"]
 
 # Bytes up to which a tensor goes in a worker's message. As shared memory of its own it would be
 # opened anew for each batch, which takes longer than to copy so little.
-_MOST_INLINE = 1 << 14
+_MOST_INLINE = 1 << 19
 _DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64}
 
 
