@@ -304,10 +304,14 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train, and return the record."""
     model, loader, rule = build(cell, data)
+    test = data
+    if cell.resident and isinstance(data, ImageData):
+        x, y = (part.to(cell.device) for part in (data.x_test, data.y_test))
+        test = replace(data, x_test=x, y_test=y)
     result = train(
         model,
         loader,
-        data,
+        test,
         cell.plan(len(data.y_train)),
         evaluate_every=cell.evaluate_every,
         after_epoch=after_epoch,
@@ -316,7 +320,7 @@ def run_cell(
         result = replace(result, augmented=0)
     return {
         "cell": asdict(cell),
-        "environment": environment(data),
+        "environment": environment(data, cell.device),
         "result": asdict(result),
         "dynamics": rule.record(),
     }

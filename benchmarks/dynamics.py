@@ -22,7 +22,7 @@ from augsubset.selection import budget_from_fraction
 from benchmarks.datasets import FolderData, ImageData
 from benchmarks.harness import environment
 
-__all__ = ["Recorded", "Track", "coverage", "never_selected", "top_overlap"]
+__all__ = ["Recorded", "Track", "coverage", "gini", "never_selected", "top_overlap"]
 
 _TOP = (0.01, 0.05, 0.1, 0.2, 0.3)  # shares of the data whose most selected are compared
 _GALLERY = 10
@@ -79,6 +79,17 @@ def top_overlap(mine: Tensor, others: Tensor, count: int) -> float:
     return float((membership(mine) * membership(others)).sum()) / count
 
 
+def gini(times: Tensor) -> float:
+    """Return Gini's coefficient of how often examples were selected.
+
+    0: all as often; 1 - k / n: k of n always, and the others never.
+    """
+    rank = torch.arange(1, len(times) + 1, dtype=torch.float64)
+    weighted = float((rank * times.sort().values).sum())
+    n, total = len(times), float(times.sum())
+    return (2 * weighted - (n + 1) * total) / (n * total)
+
+
 class Track:
     """What one rule selected, over a run.
 
@@ -125,6 +136,8 @@ class Track:
         summary: dict[str, Any] = {
             "selections": self._entries,
             "never_selected": float((self._times == 0).double().mean()),
+            "times_selected": torch.bincount(self._times).tolist(),
+            "gini": gini(self._times),
             "most_selected": _most(self._times),
         }
         if bool(self._max_loss_times.any()):

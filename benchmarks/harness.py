@@ -8,9 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -188,10 +190,10 @@ def evaluate(
     pixels = PixelRange(data.mean_std, None)
     device = next(model.parameters()).device
     model.eval()
-    correct = torch.zeros(data.num_classes)
-    count = torch.zeros(data.num_classes)
+    correct, count = torch.zeros(2, data.num_classes, device=device)
     for x, y in data.test_batches(batch_size):
-        hits = model(pixels.to_model(x.to(device))).argmax(1).cpu() == y
+        x, y = x.to(device), y.to(device)
+        hits = model(pixels.to_model(x)).argmax(1) == y
         correct.index_add_(0, y, hits.float())
         count += torch.bincount(y, minlength=data.num_classes)
     present = count > 0
@@ -202,8 +204,13 @@ def evaluate(
 # --------------------------------------------------------------------------------------- record
 
 
-def environment(data: ImageData | None = None) -> dict[str, Any]:
-    """Return what a result depends on beside the code's arguments."""
+def environment(data: ImageData | None = None, device: str | None = None) -> dict[str, Any]:
+    """Return what a result depends on beside the code's arguments.
+
+    Args:
+        data: That was used.
+        device: That was used; without, the GPU if there is one.
+    """
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -211,13 +218,16 @@ def environment(data: ImageData | None = None) -> dict[str, Any]:
         text=True,
         check=False,
     ).stdout.strip()
-    cuda = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     return {
         "augsubset": augsubset.__version__,
         "commit": commit or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        **{name: version(name) for name in ("torchvision", "numpy", "scipy")},
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "threads": torch.get_num_threads(),
         "data": None if data is None else {"name": data.name, "sha256": data.digest},
     }

@@ -9,7 +9,7 @@ import torch
 from augsubset import LastLayerGradients, MaxLossSelector, RandomSelector, select_coreset
 from benchmarks import dynamics
 from benchmarks.datasets import load_digits_images
-from benchmarks.dynamics import Recorded, Track, coverage, never_selected, top_overlap
+from benchmarks.dynamics import Recorded, Track, coverage, gini, never_selected, top_overlap
 from tests.benchmarks.test_rules import gradients_of
 
 
@@ -56,6 +56,12 @@ def test_overlap_of_tops_breaks_ties_in_expectation():
     assert top_overlap(mine, torch.zeros(6), 3) == pytest.approx(3 / 6)
 
 
+def test_ginis_coefficient_of_equals_and_of_a_few():
+    assert gini(torch.full((7,), 3)) == pytest.approx(0)
+    assert gini(torch.tensor([0, 0, 4, 0])) == pytest.approx(1 - 1 / 4)
+    assert gini(torch.tensor([0, 5, 0, 5, 0])) == pytest.approx(1 - 2 / 5)
+
+
 def test_a_track_counts_what_was_never_selected():
     data = load_digits_images(60)
     track, gradients = Track(data), gradients_of()
@@ -68,6 +74,9 @@ def test_a_track_counts_what_was_never_selected():
     assert [e["overlap_with_max_loss"] for e in record["selections"]] == [1, 1]
     assert record["most_selected"] == record["most_selected_by_max_loss"]
     assert record["most_selected"][0][1] == 2
+    assert record["times_selected"] == [40, 10, 10]
+    # 10 of 60 twice and 10 once: by hand, from the area under Lorenz's curve.
+    assert record["gini"] == pytest.approx(7 / 9)
     assert set(record["top_overlap"].values()) == {1.0} or all(
         0 < share <= 1 for share in record["top_overlap"].values()
     )

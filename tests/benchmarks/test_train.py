@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from augsubset import Selection
 from benchmarks import cells
 from benchmarks import train as training
 from benchmarks.cells import Cell, Costs, OneByOne, build, data_of, run_cell
+from benchmarks.datasets import load_imagenet
 from benchmarks.models import build_model
 from benchmarks.train import GRIDS, load_grid, load_results, main, run_grid
+from tests.benchmarks.test_datasets import write_image
 
 TINY = {"limit": 60, "epochs": 2, "batch_size": 30, "lr": 0.05, "base": "none", "copies": 1}
 
@@ -313,6 +316,67 @@ def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_run", run)
     left = run_grid(grid, tmp_path / "out", None, budget_minutes=2.0)
     assert left == 2  # a third would end at 150 of 120 seconds
+
+
+@pytest.mark.slow
+def test_a_budget_ends_cells_side_by_side_and_they_go_on(tmp_path, capsys, monkeypatch):
+    path, out = str(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
+    with monkeypatch.context() as patch:  # time is up once a cell is done
+        patch.setattr(time, "perf_counter", lambda: 1e9 if list(out.glob("*.json")) else 0.0)
+        main([path, "--out", str(out), "--jobs", "2", "--budget-minutes", "5"])
+    assert "2 cells are left" in capsys.readouterr().out
+    main([path, "--out", str(out), "--jobs", "2"])
+    assert "all cells are done" in capsys.readouterr().out
+    assert {len(by_seed) for by_seed in load_results(load_grid(path), out).values()} == {2}
+
+
+class LowestIndices:
+    """A user's rule: the first examples, whatever their gradients."""
+
+    needs_gradients = False
+
+    def __init__(self, offset=0):
+        self.offset = offset
+
+    def select(self, gradients, *, budget, seed, epoch):
+        indices = torch.arange(self.offset, self.offset + budget)
+        ones = torch.ones(budget, dtype=torch.float64)
+        none = torch.full((len(gradients),), -1)
+        return Selection(indices, ones, 0 * ones, none, epoch=epoch)
+
+
+def test_a_users_own_rule_goes_through_a_grid(tmp_path):
+    rule = f"{__name__}:LowestIndices"
+    arm = f"[[arm]]\nname = 'own'\nrule = '{rule}'\nrule_options = {{offset = 5}}\n"
+    path, out = write_grid(tmp_path / "g.toml", arm + "fraction = 0.2\n"), tmp_path / "out"
+    main([str(path), "--out", str(out)])
+    results = load_results(load_grid(path), out)
+    for record in results["own"].values():
+        found = record["dynamics"]
+        assert sorted(index for index, _ in found["most_selected"]) == list(range(5, 15))
+        assert found["times_selected"] == [48, 0, 12]
+
+
+def test_images_in_folders_go_through_a_cell(tmp_path):
+    for number in range(24):
+        for part, count in (("train", 3), ("val", 1)):
+            for k in range(count):
+                path = tmp_path / part / f"n{number % 2:02}" / f"{number}-{k}.JPEG"
+                write_image(path, 9 * number, (40, 30))
+    chosen = replace(cell(data="imagenet", rule="coreset", batch_size=12), limit=None)
+    data = load_imagenet(tmp_path, size=24)
+    record = run_cell(chosen, data)
+    assert record["result"]["augmented"] > 0
+    assert record["environment"]["data"] == {"name": "imagenet", "sha256": data.digest}
+    assert len(record["dynamics"]["selections"]) == 2
+    with pytest.raises(ValueError, match="limit, imbalance and noise must not be given"):
+        data_of(cell(data="imagenet"), tmp_path)
+
+
+def test_what_a_cell_ran_on_is_on_record():
+    found = run(rule="random", resident=True)["environment"]
+    assert {"torch", "torchvision", "numpy", "scipy", "cores", "memory_gib"} <= set(found)
+    assert found["data"]["name"] == "digits"
 
 
 def test_a_cell_that_fails_is_said_and_not_written(tmp_path):
