@@ -239,7 +239,7 @@ def measure(setting: Setting, seed: int = 0) -> dict[str, Any]:
 def draw(found: Mapping[str, Any], docs: Path) -> None:
     """Draw the spectra and the alignments of a record's settings."""
     from benchmarks.page import COLOURS
-    from benchmarks.results_page import new_figure, save_figure
+    from benchmarks.pictures import new_figure, save_figure
 
     figure = new_figure(11, 2.6 * len(found))
     grid = figure.subplots(len(found), 4, squeeze=False)

@@ -27,7 +27,7 @@ from augsubset import (
 )
 from benchmarks.datasets import load_digits_images
 from benchmarks.models import build_model
-from benchmarks.results_page import new_figure, save_figure
+from benchmarks.pictures import new_figure, save_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 CLASS, NUM_EXAMPLES, FRACTION, EPOCHS = 8, 1200, 0.1, 5

@@ -5,17 +5,12 @@ import re
 
 import pytest
 
-from benchmarks import results_page
-from benchmarks.results_page import (
-    DECISIONS,
-    PAGE,
-    PAPER,
-    answer_to,
-    arm_table,
-    decision_table,
-    question_table,
-    render,
-)
+from benchmarks import train as training
+from benchmarks.answers import answer_to, question_table
+from benchmarks.decisions_page import DECISIONS, decision_table
+from benchmarks.grids_page import arm_table, in_short
+from benchmarks.paper_page import PAPER
+from benchmarks.results_page import PAGE, render
 from benchmarks.tables import between
 from benchmarks.train import GRIDS, load_grid
 
@@ -25,6 +20,23 @@ def records(values):
         seed: {"result": {"accuracies": [0.1, value / 100], "steps": 10, "augmented": 5}}
         for seed, value in enumerate(values)
     }
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Return what writes records of a grid, in the place of those there are: accuracies an arm."""
+    monkeypatch.setattr(training, "RESULTS", tmp_path)
+
+    def write(name, values):
+        left = {(arm, seed): each for arm in values for seed, each in records(values[arm]).items()}
+        (tmp_path / name).mkdir()
+        for cell in load_grid(name).cells:
+            if (cell.arm, cell.seed) in left:
+                record = left.pop((cell.arm, cell.seed))
+                (tmp_path / name / f"{cell.name}.json").write_text(json.dumps(record))
+        assert not left  # arms that the grid does not have
+
+    return write
 
 
 def test_the_page_on_file_is_that_of_the_records():
@@ -73,18 +85,19 @@ def test_many_questions_are_corrected_for():
     assert line.endswith("| unresolved |")
 
 
-def test_the_summary_says_what_is_resolved_and_counts_the_rest(monkeypatch):
-    results = {
-        "none": records([60.0, 61.0, 60.5, 60.2, 61.2]),
-        "full, appended": records([63.1, 64.0, 63.4, 63.5, 64.1]),
-        "full, in place": records([63.0, 64.1, 63.3, 63.6, 64.0]),
-    }
-    monkeypatch.setattr(results_page, "load_results", lambda grid: results)
-    text = "\n".join(results_page.in_short(["small-steps"]))
+def test_the_summary_says_what_is_resolved_and_counts_the_rest(recorded):
+    assert "Nothing yet." in "\n".join(in_short(["small-steps"]))
+    recorded(
+        "small-steps",
+        {
+            "none": [60.0, 61.0, 60.5, 60.2, 61.2],
+            "full, appended": [63.1, 64.0, 63.4, 63.5, 64.1],
+            "full, in place": [63.0, 64.1, 63.3, 63.6, 64.0],
+        },
+    )
+    text = "\n".join(in_short(["small-steps"]))
     assert "*full, appended* is 3.04 points above *none*" in text
     assert "1 other questions" in text
-    monkeypatch.setattr(results_page, "load_results", lambda grid: {})
-    assert "Nothing yet." in "\n".join(results_page.in_short(["small-steps"]))
 
 
 def test_one_run_shows_no_spread():
@@ -152,11 +165,10 @@ def test_the_papers_arms_are_arms_of_ours(table):
     assert set(table["values"]) <= arms
 
 
-def test_what_was_not_run_says_what_it_would_take(tmp_path, monkeypatch):
-    monkeypatch.setattr(results_page, "load_results", lambda grid: {})
+def test_what_was_not_run_says_what_it_would_take(recorded):
     text, pictures = render()
     assert pictures == {}
-    hours = json.loads((results_page.RESULTS / "estimates.json").read_text())["grids"]
+    hours = json.loads((GRIDS.parent / "results" / "estimates.json").read_text())["grids"]
     assert {table["grid"] for table in PAPER["table"]} <= set(hours)
     assert text.count("**not run**") == len(PAPER["table"])
 

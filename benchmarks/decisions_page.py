@@ -1,0 +1,81 @@
+"""What to choose when: each decision with the answers that say so, of the records."""
+
+from __future__ import annotations
+
+from benchmarks.answers import answer_to, signed
+from benchmarks.train import load_grid
+
+__all__ = ["DECISIONS", "decision_table"]
+
+# What to do, and the answers that say so: a grid and a question each, and whether the first of its
+# two arms was found better (+), worse (-) or not told apart (=). A test holds them to the records.
+DECISIONS = (
+    (
+        "Only the subset is trained on, and it is small",
+        "a coreset with its weights",
+        (
+            ("small-only", "Coreset or random, augmented?", "+"),
+            ("small-only", "Coreset or random, not augmented?", "+"),
+        ),
+    ),
+    (
+        "All originals are trained on as well",
+        'a random subset, `weights="uniform"`',
+        (
+            ("small-steps", "Coreset of uniform weights or random, 10%?", "="),
+            ("small-steps", "Coreset of uniform weights or random, 30%?", "="),
+        ),
+    ),
+    (
+        "A coreset beside all originals",
+        '`weights="uniform"`, not its cluster sizes',
+        (
+            ("small-steps", "Coreset, 10%: uniform or cluster weights?", "+"),
+            ("small-steps", "Coreset, 30%: uniform or cluster weights?", "+"),
+            ("small-epochs", "Coreset, 10%: uniform or cluster weights?", "+"),
+        ),
+    ),
+    (
+        "A random subset beside all originals",
+        "every R epochs: that fresh ones each epoch are better was not found",
+        (
+            ("small-steps", "Random, 10%: better when fresh?", "="),
+            ("small-steps", "Random, 30%: better when fresh?", "="),
+        ),
+    ),
+    (
+        "Half of the labels are wrong",
+        "no rule that seeks what is hard",
+        (("small-noise", "Not learned early or fresh random, 30%?", "-"),),
+    ),
+    (
+        "There is time for as many steps as everything takes",
+        "augment everything, appended or in place: not told apart",
+        (
+            ("small-steps", "Does augmenting everything help?", "+"),
+            ("small-steps", "Is in place better than appended?", "="),
+        ),
+    ),
+    (
+        "Epochs are what counts, not steps",
+        "append: copies are steps as well",
+        (("small-epochs", "Is in place better than appended?", "-"),),
+    ),
+)
+
+
+def decision_table() -> list[str]:
+    """Return what to choose when, with what says so."""
+    lines = ["| when | choose | because |", "| --- | --- | --- |"]
+    for when, what, evidence in DECISIONS:
+        found = []
+        for name, words, _ in evidence:
+            question, gap, winner = answer_to(name, words)
+            title = load_grid(name).title.split(":")[0].split(" of ")[0]
+            resolved = "resolved" if winner else "unresolved"
+            found.append(
+                f"{title}: *{question.first}* over *{question.second}* {signed(gap.mean)} "
+                f"({signed(gap.low)} to {signed(gap.high)}), {resolved}"
+            )
+        lines.append(f"| {when} | {what} | {'; '.join(found)} |")
+    return lines

@@ -1,0 +1,150 @@
+"""The sections on what rules select: over the epochs, most often, and never."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.datasets import load_cifar10
+from benchmarks.pictures import new_figure, save_figure
+from benchmarks.train import load_grid, load_results
+
+__all__ = ["dynamics_section", "gallery_section", "never_selected_section"]
+
+_NEVER_SELECTED = Path(__file__).parent / "results" / "never-selected.json"
+
+
+def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
+    """Return what rules select as a network trains."""
+    results = load_results(load_grid("dynamics"))
+    if not results:
+        return []
+    ((_, records),) = results.items()
+    record = records[0]
+    shadows = record["dynamics"]["shadows"]
+    lines = [
+        "| rule | share | cost ξ | gradient error | overlap with max-loss | never selected | "
+        "top 10% in common with max-loss |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, track in shadows.items():
+        rule, share = name.rsplit(" ", 1)
+        later = [entry for entry in track["selections"] if entry["epoch"] > 0]
+        error, gradient, overlap = (
+            fmean([entry[key] for entry in later])
+            for key in ("error", "gradient_error", "overlap_with_max_loss")
+        )
+        lines.append(
+            f"| {rule} | {float(share):.0%} | {error:.3f} | {gradient:.4f} | {overlap:.0%} | "
+            f"{track['never_selected']:.1%} | {track['top_overlap']['0.1']:.0%} |"
+        )
+    pictures["results-dynamics.svg"] = lambda path: draw_dynamics(shadows, path)
+    environment = record["environment"]
+    return [
+        "## What rules select as a network trains",
+        "",
+        "`python -m benchmarks.train dynamics --data CIFAR10`. ResNet20, 20 epochs on 10,000 "
+        "CIFAR-10 images, a new selection every epoch. One run, which follows the coreset at 10%; "
+        "at each epoch every rule is asked what it would select of the same gradients, so that "
+        "rules differ and models do not. Costs and errors are means over epochs 1 to 19, over the "
+        "summed norms of the gradients: 1 is as good as selecting nothing. The gradient error is "
+        "with each rule's own weights. One seed: no spread is known. "
+        f"{environment['device']}, commit {environment['commit']}.",
+        "",
+        *lines,
+        "",
+        "![What rules select over the epochs](results-dynamics.svg)",
+        "",
+    ]
+
+
+def gallery_section(pictures: dict[str, Callable[[Path], None]], data: str | None) -> list[str]:
+    """Return the images selected most often by the coreset and by max-loss (figure 7)."""
+    results = load_results(load_grid("dynamics"))
+    if not results:
+        return []
+    ((_, records),) = results.items()
+    track = records[0]["dynamics"]["shadows"]["coreset 0.1"]
+    if data is not None:
+        pictures["results-gallery.png"] = lambda path: draw_gallery(track, data, path)
+    return [
+        "## What is selected most often",
+        "",
+        "The ten images that the coreset at 10% selected in most of the 20 epochs of the run above "
+        "(top), and max-loss (bottom): figure 7 of the paper.",
+        "",
+        "![Most selected images](results-gallery.png)",
+        "",
+    ]
+
+
+def never_selected_section() -> list[str]:
+    """Return what random subsets skip, beside the closed form and the paper."""
+    if not _NEVER_SELECTED.is_file():
+        return []
+    lines = [
+        "## What random subsets never select",
+        "",
+        "`python -m benchmarks.dynamics`. Subsets drawn anew each epoch miss an example with "
+        "probability (1 - share)^epochs; five seeds, beside table 6 of the paper.",
+        "",
+        "| share | epochs | never selected, % | closed form | paper |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    papers = {0.002: "67.03", 0.005: "36.70"}
+    for row in json.loads(_NEVER_SELECTED.read_text())["never_selected"]:
+        found = [100 * share for share in row["measured"]]
+        lines.append(
+            f"| {row['fraction']:.1%} | {row['epochs']} | {min(found):.2f} to {max(found):.2f} | "
+            f"{100 * row['closed_form']:.2f} | {papers[row['fraction']]} |"
+        )
+    return [*lines, ""]
+
+
+def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
+    """Draw cost, gradient error and overlap at 10% over the epochs."""
+    from benchmarks.page import COLOURS
+
+    figure = new_figure(11, 3.4)
+    axes = figure.subplots(1, 3)
+    others = ("#8e5bb5", "#c9a227", "#c23b5a", "#2bb0b0", "#7a5c43")
+    rules = dict.fromkeys(name.rsplit(" ", 1)[0] for name in shadows)
+    colours = dict(zip((rule for rule in rules if rule not in COLOURS), others, strict=False))
+    colours |= COLOURS
+    keys = {
+        "error": "cost ξ over summed norms",
+        "gradient_error": "gradient error over summed norms",
+        "overlap_with_max_loss": "overlap with max-loss",
+    }
+    for axis, (key, label) in zip(axes, keys.items(), strict=True):
+        for name, track in shadows.items():
+            rule, share = name.rsplit(" ", 1)
+            if float(share) != 0.1:
+                continue
+            epochs = [entry["epoch"] for entry in track["selections"]]
+            values = [entry[key] for entry in track["selections"]]
+            axis.plot(epochs, values, color=colours[rule], label=rule, lw=1.6)
+        axis.set(xlabel="epoch", title=label)
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_gallery(track: Mapping[str, Any], data: str, path: Path) -> None:
+    """Draw the most selected images of the rule and of max-loss."""
+    images = load_cifar10(data).x_train
+    figure = new_figure(8, 1.9)
+    rows = [track["most_selected"], track["most_selected_by_max_loss"]]
+    axes = figure.subplots(2, len(rows[0]))
+    for label, line, most in zip(("coreset", "max-loss"), axes, rows, strict=True):
+        for axis, (index, times) in zip(line, most, strict=True):
+            axis.imshow(images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.set_title(f"{times} times", fontsize=7)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, fontsize=8)
+    save_figure(figure, path)
