@@ -41,18 +41,24 @@ class Grid:
         name: Of the file.
         title: What it is about.
         cells: In the order that they are run: seed by seed, so that pairs are complete early.
+        about: What is to be said of it.
+        parts: What names of arms end in where the grid has the same arms several times over.
     """
 
     name: str
     title: str
     cells: tuple[Cell, ...]
+    about: str = ""
+    parts: tuple[str, ...] = ()
 
 
 def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
     """Return the grid of a TOML file, or of that name in ``benchmarks/grids``.
 
     ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
-    its own. A list stands for alternatives, and the arm's name is formatted with what it has then.
+    its own. A list stands for alternatives, and the arm's name is formatted with what it has then;
+    ``{share}`` is its fraction in percent, as "10%" or "0.2%". With ``like = "NAME"`` the file has
+    what that grid has, but for the arms in ``without`` and for what the file says itself.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,7 +67,7 @@ def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
     path = Path(path)
     if not path.is_file():
         path = GRIDS / f"{path}.toml"
-    written = tomllib.loads(path.read_text())
+    written = _written(path)
     cells = []
     for seed in written["seeds"]:
         for arm in written["arm"]:
@@ -73,14 +79,36 @@ def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
             }
             for values in itertools.product(*lists.values()):
                 chosen = {**shared, **dict(zip(lists, values, strict=True))}
-                chosen["arm"] = arm["name"].format(**chosen)
+                share = f"{100 * chosen.get('fraction', Cell.fraction):.3g}%"
+                chosen["arm"] = arm["name"].format(**chosen, share=share)
                 chosen.pop("name")
                 cells.append(Cell.of(chosen))
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"cells must differ, got twice: {twice}.")
-    return Grid(path.stem, written["title"], tuple(cells))
+    return Grid(
+        path.stem,
+        written["title"],
+        tuple(cells),
+        written.get("about", ""),
+        tuple(written.get("parts", ())),
+    )
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Return what a file says, with what it takes over of another."""
+    own = tomllib.loads(path.read_text())
+    if "like" not in own:
+        return own
+    other = _written(path.parent / f"{own['like']}.toml")
+    without = own.get("without", [])
+    unknown = sorted(set(without) - {arm["name"] for arm in other["arm"]})
+    if unknown:
+        raise ValueError(f"without must name arms of {own['like']}, got {unknown}.")
+    arms = [arm for arm in other["arm"] if arm["name"] not in without]
+    setting = {**other.get("setting", {}), **own.get("setting", {})}
+    return {**other, **own, "arm": arms, "setting": setting}
 
 
 def load_results(grid: Grid, folder: Path | None = None) -> dict[str, dict[int, dict[str, Any]]]:
@@ -147,12 +175,15 @@ def run_grid(
                 note(each.result())
 
 
-def estimate(grid: Grid) -> dict[str, Any]:
+def estimate(grid: Grid, measured: dict[tuple[Any, ...], Costs]) -> dict[str, Any]:
     """Return the hours that a grid would take here, from a few steps of each network and policy.
 
     Random images of the data's shape stand in for it. Long tails are taken for as long as the rest.
+
+    Args:
+        grid: What would be run.
+        measured: What was measured for other grids, added to.
     """
-    measured: dict[tuple[Any, ...], Costs] = {}
     strongs = [cell.strong for cell in grid.cells if cell.strong != "none"]
     hours: dict[str, float] = {}
     for cell in grid.cells:
@@ -195,11 +226,12 @@ def main(arguments: list[str] | None = None) -> None:
     if given.out is not None and len(given.grids) > 1 and not given.estimate:
         parser.error("--out takes the results of one grid")
     begin = time.perf_counter()
-    estimates = {}
+    estimates: dict[str, Any] = {}
+    measured: dict[tuple[Any, ...], Costs] = {}
     for name in given.grids:
         grid = load_grid(name, changes)
         if given.estimate:
-            estimates[grid.name] = estimate(grid)
+            estimates[grid.name] = estimate(grid, measured)
             continue
         budget = given.budget_minutes
         if budget is not None:

@@ -35,7 +35,7 @@ def write_grid(path, arms, seeds="[0, 1]"):
     return path
 
 
-RANDOM = "[[arm]]\nname = '{rule} {fraction:.0%}'\nrule = 'random'\nfraction = [0.2, 0.5]\n"
+RANDOM = "[[arm]]\nname = '{rule} {share}'\nrule = 'random'\nfraction = [0.2, 0.5]\n"
 
 
 # Files.
@@ -60,6 +60,41 @@ def test_lists_are_alternatives_and_seeds_come_first(tmp_path):
         ("random 20%", 1),
         ("random 50%", 1),
     ]
+
+
+def test_a_share_is_spelled_one_way(tmp_path):
+    arm = RANDOM.replace("[0.2, 0.5]", "[0.001, 0.005, 0.05, 0.3, 1.0]")
+    grid = load_grid(write_grid(tmp_path / "g.toml", arm, "[0]"))
+    shares = [each.arm.removeprefix("random ") for each in grid.cells]
+    assert shares == ["0.1%", "0.5%", "5%", "30%", "100%"]
+
+
+def test_a_grid_may_be_another_with_other_settings(tmp_path):
+    control = "[[arm]]\nname = 'control'\nfraction = 0.5\n"
+    write_grid(tmp_path / "one.toml", RANDOM + control)
+    own = "title = 'more'\nlike = 'one'\nwithout = ['control']\n[setting]\npasses = 3\n"
+    (tmp_path / "more.toml").write_text(own)
+    one, more = load_grid(tmp_path / "one.toml"), load_grid(tmp_path / "more.toml")
+    assert (more.name, more.title) == ("more", "more")
+    kept = [each for each in one.cells if each.arm != "control"]
+    assert list(more.cells) == [replace(each, passes=3) for each in kept]
+    (tmp_path / "more.toml").write_text(own.replace("'control'", "'controls'"))
+    with pytest.raises(ValueError, match=r"without must name arms of one, got \['controls'\]"):
+        load_grid(tmp_path / "more.toml")
+
+
+def test_what_is_at_equal_steps_is(tmp_path):
+    """Each grid of equal steps has a control, and all arms of a seed take as many of them."""
+    for path in GRIDS.glob("*-steps.toml"):
+        grid = load_grid(path.stem)
+        arms = {
+            each.arm.split(", 1:")[0].split(", any")[0].split(", other")[0] for each in grid.cells
+        }
+        assert "none" in arms
+        by_data = {}
+        for each in grid.cells:
+            by_data.setdefault((each.imbalance, each.seed), set()).add(each.plan(1000).steps)
+        assert all(len(steps) == 1 and None not in steps for steps in by_data.values())
 
 
 def test_files_that_are_no_grids_are_refused(tmp_path):
