@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from benchmarks.paired import Difference, difference, holm
-from benchmarks.questions import QUESTIONS, Question
-from benchmarks.train import load_grid, load_results
+from benchmarks.questions import Question, questions
+from benchmarks.train import Grid, load_grid, load_results
 
-__all__ = ["Records", "accuracies", "answer_to", "answers", "better", "question_table", "signed"]
+__all__ = [
+    "Answer",
+    "Records",
+    "accuracies",
+    "answer_to",
+    "answers",
+    "in_parts",
+    "points",
+    "question_table",
+    "shown_p",
+    "signed",
+]
 
 Records = Mapping[str, Mapping[int, dict[str, Any]]]  # by arm, then by seed
+Each = TypeVar("Each")
 
 _RESOLVED_BELOW = 0.05  # Holm-corrected p
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What records say to a question.
+
+    Args:
+        question: Which.
+        gap: Of its first arm over its second.
+        p: Corrected by Holm for all questions of the same table; NaN for one pair.
+    """
+
+    question: Question
+    gap: Difference
+    p: float
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether one arm is told to be better; NaN tells nothing."""
+        return self.p < _RESOLVED_BELOW
+
+    @property
+    def better(self) -> str:
+        """The arm of the higher mean."""
+        return self.question.first if self.gap.mean > 0 else self.question.second
+
+    @property
+    def worse(self) -> str:
+        """The other."""
+        return self.question.second if self.gap.mean > 0 else self.question.first
+
+    @property
+    def winner(self) -> str | None:
+        """The arm that is resolved to be better, if one is."""
+        return self.better if self.is_resolved else None
+
+    @property
+    def verdict(self) -> str:
+        """In words: resolved, with its p, or unresolved."""
+        return f"resolved, p = {shown_p(self.p)}" if self.is_resolved else "unresolved"
 
 
 def accuracies(records: Mapping[int, dict[str, Any]]) -> dict[int, float]:
@@ -26,30 +79,61 @@ def signed(value: float) -> str:
     return f"{value:+.2f}"
 
 
-def answers(results: Records) -> list[tuple[Question, Difference, float]]:
-    """Return what a grid says to each question it has both arms for, with Holm's corrected p."""
+def points(gap: Difference) -> str:
+    """Return a difference with its interval."""
+    interval = f" ({signed(gap.low)} to {signed(gap.high)})" if gap.num_pairs > 1 else ""
+    return f"{signed(gap.mean)} points{interval}"
+
+
+def shown_p(p: float) -> str:
+    """Return p with two digits, or as many as show on which side of the bound it is."""
+    for digits in range(2, 17):
+        text = f"{p:.{digits}g}"
+        if (float(text) < _RESOLVED_BELOW) == (p < _RESOLVED_BELOW):
+            return text
+    return repr(p)
+
+
+def in_parts(grid: Grid, arms: Mapping[str, Each]) -> dict[str, dict[str, Each]]:
+    """Return what there is of each arm, by part of the grid, under names without the part.
+
+    An arm of no part belongs to all. A grid without parts is one, of no name.
+    """
+    if not grid.parts:
+        return {"": dict(arms)}
+    endings = tuple(f", {part}" for part in grid.parts)
+    return {
+        part: {
+            arm.removesuffix(f", {part}"): each
+            for arm, each in arms.items()
+            if arm.endswith(f", {part}") or not arm.endswith(endings)
+        }
+        for part in grid.parts
+    }
+
+
+def answers(results: Records) -> list[Answer]:
+    """Return what records say to each question they have both arms for, corrected by Holm."""
     found = []
-    for question in QUESTIONS:
-        if question.first in results and question.second in results:
-            first, second = (accuracies(results[arm]) for arm in (question.first, question.second))
-            if set(first) & set(second):
-                found.append((question, difference(first, second)))
+    for question in questions(results):
+        first, second = (accuracies(results[arm]) for arm in (question.first, question.second))
+        if set(first) & set(second):
+            found.append((question, difference(first, second)))
     corrected = holm([gap.p for _, gap in found])
-    return [(question, gap, p) for (question, gap), p in zip(found, corrected, strict=True)]
+    return [Answer(question, gap, p) for (question, gap), p in zip(found, corrected, strict=True)]
 
 
-def better(question: Question, gap: Difference, p: float) -> str | None:
-    """Return the arm that is resolved to be better, if one is."""
-    if not p < _RESOLVED_BELOW:  # NaN, of a single pair, resolves nothing
-        return None
-    return question.first if gap.mean > 0 else question.second
+def answer_to(name: str, words: str) -> Answer:
+    """Return what a grid says to a question.
 
-
-def answer_to(name: str, words: str) -> tuple[Question, Difference, str | None]:
-    """Return a question of a grid, the difference found, and the better arm if there is one."""
-    for question, gap, p in answers(load_results(load_grid(name))):
-        if question.words == words:
-            return question, gap, better(question, gap, p)
+    Raises:
+        ValueError: If it says nothing yet.
+    """
+    grid = load_grid(name)
+    for results in in_parts(grid, load_results(grid)).values():
+        for answer in answers(results):
+            if answer.question.words == words:
+                return answer
     raise ValueError(f"{name} has no answer to {words!r} yet.")
 
 
@@ -60,13 +144,13 @@ def question_table(results: Records) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     found = answers(results)
-    for question, gap, p in found:
-        winner = better(question, gap, p)
+    for answer in found:
+        gap = answer.gap
         interval = f"{signed(gap.low)} to {signed(gap.high)}" if gap.num_pairs > 1 else ""
-        shown = f"{p:.2g}" if gap.num_pairs > 1 else ""
-        answer = "unresolved" if winner is None else f"**{winner}**"
+        shown = shown_p(answer.p) if gap.num_pairs > 1 else ""
+        better = f"**{answer.winner}**" if answer.is_resolved else "unresolved"
         lines.append(
-            f"| {question.words} | {gap.num_pairs} | {signed(gap.mean)} | {interval} | {shown} | "
-            f"{answer} |"
+            f"| {answer.question.words} | {gap.num_pairs} | {signed(gap.mean)} | {interval} | "
+            f"{shown} | {better} |"
         )
     return lines if found else []

@@ -70,12 +70,12 @@ def decision_table() -> list[str]:
     for when, what, evidence in DECISIONS:
         found = []
         for name, words, _ in evidence:
-            question, gap, winner = answer_to(name, words)
+            answer = answer_to(name, words)
+            asked, gap = answer.question, answer.gap
             title = load_grid(name).title.split(":")[0].split(" of ")[0]
-            resolved = "resolved" if winner else "unresolved"
             found.append(
-                f"{title}: *{question.first}* over *{question.second}* {signed(gap.mean)} "
-                f"({signed(gap.low)} to {signed(gap.high)}), {resolved}"
+                f"{title}: *{asked.first}* over *{asked.second}* {signed(gap.mean)} "
+                f"({signed(gap.low)} to {signed(gap.high)}), {answer.verdict}"
             )
         lines.append(f"| {when} | {what} | {'; '.join(found)} |")
     return lines

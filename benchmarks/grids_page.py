@@ -2,107 +2,218 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean
+from typing import Any
 
-from benchmarks.answers import Records, accuracies, answers, better, question_table
+from benchmarks.answers import Records, accuracies, answers, in_parts, question_table, shown_p
+from benchmarks.cells import Cell
 from benchmarks.paired import summary_of
-from benchmarks.train import load_grid, load_results
+from benchmarks.train import GRIDS, Grid, load_grid, load_results
 
-__all__ = ["accuracy_section", "arm_table", "clean_section", "in_short"]
+__all__ = ["arm_table", "grid_section", "grids_but", "in_short", "part_tables", "setting_of"]
 
-
-def arm_table(results: Records) -> list[str]:
-    """Return a table of the arms: runs, accuracy, its spread and interval, steps."""
-    lines = [
-        "| arm | runs | test accuracy, % | spread | 95% interval | steps | augmented rows |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for arm, records in results.items():
-        found = summary_of(list(accuracies(records).values()))
-        steps = fmean([each["result"]["steps"] for each in records.values()])
-        augmented = fmean([each["result"]["augmented"] for each in records.values()])
-        spread, interval = "", ""
-        if found.num_runs > 1:
-            spread, interval = f"{found.spread:.2f}", f"{found.low:.2f} to {found.high:.2f}"
-        lines.append(
-            f"| {arm} | {found.num_runs} | {found.mean:.2f} | {spread} | {interval} | "
-            f"{steps:,.0f} | {augmented:,.0f} |"
-        )
-    return lines
+# In the order of the page; grids that are not named follow, by name.
+_FIRST = (
+    *("small-steps", "small-epochs", "small-time", "small-noise", "small-noise-epochs"),
+    *("small-imbalanced", "small-only", "frontier", "ablations"),
+)
+# What is no table of accuracies: pages of their own, and what CI runs.
+_ELSEWHERE = ("dynamics", "times", "smoke")
 
 
-def in_short(names: Sequence[str]) -> list[str]:
-    """Return every difference that is resolved, and how many are not."""
-    lines, unresolved = [], 0
-    for name in names:
-        grid = load_grid(name)
-        for question, gap, p in answers(load_results(grid)):
-            winner = better(question, gap, p)
-            unresolved += winner is None
-            if winner is not None:
-                loser = question.second if winner == question.first else question.first
-                lines.append(
-                    f"- {grid.title.split(':')[0]}: *{winner}* is {abs(gap.mean):.2f} points above "
-                    f"*{loser}* ({min(abs(gap.low), abs(gap.high)):.2f} to "
-                    f"{max(abs(gap.low), abs(gap.high)):.2f}, {gap.num_pairs} seeds)."
-                )
-    tail = f"{unresolved} other questions of the tables below are unresolved so far."
-    return ["## What is resolved", "", *lines, "" if lines else "Nothing yet.", tail, ""]
+def grids_but(others: Iterable[str]) -> list[str]:
+    """Return the grids on file in the order of the page, but for these and for pages' own."""
+    names = sorted(path.stem for path in GRIDS.glob("*.toml"))
+    without = {*others, *_ELSEWHERE}
+    return [each for each in dict.fromkeys((*_FIRST, *names)) if each not in without]
 
 
-def accuracy_section(name: str, before: str) -> list[str]:
+def grid_section(name: str) -> list[str]:
     """Return a grid's section, or nothing where it has no results yet."""
     grid = load_grid(name)
     results = load_results(grid)
     if not results:
         return []
-    cell = next(each for each in grid.cells if each.strong != "none")
-    planned = len(grid.cells)
-    environments = [each["environment"] for arm in results.values() for each in arm.values()]
-    done, environment = len(environments), environments[0]
-    commits = ", ".join(sorted({each["commit"] for each in environments}))
-    setting = (
-        f"{cell.model}, batch {cell.batch_size}, peak rate {cell.lr}, schedule of {cell.epochs} "
-        f"epochs, {cell.copies} cop{'y' if cell.copies == 1 else 'ies'}, strong policy "
-        f"{cell.strong}, R = {cell.every}, {cell.precision}; {done} of {planned} cells; "
-        f"{environment['device']}, torch {environment['torch']}, commits {commits}."
-    )
+    lines = [f"## {grid.title}", "", grid.about, "", setting_of(grid, results), ""]
+    cells = in_parts(grid, {cell.arm: cell for cell in grid.cells})
+    for part, of_part in in_parts(grid, results).items():
+        if of_part:
+            lines += [f"**{part}**" if part else "", "", *part_tables(cells[part], of_part)]
+    return lines
+
+
+def part_tables(
+    cells: Mapping[str, Cell], results: Records, printed: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the arms, the questions, and what was selected.
+
+    Args:
+        cells: One of each arm that is planned.
+        results: Of those that were run.
+        printed: The paper's numbers: they bring a column, and lines of arms that were not run.
+    """
     return [
-        f"## {grid.title}",
-        "",
-        before,
-        "",
-        f"`python -m benchmarks.train {name} --data CIFAR10`. {setting}",
-        "",
-        *arm_table(results),
+        *arm_table(results, cells, printed),
         "",
         *question_table(results),
         "",
+        *_clean_table(cells, results),
+        *_tail_table(results),
     ]
 
 
-def clean_section() -> list[str]:
+def setting_of(grid: Grid, results: Records) -> str:
+    """Return the command, the setting, how many cells there are, and where they were run."""
+    cells = [cell for cell in grid.cells if cell.strong != "none"]
+    rates = {cell.every for cell in cells if cell.every < 10_000 and cell.fraction < 1}
+    cell = cells[0]
+    environments = [each["environment"] for arm in results.values() for each in arm.values()]
+    length = f"schedule of {cell.epochs} epochs" if cell.seconds is None else f"{cell.seconds} s"
+    return (
+        f"`python -m benchmarks.train {grid.name} --data {cell.data.upper()}`. {cell.model}, batch "
+        f"{cell.batch_size}, peak rate {cell.lr}, {length}, "
+        f"copies: {_or(each.copies for each in cells)}, "
+        f"strong policy {_or(each.strong for each in cells)}, "
+        f"R = {_or(sorted(rates)) if rates else cell.every}, "
+        f"{_or(each.precision for each in cells)}; "
+        f"{len(environments)} of {len(grid.cells)} cells; "
+        f"{_or(each['device'] for each in environments)}, "
+        f"torch {_or(each['torch'] for each in environments)}, "
+        f"commits {', '.join(sorted({each['commit'] for each in environments}))}."
+    )
+
+
+def _or(values: Iterable[Any]) -> str:
+    return " or ".join(str(each) for each in dict.fromkeys(values))
+
+
+def arm_table(
+    results: Records, planned: Iterable[str] = (), printed: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return a table of the arms: runs, accuracy, its spread and interval, steps.
+
+    Args:
+        results: Of the arms that were run.
+        planned: Arms in order; those that were not run have a line where ``printed`` is given.
+        printed: The paper's numbers, for a column.
+    """
+    has_classes = any(_balanced_differs(records) for records in results.values())
+    columns = ["arm", "runs", "test accuracy, %", "spread", "95% interval"]
+    columns += ["mean of classes, %"] * has_classes + ["steps", "augmented rows"]
+    rows = []
+    for arm in dict.fromkeys((*planned, *results)):
+        if arm in results:
+            rows.append([arm, *_row(results[arm], has_classes)])
+        elif printed is not None:
+            rows.append([arm, "0", "not run", *[""] * (len(columns) - 3)])
+    if printed is not None:
+        columns.insert(1, "paper, %")
+        for row in rows:
+            row.insert(1, printed.get(row[0], "not printed"))
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{' --- |' * len(columns)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _row(records: Mapping[int, dict[str, Any]], has_classes: bool) -> list[str]:
+    found = summary_of(list(accuracies(records).values()))
+    results = [each["result"] for each in records.values()]
+    spread, interval = "", ""
+    if found.num_runs > 1:
+        spread, interval = f"{found.spread:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+    classes = [f"{100 * fmean(each['balanced_accuracy'] for each in results):.2f}"] * has_classes
+    steps, augmented = (fmean(each[key] for each in results) for key in ("steps", "augmented"))
+    row = [str(found.num_runs), f"{found.mean:.2f}", spread, interval, *classes]
+    return [*row, f"{steps:,.0f}", f"{augmented:,.0f}"]
+
+
+def _balanced_differs(records: Mapping[int, dict[str, Any]]) -> bool:
+    """Whether the test data has classes of several sizes, so that their mean is another number."""
+    return any(
+        abs(each["result"]["balanced_accuracy"] - each["result"]["accuracies"][-1]) > 1e-6
+        for each in records.values()
+    )
+
+
+# ------------------------------------------------------------------------------ what was selected
+
+
+def _selections(results: Records, key: str) -> dict[str, list[list[dict[str, Any]]]]:
+    """Return each run's selections, by arm, where they hold this and are not of everything."""
+    found = {
+        arm: [each["dynamics"]["selections"] for each in records.values()]
+        for arm, records in results.items()
+        if not arm.startswith(("none", "full"))
+    }
+    return {arm: runs for arm, runs in found.items() if all(run and key in run[0] for run in runs)}
+
+
+def _mean(runs: list[list[dict[str, Any]]], key: str) -> str:
+    return f"{100 * fmean(fmean(entry[key] for entry in run) for run in runs):.1f}"
+
+
+def _clean_table(cells: Mapping[str, Cell], results: Records) -> list[str]:
     """Return the share of clean labels among what rules select under noise."""
-    results = load_results(load_grid("small-noise"))
-    lines = []
-    for arm, records in results.items():
-        entries = [each["dynamics"]["selections"] for each in records.values()]
-        if "clean_share" not in entries[0][0] or arm.startswith(("none", "full")):
-            continue
-        share, weight = (
-            fmean([fmean([entry[key] for entry in run]) for run in entries])
-            for key in ("clean_share", "clean_weight")
-        )
-        lines.append(f"| {arm} | {len(records)} | {100 * share:.1f} | {100 * weight:.1f} |")
-    if not lines:
+    found = _selections(results, "clean_share")
+    if not found:
         return []
+    cell = cells[next(iter(found))]
+    # Of ten classes: a label drawn from all of them is right once in ten.
+    clean = 1 - cell.noise * (0.9 if cell.noise_kind == "any" else 1.0)
+    why = ": a random label is right once in ten" if cell.noise_kind == "any" else ""
     return [
         "Clean labels among the selected, of the number and of the weight, over all selections "
-        "(55% of all labels are clean: a random label is right once in ten):",
+        f"({clean:.0%} of all labels are clean{why}):",
         "",
         "| arm | runs | clean, % of the selected | % of the weight |",
         "| --- | --- | --- | --- |",
-        *lines,
+        *(
+            f"| {arm} | {len(runs)} | {_mean(runs, 'clean_share')} | "
+            f"{_mean(runs, 'clean_weight')} |"
+            for arm, runs in found.items()
+        ),
         "",
     ]
+
+
+def _tail_table(results: Records) -> list[str]:
+    """Return the share of the small classes that rules select of a long tail."""
+    found = _selections(results, "tail_recall")
+    if not found:
+        return []
+    return [
+        "The tail, the smallest third of the classes: how much of it is selected, over all "
+        "selections. A rule that does not look at classes selects its own share of it.",
+        "",
+        "| arm | runs | selected, % of the tail |",
+        "| --- | --- | --- |",
+        *(f"| {arm} | {len(runs)} | {_mean(runs, 'tail_recall')} |" for arm, runs in found.items()),
+        "",
+    ]
+
+
+# --------------------------------------------------------------------------------------- in short
+
+
+def in_short(names: Iterable[str]) -> list[str]:
+    """Return every difference that is resolved, and how many are not."""
+    lines, unresolved = [], 0
+    for name in names:
+        grid = load_grid(name)
+        for part, results in in_parts(grid, load_results(grid)).items():
+            title = grid.title if grid.title.startswith("Table") else grid.title.split(":")[0]
+            where = f"{title}, {part}" if part else title
+            for answer in answers(results):
+                unresolved += not answer.is_resolved
+                if answer.is_resolved:
+                    ends = sorted((abs(answer.gap.low), abs(answer.gap.high)))
+                    lines.append(
+                        f"- {where}: *{answer.better}* is {abs(answer.gap.mean):.2f} points above "
+                        f"*{answer.worse}* ({ends[0]:.2f} to {ends[1]:.2f}, "
+                        f"p = {shown_p(answer.p)}, {answer.gap.num_pairs} seeds)."
+                    )
+    tail = f"{unresolved} other questions of the tables below are unresolved so far."
+    return ["## What is resolved", "", *lines, "" if lines else "Nothing yet.", tail, ""]

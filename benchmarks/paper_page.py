@@ -1,84 +1,205 @@
-"""The paper's tables beside ours, and each of its statements with the command that checks it."""
+"""The paper's tables beside ours, at its size where they were run and in small where they were."""
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from benchmarks.answers import Records, accuracies, answers, better, signed
-from benchmarks.paired import summary_of
-from benchmarks.train import load_grid, load_results
+from benchmarks.answers import Answer, Records, accuracies, answers, in_parts, shown_p
+from benchmarks.grids_page import part_tables, setting_of
+from benchmarks.train import Grid, load_grid, load_results
 
-__all__ = ["PAPER", "map_section", "paper_section"]
+__all__ = [
+    "PAPER",
+    "Estimates",
+    "disagreements",
+    "in_small",
+    "not_run",
+    "paper_gap",
+    "paper_section",
+    "told",
+]
 
 PAPER = tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
+Estimates = Mapping[str, Mapping[str, Any]]  # hours of a grid, and of its arms
 
 
-def paper_section(table: dict[str, Any], hours: Mapping[str, float]) -> list[str]:
+def paper_gap(printed: Mapping[str, str], first: str, second: str) -> float | None:
+    """Return what the paper has the first arm above the second, if it prints both.
+
+    What it prints as below a bound is taken for the bound: the order is then right, the gap least.
+    """
+    if first not in printed or second not in printed:
+        return None
+    values = [
+        float(re.match(r"<?([\d.]+)", printed[arm])[1])  # type: ignore[index]
+        for arm in (first, second)
+    ]
+    return values[0] - values[1]
+
+
+def disagreements(found: Iterable[Answer], printed: Mapping[str, str]) -> list[Answer]:
+    """Return the answers that are resolved the other way round than the paper prints them."""
+    against = []
+    for answer in found:
+        gap = paper_gap(printed, answer.question.first, answer.question.second)
+        if answer.is_resolved and gap is not None and gap * answer.gap.mean < 0:
+            against.append(answer)
+    return against
+
+
+def told(answer: Answer, printed: Mapping[str, str]) -> str:
+    """Return a resolved answer in words, and what the paper has."""
+    theirs = paper_gap(printed, answer.better, answer.worse)
+    words = (
+        f"{answer.better} is {abs(answer.gap.mean):.2f} points above {answer.worse} "
+        f"(p = {shown_p(answer.p)})"
+    )
+    if theirs is None or theirs == 0:
+        return words
+    return f"{words}, in the paper {abs(theirs):.2f} {'above' if theirs > 0 else 'below'} it"
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def paper_section(table: Mapping[str, Any], estimates: Estimates) -> list[str]:
     """Return one of the paper's tables beside ours, or what it would take."""
-    results = load_results(load_grid(table["grid"]))
+    grid = load_grid(table["grid"])
+    results = load_results(grid)
+    part, printed = table.get("part", ""), table["values"]
     lines = [f"### {table['title']}", "", table["setting"], ""]
-    if not results:
-        took = _hours(table["grid"], hours)
-        lines += [f"`python -m benchmarks.train {table['grid']}`: **not run** ({took}).", ""]
-    lines += ["| arm | paper | ours | runs |", "| --- | --- | --- | --- |"]
-    for arm, theirs in table["values"].items():
-        ours, runs = "not run", "0"
-        if arm in results:
-            found = summary_of(list(accuracies(results[arm]).values()))
-            ours, runs = f"{found.mean:.2f} ± {found.spread:.2f}", str(found.num_runs)
-        lines.append(f"| {arm} | {theirs} | {ours} | {runs} |")
-    return [*lines, ""]
+    ours = in_parts(grid, results)
+    lines += _headlines("Ours", answers(ours[part]), printed)
+    for small in table.get("small", ()):
+        _, found = in_small(small)
+        lines += _headlines(f"Ours in small (`{small['grid']}`)", found, printed)
+    if results:
+        lines += [setting_of(grid, results), ""]
+        cells = in_parts(grid, {cell.arm: cell for cell in grid.cells})
+        for name in ours:
+            lines += [f"**{name}**" if name else "", ""]
+            lines += part_tables(cells[name], ours[name], printed if name == part else {})
+    else:
+        lines += [not_run(grid.name, estimates), ""]
+    lines += _small_table(table, printed)
+    lines += _never_table(table, ours[part])
+    return lines + _at_equal_steps(table, estimates)
 
 
-def _hours(grid: str, hours: Mapping[str, float]) -> str:
-    if grid not in hours:
+def not_run(name: str, estimates: Estimates) -> str:
+    """Return the command of a grid, and what it would take."""
+    return f"`python -m benchmarks.train {name}`: **not run** ({hours_of(name, estimates)})."
+
+
+def hours_of(name: str, estimates: Estimates) -> str:
+    """Return what a grid would take, in words."""
+    if name not in estimates:
         return "not estimated"
-    took = hours[grid]
+    took = estimates[name]["hours"]
     shown = f"{took:,.0f} hours" if took < 72 else f"{took / 24:,.0f} days"
     return f"about {shown} on one core, all seeds"
 
 
-def map_section(hours: Mapping[str, float]) -> list[str]:
-    """Return every system, table and figure with its command and its result."""
-    lines = ["| | what | command | result |", "| --- | --- | --- | --- |"]
-    lines += [_mapped(row, hours) for row in PAPER["row"]]
-    return [
-        "## The paper, row by row",
-        "",
-        "Systems (S), tables, figures and statements of theory (T), each with the command that "
-        "checks it and what came of it.",
-        "",
-        *lines,
-        "",
-    ]
+def _headlines(who: str, found: Iterable[Answer], printed: Mapping[str, str]) -> list[str]:
+    against = disagreements(found, printed)
+    if not against:
+        return []
+    return [f"**{who} disagrees with the paper**: {_listed(against, printed)}.", ""]
 
 
-def _mapped(row: dict[str, str], hours: Mapping[str, float]) -> str:
-    command, result = row.get("command", ""), row.get("result", "")
-    if "grid" in row:
-        grid = load_grid(row["grid"])
-        done = sum(len(records) for records in load_results(grid).values())
-        command = f"python -m benchmarks.train {grid.name}"
-        result = f"not run: {_hours(grid.name, hours)}"
-        if done:
-            where = f"`benchmarks/results/train/{grid.name}`"
-            result = f"{done} of {len(grid.cells)} cells, {where}"
-        if done and "question" in row:
-            result = f"{_headline(row['question'], load_results(grid))}; {result}"
-        if done and "paper" in row:
-            result += f". The paper: {row['paper']}"
-    shown = f"`{command}`" if command else ""
-    return f"| {row['name']} | {row['what']} | {shown} | {result} |"
+def _listed(found: Iterable[Answer], printed: Mapping[str, str]) -> str:
+    return "; ".join(told(answer, printed) for answer in found)
 
 
-def _headline(words: str, results: Records) -> str:
-    """Return what was found of a question, in bold where it is resolved."""
-    (question, gap, p), *_ = [each for each in answers(results) if each[0].words == words]
-    winner = better(question, gap, p)
-    if winner is None:
-        return f"{question.first} over {question.second}: {signed(gap.mean)} points, unresolved"
-    loser = question.second if winner == question.first else question.first
-    return f"**{winner} is {abs(gap.mean):.2f} points above {loser}**"
+def _at_equal_steps(table: Mapping[str, Any], estimates: Estimates) -> list[str]:
+    """Return the same arms in as many steps each, which the paper does not have."""
+    if "steps" not in table:
+        return []
+    grid = load_grid(table["steps"])
+    results = load_results(grid)
+    lines = ["At equal steps, which the paper does not report:", ""]
+    if not results:
+        return [*lines, not_run(grid.name, estimates), ""]
+    lines += [setting_of(grid, results), ""]
+    cells = in_parts(grid, {cell.arm: cell for cell in grid.cells})
+    for name, of_part in in_parts(grid, results).items():
+        lines += [f"**{name}**" if name else "", "", *part_tables(cells[name], of_part)]
+    return lines
+
+
+def _never_table(table: Mapping[str, Any], results: Records) -> list[str]:
+    """Return the share that is never selected beside the paper's, where it prints one."""
+    if "never" not in table:
+        return []
+    lines = ["| arm | never selected, %: paper | ours |", "| --- | --- | --- |"]
+    for arm, theirs in table["never"].items():
+        ours = "not run"
+        if arm in results:
+            shares = [each["dynamics"]["never_selected"] for each in results[arm].values()]
+            ours = f"{100 * fmean(shares):.2f}, runs: {len(shares)}"
+        lines.append(f"| {arm} | {theirs} | {ours} |")
+    return [*lines, ""]
+
+
+# --------------------------------------------------------------------------------------- in small
+
+
+def in_small(small: Mapping[str, str]) -> tuple[Records, list[Answer]]:
+    """Return what a small grid has, under the names of the paper's table, and what it answers.
+
+    Args:
+        small: The name of a ``grid``, and the ``share`` that its arms leave out of their names.
+    """
+    results = load_results(load_grid(small["grid"]))
+    if "share" in small:
+        results = {
+            arm.replace(", ", f" {small['share']}, ", 1): each for arm, each in results.items()
+        }
+    return results, answers(results)
+
+
+def _small_table(table: Mapping[str, Any], printed: Mapping[str, str]) -> list[str]:
+    """Return the paper's numbers beside those of small grids, with what differs in words."""
+    columns = {
+        small["grid"]: found for small in table.get("small", ()) if (found := in_small(small)[0])
+    }
+    if not columns:
+        return _printed_table(printed) if not load_results(load_grid(table["grid"])) else []
+    grids = [load_grid(name) for name in columns]
+    names = " | ".join(f"ours in small, % (runs): `{name}`" for name in columns)
+    lines = [f"| arm | paper, % | {names} |", f"|{' --- |' * (2 + len(columns))}"]
+    for arm, theirs in printed.items():
+        ours = " | ".join(_mean_of(found, arm) for found in columns.values())
+        lines.append(f"| {arm} | {theirs} | {ours} |")
+    settings = "; ".join(f"`{grid.name}`: {_small_setting(grid)}" for grid in grids)
+    words = f"In small is another setting, and says nothing of the paper's size: {settings}."
+    return [words, "", *lines, ""]
+
+
+def _printed_table(printed: Mapping[str, str]) -> list[str]:
+    lines = ["| arm | paper, % |", "| --- | --- |"]
+    return [*lines, *(f"| {arm} | {value} |" for arm, value in printed.items()), ""]
+
+
+def _mean_of(results: Records, arm: str) -> str:
+    if arm not in results:
+        return ""
+    values = list(accuracies(results[arm]).values())
+    return f"{fmean(values):.2f} ({len(values)})"
+
+
+def _small_setting(grid: Grid) -> str:
+    """Return what of a small grid is not as in the paper."""
+    cell = next(each for each in grid.cells if each.strong != "none")
+    length = f"{cell.epochs} epochs"
+    if cell.passes is not None:
+        length = f"in every arm as many steps as {cell.epochs} epochs of {cell.passes:g} n rows"
+    copies = "one copy" if cell.copies == 1 else f"{cell.copies} copies"
+    return (
+        f"{cell.limit:,} images, {cell.model}, {copies}, {cell.strong}, R = {cell.every}, {length}"
+    )

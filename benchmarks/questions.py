@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["QUESTIONS", "Question"]
+__all__ = ["Question", "questions"]
 
 
 @dataclass(frozen=True)
@@ -16,83 +18,30 @@ class Question:
     second: str
 
 
-# What is asked of every grid that has both arms.
-QUESTIONS = [
-    Question(*each)
-    for each in (
+def _asked(rows: Sequence[tuple[str, str, str]]) -> list[Question]:
+    return [Question(*row) for row in rows]
+
+
+_OF_NO_SHARE = _asked(
+    (
         ("Does augmenting everything help?", "full, appended", "none"),
         ("Is in place better than appended?", "full, in place", "full, appended"),
-        *(
-            tuple(part.replace("SHARE", share) for part in question)
-            for share in ("10%", "30%")
-            for question in (
-                ("Random, SHARE: better than none?", "random each epoch SHARE", "none"),
-                ("Random, SHARE: better when fresh?", "random each epoch SHARE", "random SHARE"),
-                ("Coreset or random, SHARE, as old?", "coreset SHARE", "random SHARE"),
-                ("Coreset or fresh random, SHARE?", "coreset SHARE", "random each epoch SHARE"),
-                ("Max-loss or fresh random, SHARE?", "max-loss SHARE", "random each epoch SHARE"),
-                ("Coreset or max-loss, SHARE?", "coreset SHARE", "max-loss SHARE"),
-                (
-                    "Not learned early or fresh random, SHARE?",
-                    "not learned early SHARE",
-                    "random each epoch SHARE",
-                ),
-                (
-                    "Coreset, SHARE: uniform or cluster weights?",
-                    "coreset, uniform weights SHARE",
-                    "coreset SHARE",
-                ),
-                (
-                    "Coreset of uniform weights or random, SHARE?",
-                    "coreset, uniform weights SHARE",
-                    "random SHARE",
-                ),
-            )
-        ),
-        ("Random, 30%: better weighted n / k?", "random, weighted n / k 30%", "random 30%"),
         (
-            "Rotating coreset or fresh random, 30%?",
-            "rotating coreset 30%",
-            "random each epoch 30%",
+            "Augmenting everything: better than as many steps without?",
+            "full, appended",
+            "none, as many steps as full",
         ),
-        ("Random, 30%: better in place?", "random 30%, in place", "random 30%"),
-        ("Coreset, 30%: better in place?", "coreset 30%, in place", "coreset 30%"),
-        ("Coreset or random, 30%, in place?", "coreset 30%, in place", "random 30%, in place"),
-        ("Max-loss or random, 30%, in place?", "max-loss 30%, in place", "random 30%, in place"),
-        ("Score-proportional or max-loss, 30%?", "score-proportional 30%", "max-loss 30%"),
-        ("InfoBatch or fresh random, 30%?", "infobatch 30%", "random each epoch 30%"),
-        ("Gradient matching or coreset, 30%?", "gradient-matching 30%", "coreset 30%"),
-        ("Coreset alone: does augmenting help?", "coreset, augmented", "coreset, not augmented"),
-        ("Random alone: does augmenting help?", "random, augmented", "random, not augmented"),
-        ("Coreset or random, augmented?", "coreset, augmented", "random, augmented"),
-        ("Coreset or random, not augmented?", "coreset, not augmented", "random, not augmented"),
-        ("Max-loss or random, augmented?", "max-loss, augmented", "random, augmented"),
-        # Of the frontier.
-        *(
-            (f"{rule[0].upper()}{rule[1:]} or fresh random, {share}?", f"{rule} {share}", fresh)
-            for share, fresh in (("10%", "random each epoch 10%"), ("30%", "random each epoch 30%"))
-            for rule in (
-                *("rotating coreset, uniform", "rotating coreset, clusters"),
-                "coreset until it drifts",
-            )
+        (
+            "Is one copy appended better than two in place?",
+            "one copy appended",
+            "two copies in place",
         ),
-        *(
-            (f"{rule[0].upper()}{rule[1:]} or fresh random, 10%?", f"{rule} 10%", fresh)
-            for rule in ("infobatch", "gradient-matching", "score-proportional")
-            for fresh in ("random each epoch 10%",)
-        ),
+        ("Does one copy appended help?", "one copy appended", "none"),
+        ("Do two copies in place help?", "two copies in place", "none"),
         (
             "Adaptive budget or fresh random of 30%?",
             "adaptive budget, error 0.1",
             "random each epoch 30%",
-        ),
-        *(
-            (
-                f"Rotating coreset, {share}: uniform or cluster weights?",
-                f"rotating coreset, uniform {share}",
-                f"rotating coreset, clusters {share}",
-            )
-            for share in ("10%", "30%")
         ),
         # Of the ablations.
         *(
@@ -109,4 +58,135 @@ QUESTIONS = [
             )
         ),
     )
-]
+)
+
+# SHARE stands for each share that the arms have, and for none, where their names do without.
+_OF_A_SHARE = _asked(
+    (
+        ("Random, SHARE: better than none?", "random SHARE", "none"),
+        ("Fresh random, SHARE: better than none?", "random each epoch SHARE", "none"),
+        ("Max-loss, SHARE: better than none?", "max-loss SHARE", "none"),
+        ("Coreset, SHARE: better than none?", "coreset SHARE", "none"),
+        *(
+            (
+                f"{rule[0].upper()}{rule[1:]}, SHARE: better than none in as many steps?",
+                f"{rule} SHARE",
+                "none, as many steps as SHARE",
+            )
+            for rule in ("random", "max-loss", "coreset")
+        ),
+        ("Random, SHARE: better when fresh?", "random each epoch SHARE", "random SHARE"),
+        ("Coreset or random, SHARE, as old?", "coreset SHARE", "random SHARE"),
+        ("Coreset or fresh random, SHARE?", "coreset SHARE", "random each epoch SHARE"),
+        ("Max-loss or random, SHARE, as old?", "max-loss SHARE", "random SHARE"),
+        ("Max-loss or fresh random, SHARE?", "max-loss SHARE", "random each epoch SHARE"),
+        ("Coreset or max-loss, SHARE?", "coreset SHARE", "max-loss SHARE"),
+        (
+            "Not learned early or fresh random, SHARE?",
+            "not learned early SHARE",
+            "random each epoch SHARE",
+        ),
+        (
+            "Coreset, SHARE: uniform or cluster weights?",
+            "coreset, uniform weights SHARE",
+            "coreset SHARE",
+        ),
+        (
+            "Coreset of uniform weights or random, SHARE?",
+            "coreset, uniform weights SHARE",
+            "random SHARE",
+        ),
+        ("Random, SHARE: better weighted n / k?", "random, weighted n / k SHARE", "random SHARE"),
+        (
+            "Rotating coreset or fresh random, SHARE?",
+            "rotating coreset SHARE",
+            "random each epoch SHARE",
+        ),
+        ("Random, SHARE: better in place?", "random SHARE, in place", "random SHARE"),
+        ("Coreset, SHARE: better in place?", "coreset SHARE, in place", "coreset SHARE"),
+        (
+            "Coreset or random, SHARE, in place?",
+            "coreset SHARE, in place",
+            "random SHARE, in place",
+        ),
+        (
+            "Max-loss or random, SHARE, in place?",
+            "max-loss SHARE, in place",
+            "random SHARE, in place",
+        ),
+        ("Score-proportional or max-loss, SHARE?", "score-proportional SHARE", "max-loss SHARE"),
+        ("Gradient matching or coreset, SHARE?", "gradient-matching SHARE", "coreset SHARE"),
+        # Of the frontier.
+        *(
+            (f"{words} or fresh random, SHARE?", f"{rule} SHARE", "random each epoch SHARE")
+            for words, rule in (
+                ("InfoBatch", "infobatch"),
+                ("Gradient matching", "gradient-matching"),
+                ("Score-proportional", "score-proportional"),
+                ("Rotating coreset, uniform", "rotating coreset, uniform"),
+                ("Rotating coreset, clusters", "rotating coreset, clusters"),
+                ("Coreset until it drifts", "coreset until it drifts"),
+            )
+        ),
+        (
+            "Rotating coreset, SHARE: uniform or cluster weights?",
+            "rotating coreset, uniform SHARE",
+            "rotating coreset, clusters SHARE",
+        ),
+        # Where only the subset is trained on.
+        *(
+            question
+            for rule in ("Coreset", "Random")
+            for arm in (rule.lower(),)
+            for question in (
+                (
+                    f"{rule} alone, SHARE: does augmenting help?",
+                    f"{arm} SHARE, augmented",
+                    f"{arm} SHARE, not augmented",
+                ),
+                (
+                    f"{rule} alone, SHARE: better augmented than in as many steps without?",
+                    f"{arm} SHARE, augmented",
+                    f"{arm} SHARE, not augmented, as many steps",
+                ),
+            )
+        ),
+        *(
+            (
+                f"{first} or random, SHARE, {state}?",
+                f"{first.lower()} SHARE, {state}",
+                f"random SHARE, {state}",
+            )
+            for first, state in (
+                ("Coreset", "augmented"),
+                ("Coreset", "not augmented"),
+                ("Coreset", "not augmented, as many steps"),
+                ("Max-loss", "augmented"),
+            )
+        ),
+    )
+)
+
+
+def questions(arms: Iterable[str]) -> list[Question]:
+    """Return what is asked of these arms: the questions that have both of theirs."""
+    known = dict.fromkeys(arms)
+    shares = dict.fromkeys(found for arm in known for found in re.findall(r"[\d.]+%", arm))
+    asked = [
+        *_OF_NO_SHARE,
+        *(_of(question, share) for share in ("", *shares) for question in _OF_A_SHARE),
+    ]
+    return [each for each in asked if each.first in known and each.second in known]
+
+
+def _of(question: Question, share: str) -> Question:
+    """Return a question of one share, or without."""
+
+    def filled(text: str) -> str:
+        return (
+            text.replace("SHARE", share)
+            if share
+            else text.replace(", SHARE", "").replace(" SHARE", "")
+        )
+
+    return Question(*(filled(each) for each in (question.words, question.first, question.second)))

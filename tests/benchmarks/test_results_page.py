@@ -1,46 +1,23 @@
 """The results page: what is on record and nothing else, resolved only where it is."""
 
-import json
 import re
 
 import pytest
 
-from benchmarks import train as training
-from benchmarks.answers import answer_to, question_table
+from benchmarks.answers import answer_to, in_parts, question_table, shown_p
 from benchmarks.decisions_page import DECISIONS, decision_table
-from benchmarks.grids_page import arm_table, in_short
-from benchmarks.paper_page import PAPER
+from benchmarks.grids_page import arm_table, grid_section, in_short
+from benchmarks.leads_page import leads_section
+from benchmarks.paper_page import PAPER, paper_section
+from benchmarks.questions import questions
 from benchmarks.results_page import PAGE, render
 from benchmarks.tables import between
-from benchmarks.train import GRIDS, load_grid
+from benchmarks.train import GRIDS, load_grid, load_results
+from tests.runs import records
 
 
-def records(values):
-    return {
-        seed: {"result": {"accuracies": [0.1, value / 100], "steps": 10, "augmented": 5}}
-        for seed, value in enumerate(values)
-    }
-
-
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """Return what writes records of a grid, in the place of those there are: accuracies an arm."""
-    monkeypatch.setattr(training, "RESULTS", tmp_path)
-
-    def write(name, values):
-        left = {(arm, seed): each for arm in values for seed, each in records(values[arm]).items()}
-        (tmp_path / name).mkdir()
-        for cell in load_grid(name).cells:
-            if (cell.arm, cell.seed) in left:
-                record = left.pop((cell.arm, cell.seed))
-                (tmp_path / name / f"{cell.name}.json").write_text(json.dumps(record))
-        assert not left  # arms that the grid does not have
-
-    return write
-
-
-def test_the_page_on_file_is_that_of_the_records():
-    text, pictures = render()
+def test_the_page_on_file_is_that_of_the_records(page):
+    text, pictures = page
     assert PAGE.read_text() == text
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
     assert set(pictures) <= shown
@@ -59,7 +36,7 @@ def test_a_gap_is_resolved_only_where_the_spread_lets_it():
     )
     by_question = {line.split(" | ")[0]: line for line in lines[2:]}
     assert by_question["| Does augmenting everything help?"].endswith("| **full, appended** |")
-    assert by_question["| Random, 10%: better than none?"].endswith("| unresolved |")
+    assert by_question["| Fresh random, 10%: better than none?"].endswith("| unresolved |")
     assert "+3.04" in by_question["| Does augmenting everything help?"]
 
 
@@ -108,13 +85,14 @@ def test_one_run_shows_no_spread():
 @pytest.mark.parametrize("decision", DECISIONS, ids=lambda decision: decision[0])
 def test_what_is_advised_is_what_was_found(decision):
     for name, words, expected in decision[2]:
-        question, _, winner = answer_to(name, words)
-        assert {question.first: "+", question.second: "-", None: "="}[winner] == expected
+        answer = answer_to(name, words)
+        asked = answer.question
+        assert {asked.first: "+", asked.second: "-", None: "="}[answer.winner] == expected
 
 
-def test_how_much_of_full_augmentations_gain_is_steps():
+def test_how_much_of_full_augmentations_gain_is_steps(page):
     """From the tables of the page, whose means are those of the records."""
-    text, _ = render()
+    text, _ = page
     at_epochs = text.split("## Equal epochs")[1]
     none, full = (
         float(re.search(rf"\| {arm} \| 5 \| ([\d.]+) ", at_epochs)[1])
@@ -129,49 +107,128 @@ def test_how_much_of_full_augmentations_gain_is_steps():
 def test_the_table_of_decisions_on_file_is_that_of_the_records():
     kept = (PAGE.parent / "choosing.md").read_text()
     assert between(kept, "decisions", decision_table()) == kept
-    assert kept.count("resolved |") + kept.count("resolved;") >= len(DECISIONS)
+    assert kept.count(" resolved, p = ") + kept.count(", unresolved") >= len(DECISIONS)
 
 
-def test_every_row_has_a_command_or_plain_words():
-    names = [row["name"] for row in PAPER["row"]]
-    systems = {f"S{number}" for number in range(1, 29)}
-    assert systems <= set(names)
-    for table in ("1, 4", "2", "3", "5", "6"):
-        assert f"Table {table}" in names
-    for figure in ("1", "2", "3a", "3b", "3c, 5", "4", "6"):
-        assert f"Figure {figure}" in names
-    for row in PAPER["row"]:
-        assert ("grid" in row) != ("result" in row)
-        if "grid" in row:
-            assert (GRIDS / f"{row['grid']}.toml").is_file()
-        elif "command" in row and "pytest" in row["command"]:
-            path = row["command"].split()[3]
-            assert (PAGE.parents[1] / path).exists()
+# Grids.
+
+
+def test_a_grid_that_has_cells_gets_a_section_by_itself(recorded):
+    assert grid_section("small-time") == []
+    recorded("small-time", {"none": [50.0, 51.0], "coreset 30%": [48.0, 49.5]})
     text, _ = render()
-    assert all(f"| {name} |" in text for name in names)
-    # What was found stands first in the row, the paper's number last.
-    for name in ("S8", "S9", "S18", "S19"):
-        assert re.search(rf"^\| {name} \|.* The paper: .*\d", text, re.MULTILINE)
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
-        result = line.split(" | ")[3]
-        assert re.match(r"\*\*.* is \d+\.\d\d points above .*\*\*;", result) or re.match(
-            r".* over .*: [+-]\d+\.\d\d points, unresolved;", result
-        )
+    (section,) = [each for each in text.split("\n## ") if each.startswith("Equal time")]
+    assert "40 s, copies: 1" in section
+    assert "4 of 25 cells; a machine, torch 2.0, commits abc1234." in section
+    assert "| coreset 30% | 2 | 48.75 | 1.06 |" in section
+    assert "| Coreset, 30%: better than none? | 2 | -1.75 |" in section
+    assert load_grid("small-time").about in section
 
 
-@pytest.mark.parametrize("table", PAPER["table"], ids=lambda table: table["grid"])
-def test_the_papers_arms_are_arms_of_ours(table):
-    arms = {cell.arm for cell in load_grid(table["grid"]).cells}
-    assert set(table["values"]) <= arms
+def test_every_grid_is_on_the_page_once(recorded):
+    names = [path.stem for path in GRIDS.glob("*.toml")]
+    for name in names:
+        if name not in ("dynamics", "times", "smoke"):
+            first = load_grid(name).cells[0]
+            recorded(name, {first.arm: [50.0]})
+    text, _ = render()
+    for name in names:
+        times = text.count(f"`python -m benchmarks.train {name} --data")
+        assert times == (name not in ("dynamics", "times", "smoke")), name
 
 
-def test_what_was_not_run_says_what_it_would_take(recorded):
-    text, pictures = render()
-    assert pictures == {}
-    hours = json.loads((GRIDS.parent / "results" / "estimates.json").read_text())["grids"]
-    assert {table["grid"] for table in PAPER["table"]} <= set(hours)
-    assert text.count("**not run**") == len(PAPER["table"])
+def test_a_long_tail_shows_what_is_selected_of_it(recorded):
+    entries = [{"tail_recall": 0.2}, {"tail_recall": 0.4}]
+    recorded(
+        "small-imbalanced",
+        {
+            "none": records([50.0], selections=[{"tail_recall": 1.0}]),
+            "random 30%": records([50.0, 51.0], selections=entries),
+        },
+    )
+    lines = grid_section("small-imbalanced")
+    assert "| random 30% | 2 | 30.0 |" in lines
+    assert not any(line.startswith("| none | 1 | 100") for line in lines)
+    assert not any("Clean labels" in line for line in lines)
 
 
-def test_nothing_is_left_without_a_result_or_an_estimate():
-    assert "not estimated" not in render()[0]
+@pytest.mark.parametrize(("part", "clean"), [("any", "55%"), ("other", "50%")])
+def test_noise_shows_the_clean_labels_among_the_selected(recorded, part, clean):
+    entries = [{"clean_share": 0.5, "clean_weight": 0.625}]
+    recorded("table2", {f"random 10%, {part}": records([50.0], selections=entries)})
+    text = "\n".join(paper_section(PAPER["table"][3], {"table2-steps": {"hours": 1.0}}))
+    assert f"({clean} of all labels are clean" in text
+    assert "| random 10% | 1 | 50.0 | 62.5 |" in text
+
+
+def test_classes_of_several_sizes_have_a_mean_of_their_own(recorded):
+    recorded("caltech256", {"none": records([50.0], balanced=40.0)})
+    lines = grid_section("caltech256")
+    assert any("| mean of classes, % |" in line for line in lines)
+    assert "| none | 1 | 50.00 |  |  | 40.00 | 10 | 5 |" in lines
+    assert "mean of classes" not in "\n".join(arm_table({"none": records([50.0])}))
+
+
+def test_parts_of_a_grid_are_asked_apart_and_share_what_has_no_part():
+    grid = load_grid("caltech256")
+    parts = in_parts(grid, {cell.arm: cell.arm for cell in grid.cells})
+    assert list(parts) == ["paper", "autoaugment-imagenet", "cutout", "augmix", "noise"]
+    assert all(arms["none"] == "none" for arms in parts.values())
+    assert parts["cutout"]["coreset 30%"] == "coreset 30%, cutout"
+    assert len({frozenset(arms) for arms in parts.values()}) == 1
+    whole = load_grid("small-steps")
+    assert list(in_parts(whole, {"none": 1})) == [""]
+
+
+# Questions.
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_what_is_asked_of_a_grid_is_asked_once(path):
+    grid = load_grid(path.stem)
+    for arms in in_parts(grid, {cell.arm: cell for cell in grid.cells}).values():
+        asked = questions(arms)
+        assert all({each.first, each.second} <= set(arms) for each in asked)
+        assert len({each.words for each in asked}) == len(asked)
+        assert len({frozenset((each.first, each.second)) for each in asked}) == len(asked)
+        assert not any("SHARE" in each.words or ", ," in each.words for each in asked)
+        if path.stem not in ("dynamics", "times", "smoke"):
+            compared = {arm for each in asked for arm in (each.first, each.second)}
+            left = [arm for arm in set(arms) - compared if not arm.startswith("max-loss")]
+            assert left in ([], ["none, as many epochs"]) or path.stem == "times", left
+
+
+@pytest.mark.parametrize("share", ["10%", "30%"])
+@pytest.mark.parametrize("rule", ["Random", "Max-loss", "Coreset"])
+def test_every_rule_is_held_against_none(rule, share):
+    for name in ("small-steps", "small-epochs", "small-noise", "table1-cifar10"):
+        asked = {each.words: each for each in questions(cell.arm for cell in load_grid(name).cells)}
+        question = asked[f"{rule}, {share}: better than none?"]
+        assert (question.first, question.second) == (f"{rule.lower()} {share}", "none")
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(0.0498, "0.0498"), (0.04996, "0.04996"), (0.0502, "0.05"), (0.05, "0.05"), (0.2, "0.2")],
+)
+def test_p_is_shown_on_its_side_of_the_bound(p, shown):
+    assert shown_p(p) == shown
+
+
+def test_what_leads_call_resolved_has_its_p():
+    text = "\n".join(leads_section())
+    assert re.search(r", resolved, p = 0\.\d+", text)
+    assert not re.search(r"(?<!un)resolved(?!, p = [\d.e-]+\d)", text)
+
+
+def test_the_page_begins_with_what_was_run(page):
+    scope = page[0].split("\n\n")[1]
+    steps, only = load_grid("small-steps"), load_grid("small-only")
+    assert f"{steps.cells[0].limit:,} CIFAR-10 images" in scope
+    assert f"{only.cells[0].limit:,} where only the subset is trained on" in scope
+    assert {cell.copies for cell in (*steps.cells, *only.cells)} == {1}
+    assert "one augmented copy" in scope
+    runs = {len(each) for grid in (steps, only) for each in load_results(grid).values()}
+    assert runs == {5}
+    assert "five seeds" in scope
+    assert "It cannot tell whether the paper's numbers" in scope

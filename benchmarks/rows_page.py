@@ -1,0 +1,116 @@
+"""The paper row by row: each of its statements with the command that checks it, and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.answers import Answer, answers, in_parts, points
+from benchmarks.paper_page import PAPER, Estimates, disagreements, hours_of, in_small, told
+from benchmarks.train import load_grid, load_results
+
+__all__ = ["map_section"]
+
+Row = Mapping[str, Any]
+
+
+def map_section(estimates: Estimates) -> list[str]:
+    """Return every system, table and figure with its command and its result."""
+    lines = ["| | what | command | result |", "| --- | --- | --- | --- |"]
+    for row in PAPER["row"]:
+        command = row.get("command", "")
+        if not command and "grid" in row:
+            command = f"python -m benchmarks.train {row['grid']}"
+        shown = f"`{command}`" if command else ""
+        lines.append(f"| {row['name']} | {row['what']} | {shown} | {_result(row, estimates)} |")
+    return [
+        "## The paper, row by row",
+        "",
+        "Systems (S), tables, figures, statements of theory (T) and what the published version "
+        "adds (N), each with the command that checks it and what came of it. Where ours is "
+        "resolved against the paper's order, that stands first. Ours in small are those of "
+        "1,500 images and a small network (10,000 where only the subset is trained on).",
+        "",
+        *lines,
+        "",
+    ]
+
+
+def _result(row: Row, estimates: Estimates) -> str:
+    """Return what came of a row: what is against the paper first, then the rest."""
+    against, rest = [], []
+    if "table" in row:
+        against += _against(_table(row["table"]))
+    table = _table(row["of"]) if "of" in row else {}
+    for name, words in row.get("asked", ()):
+        for is_against, told_so in _of_question(name, words, table):
+            (against if is_against else rest).append(told_so)
+    if "ratio" in row:
+        rest.append(_ratio(row["ratio"], estimates))
+    if "result" in row:
+        rest.append(row["result"])
+    for key in ("grid", "steps"):
+        if key in row:
+            rest.append(_state(row[key], estimates, named=key == "steps"))
+    if "paper" in row:
+        rest.append(f"The paper: {row['paper']}")
+    first = [f"**Disagrees with the paper, {'; '.join(against)}**"] if against else []
+    sentences = [*first, *rest]
+    return ". ".join(f"{each[0].upper()}{each[1:]}" for each in sentences)
+
+
+def _table(title: str) -> Mapping[str, Any]:
+    (found,) = [each for each in PAPER["table"] if each["title"] == title]
+    return found
+
+
+def _against(table: Mapping[str, Any]) -> list[str]:
+    """Return where our grid of a table is against it, and the first of those in small."""
+    grid, printed = load_grid(table["grid"]), table["values"]
+    ours = in_parts(grid, load_results(grid))[table.get("part", "")]
+    sources = {grid.name: answers(ours)}
+    sources |= {each["grid"]: in_small(each)[1] for each in table.get("small", ())[:1]}
+    lines = []
+    for name, found in sources.items():
+        told_so = [told(answer, printed) for answer in disagreements(found, printed)]
+        if told_so:
+            lines.append(f"{_where(name)}: {'; '.join(told_so)}")
+    return lines
+
+
+def _of_question(name: str, words: str, table: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Yield what a grid says to a question, if it does, and whether that is against the paper."""
+    printed = table.get("values", {})
+    small = next((each for each in table.get("small", ()) if each["grid"] == name), {"grid": name})
+    for answer in in_small(small)[1]:
+        if answer.question.words == words:
+            is_against = bool(disagreements([answer], printed))
+            yield is_against, f"{_where(name)}: {_told_or_open(answer, printed)}"
+
+
+def _where(name: str) -> str:
+    return f"in small (`{name}`)" if name.startswith("small-") else f"`{name}`"
+
+
+def _told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:
+    if answer.is_resolved:
+        return told(answer, printed)
+    question = answer.question
+    return f"{question.first} over {question.second}: {points(answer.gap)}, unresolved"
+
+
+def _ratio(ratio: Mapping[str, Any], estimates: Estimates) -> str:
+    """Return how many times as long one arm would take as another, by the measured costs."""
+    (slow, of_slow), (fast, of_fast) = ratio["slow"], ratio["fast"]
+    times = estimates[slow]["arms"][of_slow] / estimates[fast]["arms"][of_fast]
+    return ratio["words"].format(times=times)
+
+
+def _state(name: str, estimates: Estimates, *, named: bool = False) -> str:
+    """Return how much of a grid was run, or what it would take."""
+    grid = load_grid(name)
+    done = sum(len(records) for records in load_results(grid).values())
+    which = f"`{name}` " if named else ""
+    if not done:
+        return f"{which}not run: {hours_of(name, estimates)}"
+    return f"{done} of {len(grid.cells)} cells, `benchmarks/results/train/{name}`"
