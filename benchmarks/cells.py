@@ -196,8 +196,8 @@ class Cell:
 
         A field that is added later, with what was done before for its default, changes no name.
         """
-        plain = asdict(Cell(arm=self.arm, seed=self.seed))
-        given = {key: value for key, value in asdict(self).items() if value != plain[key]}
+        plain = vars(Cell(arm=self.arm, seed=self.seed))
+        given = {key: value for key, value in vars(self).items() if value != plain[key]}
         text = json.dumps(given, sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-")
         return f"{slug}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
