@@ -60,8 +60,10 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "",
         "A difference is called resolved where the paired t test over the seeds, corrected by Holm "
         "for all questions of its table, is below 0.05; anything else is unresolved, and says "
-        "nothing. Accuracy is that after the last step. Arms of one seed share initial weights and "
-        "order. This page is written by `python -m benchmarks.results_page` from the records in "
+        "nothing. Some questions were added after runs were seen, which by Holm's correction can "
+        "only raise the p of the others. Accuracy is that after the last step. Arms of one seed "
+        "share initial weights and order. This page is written by "
+        "`python -m benchmarks.results_page` from the records in "
         "`benchmarks/results`; a test holds it to them.",
         "",
         *in_short([*grids, *filter(None, papers)]),

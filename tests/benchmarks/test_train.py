@@ -426,6 +426,19 @@ def test_an_estimate_needs_no_run(tmp_path, capsys):
     assert "g: 0.0 h" in capsys.readouterr().out
 
 
+def test_grids_that_are_estimated_together_share_what_was_measured(tmp_path, monkeypatch):
+    measured = []
+
+    def costs_of(cell, data, num_examples):
+        measured.append(cell.model)
+        return Costs(1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(training, "costs_of", costs_of)
+    paths = [write_grid(tmp_path / f"{name}.toml", RANDOM) for name in ("one", "two")]
+    main([*map(str, paths), "--estimate"])
+    assert measured == ["convnet"]
+
+
 def test_costs_add_up():
     costs = Costs(row=1.0, copy=10.0, selection=100.0)
     # 60 originals, 12 selected, 2 copies: 84 rows, 24 copies; every second epoch a selection.
