@@ -42,6 +42,7 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
             f"{track['never_selected']:.1%} | {track['top_overlap']['0.1']:.0%} |"
         )
     pictures["results-dynamics.svg"] = lambda path: draw_dynamics(shadows, path)
+    pictures["results-selected.svg"] = lambda path: draw_selected(shadows, path)
     environment = record["environment"]
     return [
         "## What rules select as a network trains",
@@ -57,6 +58,12 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         *lines,
         "",
         "![What rules select over the epochs](results-dynamics.svg)",
+        "",
+        "How much of the data was selected at least once, by share and rule; what is left at the "
+        "end is never selected. Max-loss stays with the same examples longest; random subsets "
+        "spread widest.",
+        "",
+        "![Share of the data selected so far](results-selected.svg)",
         "",
     ]
 
@@ -131,6 +138,27 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(bottom=0)
+    axes[0].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_selected(shadows: Mapping[str, Any], path: Path) -> None:
+    """Draw the share of the data selected so far over the epochs, a panel a budget."""
+    from benchmarks.page import COLOURS
+
+    shares = sorted({float(name.rsplit(" ", 1)[1]) for name in shadows})
+    figure = new_figure(11, 2.9)
+    axes = figure.subplots(1, len(shares), sharey=True)
+    for axis, share in zip(axes, shares, strict=True):
+        for rule in ("random", "coreset", "max-loss"):
+            entries = shadows[f"{rule} {share:.3g}"]["selections"]
+            epochs = [entry["epoch"] + 1 for entry in entries]
+            values = [entry["selected_so_far"] for entry in entries]
+            axis.plot(epochs, values, color=COLOURS[rule], label=rule, lw=1.6)
+        axis.set(xlabel="selections", title=f"{share:.0%} a selection", ylim=(0, 1))
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share selected so far")
     axes[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from benchmarks.paired import summary_of
+from benchmarks.paper_page import PAPER
 from benchmarks.pictures import new_figure, save_figure
 from benchmarks.train import load_grid, load_results
 
-__all__ = ["times_section"]
+__all__ = ["ratio_of", "times_section"]
+
+Runs = Mapping[int, Mapping[str, Any]]
+_LOADER = Path(__file__).parent / "results" / "loader.json"
+_WHERE = {"paper": "batches", "one by one": "one by one"}
 
 
 def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
@@ -27,42 +36,72 @@ def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
     }
     lines = [
         "| arm | augmentation | selection, s | steps, s | augmentation, s | loading, s | "
-        "total, s | faster than full |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "total, s | faster than full | 95% interval | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, spent in seconds.items():
         name, _, strong = arm.rpartition(", ")
-        name = name or arm
-        reference = (
-            seconds[f"full, {strong}"]["total"] if strong in ("paper", "one by one") else None
-        )
-        faster = "" if reference is None else f"{reference / spent['total']:.2f}x"
-        where = {"paper": "batches", "one by one": "one by one"}.get(strong, "")
-        parts = " | ".join(f"{spent[key]:.2f}" for key in (*buckets, "total"))
-        lines.append(f"| {name} | {where} | {parts} | {faster} |")
+        parts = " | ".join(f"{spent[key]:.2f}" for key in buckets)
+        totals = [each["result"]["seconds"]["total"] for each in results[arm].values()]
+        total = f"{spent['total']:.2f} ({min(totals):.2f} to {max(totals):.2f})"
+        faster = " |  | "
+        if strong in _WHERE:
+            mean, low, high = ratio_of(results[f"full, {strong}"], results[arm])
+            faster = f"{mean:.2f}x | {low:.2f} to {high:.2f} | "
+            if name == "full":
+                faster = "1.00x |  | "
+        # Their augmentation ran on the processor.
+        theirs = PAPER["faster"].get(name) if strong == "one by one" else None
+        faster += "" if theirs is None else f"{theirs:.2f}x"
+        lines.append(f"| {name or arm} | {_WHERE.get(strong, '')} | {parts} | {total} | {faster} |")
     pictures["results-times.svg"] = lambda path: draw_times(seconds, path)
     record = next(iter(results["full, paper"].values()))
-    environment = record["environment"]
+    environment, slow = record["environment"], seconds["full, one by one"]
     return [
         "## Where the time goes",
         "",
         "`python -m benchmarks.train times --data CIFAR10` on an idle machine. ResNet20 on 1,000 "
         "CIFAR-10 images, four copies, two epochs and one selection (R = 2; at the paper's R = 20 "
-        "a selection is a tenth of that an epoch). Medians of three runs on one core. *Batches*: "
-        "our policies on the training device, here the same core. *One by one*: torchvision's "
-        "RandAugment on PIL images, what a worker process does, its time counted in full as the "
-        "paper counts it; workers that are idle otherwise hide it. "
+        "a selection is a tenth of that an epoch). Medians of three runs on one core, the total "
+        "with its least and most; times as fast as full are geometric means over pairs of one "
+        "seed, with a t interval of their logarithms. *Batches*: our policies on the training "
+        "device, here the same core. *One by one*: torchvision's RandAugment on PIL images, what a "
+        "worker process does, its time counted in full as the paper counts it; workers that are "
+        "idle otherwise hide it. *Paper*: table 5, an A40, augmentation on its host. "
         f"{environment['device']}, commit {environment['commit']}.",
         "",
         *lines,
         "",
         "![Seconds of selection, steps and augmentation](results-times.svg)",
         "",
-        "The paper reports 6.31x at 10% and 3.43x at 30% on CIFAR-10 (table 5, an A40). With r = 4 "
-        "steps alone allow at most 5 / 1.4 = 3.57x and 5 / 2.2 = 2.27x: what is above that can "
-        "only come from augmentation that costs more than the steps, the *one by one* rows here.",
+        "With r = 4 steps alone allow at most 5 / 1.4 = 3.57x at 10% and 5 / 2.2 = 2.27x at 30%: "
+        "what the paper has above that can only come from augmentation that costs more than the "
+        f"steps. Here the steps of *full* take {slow['step'] / slow['augmentation']:.0f} times as "
+        "long as its augmentation one by one, so that even those rows are near the steps' limit. "
+        "The other end is a loop that only waits for its workers: at 10% ours is then "
+        f"{against_workers():.1f} times as fast as two workers that augment everything "
+        "([the loader's figures](loader.md#what-it-costs)).",
         "",
     ]
+
+
+def ratio_of(slow: Runs, fast: Runs) -> tuple[float, float, float]:
+    """Return how many times as fast runs are, over the seeds that both have, and its interval."""
+    logs = [
+        math.log(slow[seed]["result"]["seconds"]["total"] / record["result"]["seconds"]["total"])
+        for seed, record in fast.items()
+        if seed in slow
+    ]
+    found = summary_of(logs)
+    return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
+
+
+def against_workers() -> float:
+    """Return the loader's own figure against augmentation on workers, at 10%."""
+    workloads = json.loads(_LOADER.read_text())["workloads"]
+    (found,) = [each for each in workloads["against workers"] if " 10% with" in each["name"]]
+    value: float = found["value"]
+    return value
 
 
 def draw_times(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
