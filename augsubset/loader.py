@@ -733,8 +733,7 @@ class SubsetAugmentLoader:
         check_state("state_dict", state, (), same={"version": 2, **self._identity()})
         if None not in (state["example_digest"], self._example_digest):
             check_state("state_dict", state, (), same={"example_digest": self._example_digest})
-        epoch = check_int("epoch", state["epoch"], 0)
-        position = check_int("position", state["position"], 0)
+        epoch, position = self._sampler.checked(state["epoch"], state["position"])
         in_force = unpack_selection(state["in_force"], len(self._source))
         schedule = self._schedule.checked(state["schedule"])
         if position and in_force is None:

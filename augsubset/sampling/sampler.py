@@ -379,6 +379,19 @@ class WeightedCoresetSampler(Sampler[int]):
             "selection": None if self._selection is None else self._selection.digest,
         }
 
+    def checked(self, epoch: Any, position: Any) -> tuple[int, int]:
+        """Return where a state says that it stands, if an iteration can stand there.
+
+        Raises:
+            TypeError: If one is no integer.
+            ValueError: If one is out of range, or the position is inside a unit.
+        """
+        epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
+        position = check_int("position", position, 0)
+        if position % self._unit:
+            raise ValueError(f"position must be a whole number of batches, got {position} keys.")
+        return epoch, position
+
     @property
     def share(self) -> dict[str, int]:
         """Return which share of the order is handed out."""
@@ -412,10 +425,7 @@ class WeightedCoresetSampler(Sampler[int]):
         """
         keys = {**self.identity, "epoch": 0, "position": 0, "selection": None}
         check_state("state_dict", state, keys, same=self.identity)
-        epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS - 1)
-        position = check_int("position", state["position"], 0)
-        if position % self._unit:
-            raise ValueError(f"position must be a whole number of batches, got {position} keys.")
+        epoch, position = self.checked(state["epoch"], state["position"])
         current = None if self._selection is None else self._selection.digest
         if position and state["selection"] != current:
             raise ValueError(

@@ -273,6 +273,7 @@ def damaged(state, **changes):
         (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),
         (lambda s: damaged(s, position=-1), ValueError, "position must be at least 0"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
+        (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8191"),
         (lambda s: damaged(s, version=1), ValueError, "same version, got version=1"),
         (lambda s: damaged(s, in_force=None), ValueError, "hold a selection in the middle"),
         (
@@ -299,6 +300,18 @@ def test_a_state_of_something_else_is_refused_and_nothing_is_changed(change, err
     with pytest.raises(error, match=reason):
         fresh.load_state_dict(change(good))
     assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(), 1)))
+
+
+@pytest.mark.parametrize("change", [{"position": 5}, {"epoch": 1 << 20}])
+def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
+    loader = make(layout="grouped")
+    next(iter(loader))
+    state, fresh = damaged(loader.state_dict(), **change), make(layout="grouped")
+    before = fresh.state_dict()
+    with pytest.raises(ValueError, match=r"position must be a whole|epoch must be between"):
+        fresh.load_state_dict(state)
+    assert fresh._sampler.state_dict()["selection"] is None
+    assert fresh.state_dict()["epoch"] == before["epoch"]
 
 
 def test_a_damaged_record_of_recycling_changes_nothing_either():
