@@ -11,6 +11,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -272,6 +273,11 @@ class SubsetAugmentLoader:
             batch_size=loader.batch_size,
         )
         self._batches = self._source.data_loader(self._sampler, drop_last=loader.drop_last)
+        if len(self._batches) == 0:
+            raise ValueError(
+                f"drop_last must leave at least one batch, got {len(self._sampler)} rows a rank "
+                f"for batch_size={loader.batch_size}."
+            )
         self._schedule = SelectionSchedule(
             selector,
             every=every,
@@ -280,8 +286,8 @@ class SubsetAugmentLoader:
             num_examples=n,
             seed=self._seed,
             background=background,
-            probe=self._probed,
-            record=self._selected,
+            probe=_weakly(self._probed),
+            record=_weakly(self._selected),
             ranks=ranks,
             timeout=timeout,
         )
@@ -705,6 +711,7 @@ class SubsetAugmentLoader:
             "example_digest": self._example_digest,
             "epoch": self.epoch,
             "position": self._position,
+            "num_replicas": self.num_replicas,
             "in_force": pack_selection(self._in_force),
             "schedule": self._schedule.state_dict(),
             "harvest": None
@@ -728,15 +735,15 @@ class SubsetAugmentLoader:
         """
         if self._live:
             raise AugsubsetError("a state cannot be loaded while an epoch runs. Close it first.")
-        keys = ("epoch", "position", "in_force", "schedule", "harvest", "history", "tally")
-        check_state("state_dict", state, ("version", "example_digest", *keys, *self._identity()))
+        keys = ("example_digest", "in_force", "schedule", "harvest", "history", "tally")
+        check_state("state_dict", state, ("version", *keys, *self._identity()))
         check_state("state_dict", state, (), same={"version": 2, **self._identity()})
         if None not in (state["example_digest"], self._example_digest):
             check_state("state_dict", state, (), same={"example_digest": self._example_digest})
-        epoch, position = self._sampler.checked(state["epoch"], state["position"])
+        at = self._sampler.checked(state)
         in_force = unpack_selection(state["in_force"], len(self._source))
         schedule = self._schedule.checked(state["schedule"])
-        if position and in_force is None:
+        if at["position"] and in_force is None:
             raise ValueError("state_dict must hold a selection in the middle of an epoch.")
         harvest = Harvest(len(self._source))
         if self._recycle is not None and state["harvest"] is not None:
@@ -753,18 +760,28 @@ class SubsetAugmentLoader:
         tally = self._tally.checked(state["tally"])
         if in_force is not None:
             self._sampler.set_selection(self._capped(in_force))
-        self._sampler.load_state_dict(
-            {**self._sampler.state_dict(), "epoch": epoch, "position": position}
-        )
+        self._sampler.load_state_dict({**self._sampler.state_dict(), **at})
         self._schedule.take(schedule)
         self._tally.take(tally)
-        self._in_force, self._next_epoch, self._position = in_force, epoch, position
+        self._in_force, self._next_epoch, self._position = in_force, at["epoch"], at["position"]
         self._harvest, self._history = harvest, history
         self._is_guarded = False  # ranks may have been given different states
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for keys and positions to mean the same."""
         return {**self._sampler.identity, "labels_digest": self._labels_digest}
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that does not keep its object, with data and workers, alive in a cycle."""
+    weak = WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        bound = weak()
+        assert bound is not None
+        return bound(*arguments)
+
+    return call
 
 
 def _check_types(model: Any, probe: Any, selector: Any, on_event: Any) -> None:

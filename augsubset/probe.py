@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from augsubset.batches import class_labels, is_classes, map_tensors, num_rows, split_batch
 from augsubset.capture import Capture
-from augsubset.errors import check_choice, check_int
+from augsubset.errors import AugsubsetError, check_choice, check_int
 from augsubset.gradients import LastLayerGradients
 from augsubset.harvest import Harvest
 from augsubset.progress import progress_bar
@@ -26,6 +27,7 @@ __all__ = ["GradientProbe", "model_device", "unwrapped"]
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
+_recorded: WeakSet[nn.Module] = WeakSet()  # models whose training passes are, now
 _HARVEST_CHUNK = 1 << 14  # recorded rows turned into residuals at once
 
 
@@ -265,6 +267,8 @@ class GradientProbe:
 
         Raises:
             ValueError: If earlier layers are probed: their gradients need a backward pass.
+            AugsubsetError: If passes of the model, or of one that holds it, are recorded already:
+                which of the two an example was announced to could not be told.
         """
         if self._earlier:
             raise ValueError(
@@ -275,6 +279,12 @@ class GradientProbe:
             raise ValueError("exactly one of num_examples and into must be given.")
         harvest = Harvest(num_examples) if num_examples is not None else into
         assert harvest is not None
+        for other in _recorded:
+            if self.model in set(other.modules()) or other in set(self.model.modules()):
+                raise AugsubsetError(
+                    "this model's training passes are recorded already, by another loader with "
+                    "recycle= whose epoch runs, or another attached(). Close that first."
+                )
 
         def finished(module: nn.Module, args: Any, output: Any) -> None:
             if self.model.training and harvest.is_expecting:
@@ -284,6 +294,8 @@ class GradientProbe:
 
         with self._capture() as captured, ExitStack() as hooks:
             hooks.callback(harvest.cancel)
+            _recorded.add(self.model)
+            hooks.callback(_recorded.discard, self.model)
             hooks.callback(self.model.register_forward_pre_hook(captured.begin).remove)
             hooks.callback(self.model.register_forward_hook(finished).remove)
             yield harvest

@@ -1,8 +1,10 @@
 """What user loops do with a loader works, or is refused in words."""
 
 import copy
+import gc
 import itertools
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -62,6 +64,18 @@ def test_gradient_accumulation_sees_every_batch():
     assert seen == N + 2 * 8
 
 
+def test_gradient_accumulation_records_every_original_for_recycling():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    loader = make(model, every=1, recycle=1)
+    for number, (x, y, w) in enumerate(loader, 1):
+        (weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w) / 2).backward()
+        if number % 2 == 0:
+            model.zero_grad()
+    next(iter(loader))
+    selections = [event for event in loader.history if event["event"] == "selection"]
+    assert [event["num_recycled"] for event in selections] == [0, N]
+
+
 def test_tqdm_and_enumerate_know_the_length(capsys):
     assert len(list(enumerate(tqdm(make())))) == len(make())
     assert f"{len(make())}/{len(make())}" in capsys.readouterr().err
@@ -90,6 +104,41 @@ def test_two_loaders_run_side_by_side():
     both = list(zip(make(), make(seed=1), strict=True))
     assert_same([a for a, _ in both], alone)
     assert not all(torch.equal(a[0], b[0]) for a, b in both)
+
+
+def test_two_loaders_that_record_one_model_take_turns():
+    """Side by side either would take the other's pass for its own."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    first, second = make(model, recycle=1), make(model, seed=1, recycle=1)
+    wrapped = make(nn.Sequential(model), recycle=1)
+    running = iter(first)
+    next(running)
+    for other in (second, wrapped):
+        with pytest.raises(AugsubsetError, match=r"recorded already, by another loader with recy"):
+            next(iter(other))
+    running.close()
+    assert len(list(second)) == len(list(first)) == len(second)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_that_is_let_go_is_freed_at_once(num_workers):
+    """With its dataset and workers: nothing waits for the garbage collector."""
+    data = TensorDataset(X.clone(), DATA.tensors[1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    plain = DataLoader(data, batch_size=8, shuffle=True, **workers)
+    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), every=1, recycle=1)
+    gc.collect()
+    gc.disable()
+    try:
+        for x, _, _ in loader:
+            model(x)
+        next(iter(loader))
+        gone = [weakref.ref(each) for each in (loader, data)]
+        del loader, data, plain
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_peek_with_next_iter_is_an_epoch_and_set_epoch_takes_it_back():

@@ -654,6 +654,11 @@ def regression_probe():
             r"labels must name a part of the batch \[0, 1, 2\], got labels=5",
         ),
         (
+            lambda: make(batch_size=85, fraction=0.1, drop_last=True),
+            ValueError,
+            "drop_last must leave at least one batch, got 84 rows a rank for batch_size=85",
+        ),
+        (
             lambda: make(TensorDataset(UNIT, Y), resident=True),
             TypeError,
             "images must be uint8 to be resident",

@@ -376,21 +376,26 @@ class WeightedCoresetSampler(Sampler[int]):
             **self.identity,
             "epoch": self._epoch,
             "position": self._position,
+            "num_replicas": self.num_replicas,
             "selection": None if self._selection is None else self._selection.digest,
         }
 
-    def checked(self, epoch: Any, position: Any) -> tuple[int, int]:
-        """Return where a state says that it stands, if an iteration can stand there.
+    def checked(self, state: Mapping[str, Any]) -> dict[str, int]:
+        """Return the epoch and position that a state stands at, if an iteration can stand there.
 
         Raises:
-            TypeError: If one is no integer.
-            ValueError: If one is out of range, or the position is inside a unit.
+            TypeError: If a number is no integer.
+            ValueError: If one is missing or out of range, or the position is inside a unit.
         """
-        epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
-        position = check_int("position", position, 0)
+        check_state("state_dict", state, ("epoch", "position", "num_replicas"))
+        epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS - 1)
+        num_replicas = check_int("num_replicas", state["num_replicas"], 1)
+        # What is left may have been padded for so many ranks.
+        end = len(self.plan) + self._unit * num_replicas - 1
+        position = check_int("position", state["position"], 0, end)
         if position % self._unit:
             raise ValueError(f"position must be a whole number of batches, got {position} keys.")
-        return epoch, position
+        return {"epoch": epoch, "position": position, "num_replicas": num_replicas}
 
     @property
     def share(self) -> dict[str, int]:
@@ -423,14 +428,14 @@ class WeightedCoresetSampler(Sampler[int]):
             ValueError: If it is the state of another sampler, or made with another selection than
                 the one that is set. Nothing is changed then.
         """
-        keys = {**self.identity, "epoch": 0, "position": 0, "selection": None}
-        check_state("state_dict", state, keys, same=self.identity)
-        epoch, position = self.checked(state["epoch"], state["position"])
+        check_state("state_dict", state, (*self.identity, "selection"))
+        check_state("state_dict", state, (), same=self.identity)
+        at = self.checked(state)
         current = None if self._selection is None else self._selection.digest
-        if position and state["selection"] != current:
+        if at["position"] and state["selection"] != current:
             raise ValueError(
                 "selection must be the one that the state was made with, got digest "
                 f"{current} for {state['selection']}. Call set_selection with it first."
             )
-        self._epoch, self._resumes = epoch, True
-        self._progress = (position, 0, iter(()))
+        self._epoch, self._resumes = at["epoch"], True
+        self._progress = (at["position"], 0, iter(()))

@@ -271,7 +271,9 @@ def damaged(state, **changes):
         (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
         (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
         (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),
-        (lambda s: damaged(s, position=-1), ValueError, "position must be at least 0"),
+        (lambda s: damaged(s, position=-1), ValueError, "position must be between 0 and 64, got"),
+        (lambda s: damaged(s, position=65), ValueError, "position must be between 0 and 64, got"),
+        (lambda s: damaged(s, num_replicas=0), ValueError, "num_replicas must be at least 1"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
         (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8191"),
         (lambda s: damaged(s, version=1), ValueError, "same version, got version=1"),
@@ -312,6 +314,23 @@ def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
         fresh.load_state_dict(state)
     assert fresh._sampler.state_dict()["selection"] is None
     assert fresh.state_dict()["epoch"] == before["epoch"]
+
+
+def test_padding_for_more_ranks_lies_within_an_epoch_of_fewer():
+    """The tail of 65 rows is padded to 68 for four ranks, and there the run was stopped."""
+    data = TensorDataset(X[:5].repeat(13, 1, 1, 1), torch.zeros(65, dtype=torch.int64))
+    options = {"raw": "unselected", "copies": 1}
+    four = make(data, num_replicas=4, rank=0, batch_size=4, **options)
+    running = iter(four)
+    for _ in range(len(four)):
+        next(running)
+    state = saved_and_read(four.state_dict())
+    assert (state["position"], state["num_replicas"]) == (68, 4)
+    one = make(data, **options)
+    one.load_state_dict(state)
+    assert list(one) == []
+    with pytest.raises(ValueError, match="position must be between 0 and 65, got position=68"):
+        make(data, **options).load_state_dict(damaged(state, num_replicas=1))
 
 
 def test_a_damaged_record_of_recycling_changes_nothing_either():
