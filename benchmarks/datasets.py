@@ -35,6 +35,7 @@ __all__ = [
     "load_svhn",
     "load_tinyimagenet",
     "stand_in",
+    "tail_classes",
 ]
 
 _IMAGENET: MeanStd = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -447,3 +448,12 @@ def stand_in(name: str) -> tuple[int, ImageData]:
     y = torch.arange(count) % classes
     mean_std = ([0.5] * channels, [0.25] * channels)
     return n, ImageData(f"random {name}", x, y, x[:classes], y[:classes], mean_std)
+
+
+def tail_classes(labels: Tensor, num_classes: int) -> Tensor | None:
+    """Return the smallest third of the classes, or ``None`` where none is twice another's size."""
+    sizes = torch.bincount(labels, minlength=num_classes)
+    if int(sizes.min()) * 2 > int(sizes.max()):
+        return None
+    third = sizes.sort().values[max(0, len(sizes) // 3 - 1)]
+    return torch.nonzero(sizes <= third)[:, 0]

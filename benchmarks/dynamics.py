@@ -19,7 +19,7 @@ from torch import Tensor
 
 from augsubset import LastLayerGradients, MaxLossSelector, RandomSelector, Selection
 from augsubset.selection import budget_from_fraction
-from benchmarks.datasets import FolderData, ImageData
+from benchmarks.datasets import FolderData, ImageData, tail_classes
 from benchmarks.harness import environment
 
 __all__ = ["Recorded", "Track", "coverage", "gini", "never_selected", "top_overlap"]
@@ -99,10 +99,8 @@ class Track:
 
     def __init__(self, data: ImageData | FolderData) -> None:
         self._labels, self._clean = data.y_train, data.clean
-        sizes = torch.bincount(self._labels, minlength=data.num_classes)
-        third = sizes.sort().values[max(0, len(sizes) // 3 - 1)]
-        self._is_tail = sizes[self._labels] <= third
-        self._is_balanced = int(sizes.min()) * 2 > int(sizes.max())
+        tail = tail_classes(self._labels, data.num_classes)
+        self._is_tail = None if tail is None else torch.isin(self._labels, tail)
         self._times = torch.zeros(len(self._labels), dtype=torch.int64)
         self._max_loss_times = torch.zeros_like(self._times)
         self._entries: list[dict[str, Any]] = []
@@ -120,7 +118,7 @@ class Track:
             is_clean = (self._clean == self._labels)[found.indices].double()
             entry["clean_share"] = float(is_clean.mean())
             entry["clean_weight"] = float((is_clean * found.weights).sum() / found.weights.sum())
-        if not self._is_balanced:
+        if self._is_tail is not None:
             entry["tail_recall"] = float(self._is_tail[found.indices].sum() / self._is_tail.sum())
         if gradients is not None:
             hardest = MaxLossSelector().select(gradients, budget=len(found), seed=0, epoch=epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.answers import Records, accuracies, answers, in_parts, question_table, shown_p
@@ -185,14 +185,28 @@ def _tail_table(results: Records) -> list[str]:
     if not found:
         return []
     return [
-        "The tail, the smallest third of the classes: how much of it is selected, over all "
-        "selections. A rule that does not look at classes selects its own share of it.",
+        "The tail, the smallest third of the classes: how many of its test images are classified "
+        "correctly at the end, and how much of it is selected, over all selections. A rule that "
+        "does not look at classes selects its own share of it.",
         "",
-        "| arm | runs | selected, % of the tail |",
-        "| --- | --- | --- |",
-        *(f"| {arm} | {len(runs)} | {_mean(runs, 'tail_recall')} |" for arm, runs in found.items()),
+        "| arm | runs | test recall of the tail, % | spread | selected, % of the tail |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {arm} | {len(records)} | {_recall_of_tail(records)} | "
+            f"{_mean(found[arm], 'tail_recall') if arm in found else ''} |"
+            for arm, records in results.items()
+        ),
         "",
     ]
+
+
+def _recall_of_tail(records: Mapping[int, dict[str, Any]]) -> str:
+    found = [each["result"].get("tail_accuracy") for each in records.values()]
+    recalls = [100 * recall for recall in found if recall is not None]  # older records have none
+    if not recalls:
+        return " | "
+    spread = f"{stdev(recalls):.2f}" if len(recalls) > 1 else ""
+    return f"{fmean(recalls):.2f} | {spread}"
 
 
 # --------------------------------------------------------------------------------------- in short

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import augsubset
 from augsubset import RowKeys, SubsetAugmentLoader, weighted_loss
 from augsubset.pixels import PixelRange
-from benchmarks.datasets import FolderData, ImageData
+from benchmarks.datasets import FolderData, ImageData, tail_classes
 
 __all__ = [
     "RunResult",
@@ -95,6 +95,7 @@ class RunResult:
         evaluated_at: Steps done at each evaluation.
         losses: Mean weighted training loss of each epoch.
         balanced_accuracy: At the end: the mean over the classes of the accuracy in each.
+        tail_accuracy: Likewise, over the tail of the training data; ``None`` where it has none.
     """
 
     accuracies: list[float]
@@ -105,6 +106,7 @@ class RunResult:
     evaluated_at: list[int]
     losses: list[float]
     balanced_accuracy: float
+    tail_accuracy: float | None = None
 
 
 def train(
@@ -134,7 +136,7 @@ def train(
     device = next(model.parameters()).device
     narrow = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
     accuracies, evaluated_at, losses = [], [], []
-    balanced = math.nan
+    in_classes = torch.full((data.num_classes,), math.nan)
     step, epoch, seconds, is_over = 0, 0, 0.0, False
     while not is_over:
         model.train()
@@ -162,13 +164,14 @@ def train(
         seconds += time.perf_counter() - begin
         accuracy = None
         if is_over or (epoch + 1) % evaluate_every == 0:
-            accuracy, balanced = evaluate(model, data)
+            accuracy, in_classes = evaluate(model, data)
             accuracies.append(accuracy)
             evaluated_at.append(step)
         if after_epoch is not None:
             after_epoch(epoch, accuracy)
         epoch += 1
     epochs = [entry for entry in loader.history if entry["event"] == "epoch"]
+    tail = tail_classes(data.y_train, data.num_classes)
     buckets = ("selection", "loading", "augmentation", "step", "total")
     return RunResult(
         accuracies=accuracies,
@@ -178,15 +181,20 @@ def train(
         seconds={name: sum(entry[f"{name}_seconds"] for entry in epochs) for name in buckets},
         evaluated_at=evaluated_at,
         losses=losses,
-        balanced_accuracy=balanced,
+        balanced_accuracy=float(in_classes.nanmean()),
+        tail_accuracy=None if tail is None else float(in_classes[tail].nanmean()),
     )
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: ImageData | FolderData, batch_size: int = 500
-) -> tuple[float, float]:
-    """Return the share of test images classified correctly, and its mean over the classes."""
+) -> tuple[float, Tensor]:
+    """Return the share of test images classified correctly, and that of each class.
+
+    Shape:
+        ``(C,)`` float64 on the CPU, NaN for a class without test images.
+    """
     pixels = PixelRange(data.mean_std, None)
     device = next(model.parameters()).device
     model.eval()
@@ -196,9 +204,7 @@ def evaluate(
         hits = model(pixels.to_model(x)).argmax(1) == y
         correct.index_add_(0, y, hits.float())
         count += torch.bincount(y, minlength=data.num_classes)
-    present = count > 0
-    balanced = (correct[present] / count[present]).double().mean()
-    return int(correct.sum()) / int(count.sum()), float(balanced)
+    return int(correct.sum()) / int(count.sum()), (correct / count).double().cpu()
 
 
 # --------------------------------------------------------------------------------------- record

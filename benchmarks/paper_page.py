@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.answers import Answer, Records, accuracies, answers, in_parts, shown_p
+from benchmarks.cells import Cell
 from benchmarks.grids_page import part_tables, setting_of
 from benchmarks.train import Grid, load_grid, load_results
 
@@ -193,6 +194,12 @@ def _mean_of(results: Records, arm: str) -> str:
     return f"{fmean(values):.2f} ({len(values)})"
 
 
+def _images(cell: Cell) -> str:
+    """Return how many images there are, or are before a long tail is cut off."""
+    cut = "" if cell.imbalance is None else f" before the tail is cut to 1 in {cell.imbalance:g}"
+    return f"{cell.limit:,} images{cut}"
+
+
 def _small_setting(grid: Grid) -> str:
     """Return what of a small grid is not as in the paper."""
     cell = next(each for each in grid.cells if each.strong != "none")
@@ -200,6 +207,4 @@ def _small_setting(grid: Grid) -> str:
     if cell.passes is not None:
         length = f"in every arm as many steps as {cell.epochs} epochs of {cell.passes:g} n rows"
     copies = "one copy" if cell.copies == 1 else f"{cell.copies} copies"
-    return (
-        f"{cell.limit:,} images, {cell.model}, {copies}, {cell.strong}, R = {cell.every}, {length}"
-    )
+    return f"{_images(cell)}, {cell.model}, {copies}, {cell.strong}, R = {cell.every}, {length}"

@@ -3,7 +3,7 @@
 ENVIRONMENT = {"device": "a machine", "torch": "2.0", "commit": "abc1234"}
 
 
-def records(values, balanced=None, selections=(), **dynamics):
+def records(values, balanced=None, selections=(), tail=None, **dynamics):
     """Return a record a seed, of accuracies in percent."""
     return {
         seed: {
@@ -13,6 +13,7 @@ def records(values, balanced=None, selections=(), **dynamics):
                 "balanced_accuracy": (value if balanced is None else balanced) / 100,
                 "steps": 10,
                 "augmented": 5,
+                **({} if tail is None else {"tail_accuracy": tail[seed] / 100}),
             },
             "dynamics": {"selections": list(selections), **dynamics},
         }

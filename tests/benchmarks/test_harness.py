@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import AllSelector, RandomOps, SubsetAugmentLoader
-from benchmarks.datasets import load_digits_images
+from benchmarks.datasets import load_digits_images, tail_classes
 from benchmarks.harness import TrainingPlan, evaluate, train, unchanged
 from benchmarks.models import build_model
 
@@ -37,8 +37,7 @@ def test_training_learns_and_accounts_for_every_row():
     assert sum(parts) == pytest.approx(result.seconds["total"])
 
 
-def trained(plan, **options):
-    data = load_digits_images(100)
+def model_and_loader(data):
     model = build_model("convnet", data, 0)
     loader = SubsetAugmentLoader(
         DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=20, shuffle=True),
@@ -49,6 +48,12 @@ def trained(plan, **options):
         copies=1,
         normalize=data.mean_std,
     )
+    return model, loader
+
+
+def trained(plan, **options):
+    data = load_digits_images(100)
+    model, loader = model_and_loader(data)
     return train(model, loader, data, plan, **options)
 
 
@@ -98,7 +103,7 @@ def test_low_precision_keeps_weights_in_full():
     assert result.losses[-1] != full.losses[-1]  # it was another arithmetic
 
 
-def test_balanced_accuracy_counts_each_class_once():
+def test_accuracies_of_classes_and_of_the_tail():
     class First(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -109,6 +114,16 @@ def test_balanced_accuracy_counts_each_class_once():
 
     data = load_digits_images(20)
     is_zero = float((data.y_test == 0).double().mean())
-    accuracy, balanced = evaluate(First(), data)
+    accuracy, in_classes = evaluate(First(), data)
     assert accuracy == pytest.approx(is_zero)
-    assert balanced == pytest.approx(0.1)
+    assert in_classes.tolist() == [1.0] + [0.0] * 9
+    assert trained(TrainingPlan(1, 0.1)).tail_accuracy is None
+    long = load_digits_images(1000).long_tailed(20)
+    tail = tail_classes(long.y_train, 10)
+    assert tail.tolist() == [7, 8, 9]
+    model, loader = model_and_loader(long)
+    result = train(model, loader, long, TrainingPlan(2, 0.1))
+    _, in_classes = evaluate(model, long)
+    assert result.balanced_accuracy == pytest.approx(float(in_classes.mean()))
+    assert result.tail_accuracy == pytest.approx(float(in_classes[7:].mean()))
+    assert result.tail_accuracy != pytest.approx(result.balanced_accuracy)

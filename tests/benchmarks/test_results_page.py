@@ -143,12 +143,12 @@ def test_a_long_tail_shows_what_is_selected_of_it(recorded):
         "small-imbalanced",
         {
             "none": records([50.0], selections=[{"tail_recall": 1.0}]),
-            "random 30%": records([50.0, 51.0], selections=entries),
+            "random 30%": records([50.0, 51.0], selections=entries, tail=[20.0, 24.0]),
         },
     )
     lines = grid_section("small-imbalanced")
-    assert "| random 30% | 2 | 30.0 |" in lines
-    assert not any(line.startswith("| none | 1 | 100") for line in lines)
+    assert "| random 30% | 2 | 22.00 | 2.83 | 30.0 |" in lines
+    assert "| none | 1 |  |  |  |" in lines  # everything is selected, and its record is older
     assert not any("Clean labels" in line for line in lines)
 
 
