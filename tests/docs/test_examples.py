@@ -73,6 +73,24 @@ def test_adopting_it_adds_two_lines_and_changes_two():
     assert (removed, added) == (2, 4)
 
 
+def test_sampling_instead_of_weighing_adds_two_lines_and_changes_none(
+    tmp_path, monkeypatch, capsys
+):
+    """The weighing script with the plain one's loop and loss."""
+    text = OURS.read_text().replace(", weighted_loss", "").replace("x, y, w in", "x, y in")
+    text = text.replace("STD))\n    optim", 'STD), mode="sample")\n    optim')
+    loss = re.compile(r"^ +loss = .*$", re.MULTILINE)
+    text = loss.sub(loss.search(PLAIN.read_text())[0], text)
+    script = tmp_path / "sampling.py"
+    script.write_text(text)
+    assert 'mode="sample"' in text
+    assert changed_lines(PLAIN.read_text(), script.read_text()) == (0, 2)
+    write_fake_cifar10(tmp_path, monkeypatch)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    run_here(script, monkeypatch, "--root", str(tmp_path), "--workers", "0")
+    assert_two_epochs(capsys.readouterr().out)
+
+
 def test_the_count_sees_another_line():
     assert changed_lines(PLAIN.read_text(), OURS.read_text() + "\nprint()\n") == (2, 6)
 

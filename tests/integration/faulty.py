@@ -25,23 +25,56 @@ class Dying(Dataset):
     """Its worker is killed, as by the system when memory is short."""
 
     targets = tuple(index % 3 for index in range(40))
+    is_whole = False
 
     def __len__(self):
         return 40
 
     def __getitem__(self, index):
-        if index == 30:
+        if index == 30 and not self.is_whole:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(3, 6, 6), index % 3
 
 
-def a_worker_that_is_killed(folder):
-    """An error and not a hang: torch's own, or the broken pipe to what the worker had sent."""
+class DyingUnlabelled(Dying):
+    """Of which each item is fetched to learn its label."""
+
+    targets = None
+
+
+def a_loader(dataset, **options):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = DataLoader(Dying(), batch_size=8, shuffle=True, num_workers=1)
-    loader = SubsetAugmentLoader(loader, model, RandomOps.paper(), selector=RandomSelector())
-    with pytest.raises((RuntimeError, ConnectionError), match=r"DataLoader worker|reset by peer"):
+    loader = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=1)
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+def killed():
+    """An error and not a hang: torch's own, or the broken pipe to what the worker had sent."""
+    return pytest.raises((RuntimeError, ConnectionError), match=r"DataLoader worker|reset by peer")
+
+
+def a_worker_that_is_killed(folder):
+    """While it trains."""
+    loader = a_loader(Dying(), selector=RandomSelector())
+    with killed():
         list(loader)
+
+
+def a_worker_that_is_killed_while_probing(folder):
+    """The loader is not left half way: it selects when the data is whole again."""
+    dataset = Dying()
+    loader = a_loader(dataset)
+    with killed():
+        next(iter(loader))
+    assert loader.selection is None
+    dataset.is_whole = True
+    assert len(list(loader)) == len(loader)
+
+
+def a_worker_that_is_killed_while_labels_are_gathered(folder):
+    """At construction."""
+    with killed():
+        a_loader(DyingUnlabelled())
 
 
 def fill_the_disk():

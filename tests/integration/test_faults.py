@@ -69,8 +69,29 @@ def test_an_item_that_raises_reaches_the_loop_and_the_next_epoch_runs(num_worker
     assert [e["completed"] for e in loader.history if e["event"] == "epoch"] == [False, True]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_item_that_raises_while_probing_or_gathering_labels_is_named(num_workers):
+    broken = Items(raising)
+    loader = make(broken, num_workers=num_workers)
+    with pytest.raises(OSError, match="file 30 is truncated"):
+        next(iter(loader))
+    assert loader.selection is None
+    broken.fetch = lambda index: None
+    assert len(list(loader)) == len(loader)
+    broken.fetch, broken.targets = raising, None
+    with pytest.raises(OSError, match="file 30 is truncated"):
+        make(broken, num_workers=num_workers)
+
+
 @pytest.mark.parametrize(
-    "scene", ["a_worker_that_is_killed", "a_full_disk_under_a_checkpoint", "and_under_a_selection"]
+    "scene",
+    [
+        "a_worker_that_is_killed",
+        "a_worker_that_is_killed_while_probing",
+        "a_worker_that_is_killed_while_labels_are_gathered",
+        "a_full_disk_under_a_checkpoint",
+        "and_under_a_selection",
+    ],
 )
 def test_what_would_harm_this_process_is_met_in_one_of_its_own(scene, tmp_path):
     command = [sys.executable, "-m", "tests.integration.faulty", scene, str(tmp_path)]

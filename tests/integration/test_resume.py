@@ -39,7 +39,9 @@ class Jittered(Dataset):
         return X[index].float() / 255 * (noise / 3), int(Y[index])
 
 
-def make(data=None, *, num_replicas=1, rank=0, batch_size=8, num_workers=0, **options):
+def make(
+    data=None, *, num_replicas=1, rank=0, batch_size=8, num_workers=0, context=None, **options
+):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     data = TensorDataset(X, Y) if data is None else data
@@ -51,6 +53,7 @@ def make(data=None, *, num_replicas=1, rank=0, batch_size=8, num_workers=0, **op
         shuffle=None if sampler else True,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        multiprocessing_context=context,
     )
     options = {"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options}
     return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
@@ -72,40 +75,36 @@ def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, r
     assert_resumable(again, stops=[0, 1, num_batches, num_batches + 2, 3 * num_batches])
 
 
-def with_workers(context, **options):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = DataLoader(
-        Jittered(),
-        batch_size=8,
-        shuffle=True,
-        num_workers=2,
-        persistent_workers=True,
-        multiprocessing_context=context,
-    )
-    options = {"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options}
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
-def test_every_kind_resumes_with_other_workers(layout, raw, mode):
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+@pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 1)])
+def test_every_kind_resumes_with_other_workers(
+    layout, raw, mode, before, after, num_replicas, rank
+):
+    """Those that were stopped had persistent workers, and had fetched several batches ahead."""
     options = {"layout": layout, "raw": raw, "mode": mode}
-    stops = [1, len(make(**options)) + 1]
+    options |= {"num_replicas": num_replicas, "rank": rank, "every": 1}
+    stops = [1, len(make(**options)) + 1]  # before a selection is made anew, and after
     assert_resumable(
-        lambda: make(Jittered(), **options), lambda: with_workers("fork", **options), stops=stops
+        lambda: make(Jittered(), num_workers=before, **options),
+        lambda: make(Jittered(), num_workers=after, **options),
+        stops=stops,
+        num_epochs=2,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_workers_started_another_way_resume_too(context):
-    options = {"selector": RandomSelector()}  # a probe would start workers of its own: seconds each
+@pytest.mark.parametrize(("before", "after"), [(None, "spawn"), ("forkserver", None)])
+def test_workers_started_another_way_resume_too(before, after):
+    def with_workers(context):
+        # A probe would start workers of its own: seconds each.
+        options = {"selector": RandomSelector(), "every": 1}
+        number = 0 if context is None else 2
+        return make(Jittered(), num_workers=number, context=context, **options)
+
     assert_resumable(
-        lambda: make(Jittered(), **options),
-        lambda: with_workers(context, **options),
-        stops=[3],
-        num_epochs=2,
+        lambda: with_workers(before), lambda: with_workers(after), stops=[3], num_epochs=2
     )
 
 
@@ -113,9 +112,14 @@ def rows_of(batches):
     return [row for batch in batches for row in zip(*batch, strict=True)]
 
 
+WORKERS = [(0, 0), pytest.param((2, 0), marks=pytest.mark.slow)]
+WORKERS += [pytest.param((0, 2), marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize(("layout", "raw"), list(itertools.product(LAYOUTS, RAW)))
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after, workers):
     """Rows of the built-in policies do not depend on the batch, so the union is the same rows."""
     options = {"layout": layout, "raw": raw, "return_index": True}
     expected = rows_of(batches_from(make(**options), 1))
@@ -129,12 +133,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after):
         pieces = [[each[i : i + unit] for i in range(0, len(each), unit)] for each in shares]
         return [row for step in zip(*pieces, strict=True) for piece in step for row in piece]
 
-    running = [make(**options, num_replicas=before, rank=rank) for rank in range(before)]
+    running = [
+        make(**options, num_replicas=before, rank=rank, num_workers=workers[0])
+        for rank in range(before)
+    ]
     iterators = [iter(loader) for loader in running]
     first = union([rows_of([next(iterator)]) for iterator in iterators])
     states = [saved_and_read(loader.state_dict()) for loader in running]
     assert len({(state["epoch"], state["position"]) for state in states}) == 1
-    resumed = [make(**options, num_replicas=after, rank=rank) for rank in range(after)]
+    resumed = [
+        make(**options, num_replicas=after, rank=rank, num_workers=workers[1])
+        for rank in range(after)
+    ]
     for loader in resumed:
         loader.load_state_dict(states[0])
     rows = first + union([share(loader) for loader in resumed])
