@@ -1,0 +1,61 @@
+"""Images that stay on the device."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from augsubset import RandomSelector, SubsetAugmentLoader
+from augsubset.sampling import TensorBatches, pack
+from augsubset.source import opened
+
+N = 40
+X = torch.randint(
+    0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+DATA = TensorDataset(X, torch.arange(N) % 3)
+
+
+@pytest.mark.parametrize(("resident", "expected"), [(True, "meta"), (False, "cpu")])
+def test_batches_of_resident_images_are_taken_where_they_are(resident, expected):
+    """Any other device will do: nothing is computed on it."""
+    data = TensorBatches(DATA, resident=resident)
+    data.to(torch.device("meta"))
+    (images, labels), _ = data.__getitems__(pack(0, 0, torch.tensor([3, 5])).tolist())
+    assert (images.device.type, labels.device.type) == (expected, "cpu")
+
+
+@pytest.mark.parametrize(("resident", "moves"), [(True, 1), (False, 0)])
+def test_images_are_moved_once_for_all_epochs(resident, moves, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    loader = SubsetAugmentLoader(
+        DataLoader(DATA, batch_size=8, num_workers=2),
+        model,
+        lambda x, rows: x,
+        selector=RandomSelector(),
+        resident=resident,
+    )
+    moved = []
+    to = torch.Tensor.to
+
+    def counting(tensor, *arguments, **options):
+        if len(tensor) == N and tensor.dtype == torch.uint8:
+            moved.append(tensor)
+        return to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", counting)
+    model.to("meta")
+    for _ in range(2):
+        for x, _, _ in loader:
+            assert x.device.type == "meta"
+    assert len(moved) == moves
+    fetched, _ = opened(next(iter(loader._batches)))
+    assert fetched[0].device.type == ("meta" if resident else "cpu")
+    assert loader._batches.num_workers == (0 if resident else 2)
+
+
+def test_images_that_do_not_fit_are_refused_in_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (X.numel() - 1, 1 << 30))
+    data = TensorBatches(DATA, resident=True)
+    with pytest.raises(ValueError, match=r"must fit on cuda to be resident, got 4320 bytes"):
+        data.to(torch.device("cuda"))
