@@ -27,8 +27,8 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
     shadows = record["dynamics"]["shadows"]
     lines = [
         "| rule | share | cost ξ | gradient error | overlap with max-loss | never selected | "
-        "top 10% in common with max-loss |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "Gini | top 10% in common with max-loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, track in shadows.items():
         rule, share = name.rsplit(" ", 1)
@@ -39,10 +39,12 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         )
         lines.append(
             f"| {rule} | {float(share):.0%} | {error:.3f} | {gradient:.4f} | {overlap:.0%} | "
-            f"{track['never_selected']:.1%} | {track['top_overlap']['0.1']:.0%} |"
+            f"{track['never_selected']:.1%} | {track['gini']:.2f} | "
+            f"{track['top_overlap']['0.1']:.0%} |"
         )
     pictures["results-dynamics.svg"] = lambda path: draw_dynamics(shadows, path)
     pictures["results-selected.svg"] = lambda path: draw_selected(shadows, path)
+    pictures["results-times-selected.svg"] = lambda path: draw_times_selected(shadows, path)
     environment = record["environment"]
     return [
         "## What rules select as a network trains",
@@ -64,6 +66,12 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "spread widest.",
         "",
         "![Share of the data selected so far](results-selected.svg)",
+        "",
+        "How often: the share of the data that was selected at least so many times in 20 "
+        "selections. Gini's coefficient, in the table, says the same in a number: 0 where all are "
+        "selected as often, 1 less the share where the same are selected always.",
+        "",
+        "![How often examples are selected](results-times-selected.svg)",
         "",
     ]
 
@@ -144,6 +152,33 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
 
 def draw_selected(shadows: Mapping[str, Any], path: Path) -> None:
     """Draw the share of the data selected so far over the epochs, a panel a budget."""
+
+    def curve(track: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        entries = track["selections"]
+        epochs = [entry["epoch"] + 1 for entry in entries]
+        return epochs, [entry["selected_so_far"] for entry in entries]
+
+    _draw_budgets(shadows, path, curve, ("selections", "share selected so far"))
+
+
+def draw_times_selected(shadows: Mapping[str, Any], path: Path) -> None:
+    """Draw the share of the data selected at least so many times, a panel a budget."""
+    _draw_budgets(shadows, path, at_least, ("times", "share selected so often or more"))
+
+
+def at_least(track: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Return 1, 2, ... selections, and the share of the data selected at least so often."""
+    counts = track["times_selected"]
+    times = list(range(1, len(track["selections"]) + 1))
+    return times, [sum(counts[number:]) / sum(counts) for number in times]
+
+
+def _draw_budgets(
+    shadows: Mapping[str, Any],
+    path: Path,
+    curve: Callable[[Mapping[str, Any]], tuple[list[int], list[float]]],
+    labels: tuple[str, str],
+) -> None:
     from benchmarks.page import COLOURS
 
     shares = sorted({float(name.rsplit(" ", 1)[1]) for name in shadows})
@@ -151,14 +186,12 @@ def draw_selected(shadows: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(1, len(shares), sharey=True)
     for axis, share in zip(axes, shares, strict=True):
         for rule in ("random", "coreset", "max-loss"):
-            entries = shadows[f"{rule} {share:.3g}"]["selections"]
-            epochs = [entry["epoch"] + 1 for entry in entries]
-            values = [entry["selected_so_far"] for entry in entries]
-            axis.plot(epochs, values, color=COLOURS[rule], label=rule, lw=1.6)
-        axis.set(xlabel="selections", title=f"{share:.0%} a selection", ylim=(0, 1))
+            x, y = curve(shadows[f"{rule} {share:.3g}"])
+            axis.plot(x, y, color=COLOURS[rule], label=rule, lw=1.6)
+        axis.set(xlabel=labels[0], title=f"{share:.0%} a selection", ylim=(0, 1))
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("share selected so far")
+    axes[0].set_ylabel(labels[1])
     axes[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.answers import answer_to, in_parts, question_table, shown_p
 from benchmarks.decisions_page import DECISIONS, decision_table
+from benchmarks.dynamics_page import at_least, dynamics_section
 from benchmarks.grids_page import arm_table, grid_section, in_short
 from benchmarks.leads_page import leads_section
 from benchmarks.paper_page import PAPER, paper_section
@@ -241,3 +242,28 @@ def test_the_page_begins_with_what_was_run(page):
     assert runs == {5}
     assert "five seeds" in scope
     assert "It cannot tell whether the paper's numbers" in scope
+
+
+def test_how_often_examples_are_selected_is_counted_from_the_record():
+    """Of ten examples five never, three once, two in both selections."""
+    track = {"times_selected": [5, 3, 2], "selections": [{}, {}]}
+    assert at_least(track) == ([1, 2], [0.5, 0.2])
+
+
+def test_the_record_of_dynamics_shows_counts_and_ginis_coefficient():
+    pictures = {}
+    text = "\n".join(dynamics_section(pictures))
+    (records,) = load_results(load_grid("dynamics")).values()
+    tracks = records[0]["dynamics"]["shadows"]
+    for name, track in tracks.items():
+        rule, share = name.rsplit(" ", 1)
+        (line,) = (
+            line
+            for line in text.splitlines()
+            if line.startswith(f"| {rule} | {float(share):.0%} |")
+        )
+        assert f"| {track['gini']:.2f} |" in line
+        assert sum(track["times_selected"]) == 10_000
+        assert track["times_selected"][0] == round(10_000 * track["never_selected"])
+    assert "results-times-selected.svg" in pictures
+    assert "(results-times-selected.svg)" in text
