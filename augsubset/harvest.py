@@ -12,7 +12,7 @@ from torch import Tensor
 from augsubset.errors import AugsubsetError, check_int, check_state
 from augsubset.transfer import sent
 
-__all__ = ["Harvest"]
+__all__ = ["Harvest", "dealt"]
 
 
 class Harvest:
@@ -171,3 +171,29 @@ class Harvest:
         self._seen, self._labels = state["seen"].clone(), state["labels"].clone()
         self._values = [value.clone() for value in state["values"]]
         self._expected = None
+
+
+def dealt(ages: Sequence[Tensor], rank: int) -> Tensor:
+    """Return the examples that one of several processes measures; each falls to one of them.
+
+    What was recorded falls to who did so last, the rest to all in turn. Where a process would have
+    nothing to measure, all examples are dealt in turn.
+
+    Args:
+        ages: Of each process: passes since it recorded an example, -1 if it did not. ``(n,)`` ints
+        rank: Which process.
+
+    Returns:
+        Ascending indices, int64.
+
+    Example:
+        >>> dealt([torch.tensor([2, -1, -1, -1]), torch.tensor([1, -1, 5, -1])], rank=0)
+        tensor([1])
+    """
+    stacked = torch.stack(list(ages))
+    owners = torch.where(stacked < 0, torch.iinfo(stacked.dtype).max, stacked).argmin(0)
+    rest = torch.nonzero((stacked < 0).all(0)).flatten()
+    owners[rest] = torch.arange(len(rest)) % len(ages)
+    if len(torch.unique(owners)) < len(ages):
+        owners = torch.arange(stacked.shape[1]) % len(ages)
+    return torch.nonzero(owners == rank).flatten()

@@ -127,7 +127,7 @@ class SubsetAugmentLoader:
         recycle: Originals that the model saw in training at most this many epochs ago are not
             probed anew: what it said of them then counts, under the base augmentation and in
             training mode. Each batch must go through the model in one pass. ``None``: probe all.
-            On several ranks each reuses what it saw itself.
+            On several ranks an example is measured by the one that saw it last.
         on_event: Called with each entry of :attr:`history` as it is made.
         progress: Show bars while probing and gathering labels (needs tqdm).
         timeout: How long a rank waits for another before it raises.
@@ -287,6 +287,7 @@ class SubsetAugmentLoader:
             seed=self._seed,
             background=background,
             probe=_weakly(self._probed),
+            recorded=None if recycle is None else _weakly(self._recorded),
             record=_weakly(self._selected),
             ranks=ranks,
             timeout=timeout,
@@ -336,6 +337,7 @@ class SubsetAugmentLoader:
             self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
             self._source.to(device)
+            passes_before = self._harvest.passes
             if self._recycle is not None:
                 observed.enter_context(self._probe.attached(into=self._harvest))
             batches = self._ready_batches(clock, epoch, device)
@@ -350,6 +352,13 @@ class SubsetAugmentLoader:
                 self._position += len(batch.keys) * self._sampler.num_replicas
                 yield batch.output
             completed = True
+            if self._recycle is not None and self._harvest.passes == passes_before:
+                _log.warning(
+                    "recycle=%d found nothing in epoch %d: no batch went through the model that "
+                    "the loader was given, in training mode. All examples are probed anew",
+                    self._recycle,
+                    epoch,
+                )
             self._schedule.after()
         finally:
             self._live = False
@@ -403,23 +412,32 @@ class SubsetAugmentLoader:
         """
         return self._schedule.reselect(self._next_epoch, stands_for=self._next_epoch - self._live)
 
-    def _probed(self, indices: range) -> Probed:
-        """Probe a shard of the examples, or all of them."""
-        chosen = None if indices == range(len(self._source)) else indices
+    def _probed(self, indices: Tensor | None) -> Probed:
+        """Probe some examples, or all of them."""
         self._source.to(self._device or model_device(self._model))
         options: dict[str, Any] = {
             "prepare": lambda fetched: self._delivery.original(opened(fetched)[0]),
-            "indices": chosen,
+            "indices": indices,
             "progress": self._progress,
         }
         if self._recycle is None:
             return Probed(self._probe.scan(self._source.data_loader(), **options))
-        max_age = self._recycle * len(self)
-        ages = self._harvest.ages[torch.arange(indices.start, indices.stop, indices.step)]
+        ages = self._recorded()
         gradients = self._probe.scan(
-            self._source.data_loader(), reuse=self._harvest, max_age=max_age, **options
+            self._source.data_loader(), reuse=self._harvest, max_age=self._max_age, **options
         )
-        return Probed(gradients, int(((ages >= 0) & (ages <= max_age)).sum()))
+        return Probed(gradients, int(((ages if indices is None else ages[indices]) >= 0).sum()))
+
+    def _recorded(self) -> Tensor:
+        """Return the ages of what training told of examples, -1 where that is nothing recent."""
+        ages = self._harvest.ages
+        return torch.where(ages <= self._max_age, ages, -1).int()
+
+    @property
+    def _max_age(self) -> int:
+        """Training passes that recycling goes back."""
+        assert self._recycle is not None
+        return self._recycle * len(self)
 
     def _capped(self, selection: Selection) -> Selection:
         return selection if self._max_weight is None else selection.capped(self._max_weight)

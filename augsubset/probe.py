@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -63,7 +64,9 @@ class GradientProbe:
     put all examples in one group. The model runs in evaluation mode; weights, buffers, gradients,
     every module's ``training`` flag and all random generators are bit-identical afterwards. An
     ``autocast`` around :meth:`scan` applies to the forward pass; residuals are float32. An averaged
-    copy of the model (``torch.optim.swa_utils.AveragedModel``) can be probed in its place.
+    copy of the model (``torch.optim.swa_utils.AveragedModel``) can be probed in its place. Of a
+    compiled model the logits come from the compiled code, but for the first batch; where a layer is
+    looked at, it runs as it was written.
 
     Args:
         model: Any module whose output is a ``(B, C)`` tensor of logits. Of one wrapped in
@@ -224,18 +227,16 @@ class GradientProbe:
         device = self._device or model_device(self.model)
         with (
             untouched(self.model, device, loader.generator),
-            self._execution_order() as executed,
             progress_bar(progress, len(loader), "probing", "batch") as bar,
         ):
             for batch in loader:
                 x, y = prepare(batch)
                 x, target = map_tensors(lambda part: part.to(device), (x, y))
-                measured.append(self.measure(x, target).cpu())
+                with nullcontext() if measured else self._naming():
+                    measured.append(self.measure(x, target).cpu())
                 labels.append(class_labels(y))
                 if bar is not None:
                     bar.update()
-        if executed:
-            self.layer_name = executed[-1]
         if not measured:
             raise ValueError("data must hold at least one example, got an empty dataset.")
         return _gathered(measured, torch.cat(labels), chosen, ages)
@@ -342,7 +343,12 @@ class GradientProbe:
     @torch.no_grad()
     def measure(self, x: Any, y: Any) -> Measured:
         """Return one batch's gradients; the model's modes are the caller's."""
-        with self._capture() as captured, torch.set_grad_enabled(bool(self._earlier)):
+        sees_layers = self._layer is not None or self._kind == "last_layer"
+        with (
+            self._capture() as captured,
+            torch.set_grad_enabled(bool(self._earlier)),
+            _uncompiled() if sees_layers else nullcontext(),
+        ):
             try:
                 output = self.forward(self.model, x)
             except Exception as error:
@@ -401,18 +407,28 @@ class GradientProbe:
             yield captured
 
     @contextmanager
-    def _execution_order(self) -> Iterator[list[str]]:
-        """Collect the names of Linear layers as they run; nothing where the layer is given."""
+    def _naming(self) -> Iterator[None]:
+        """Name the last Linear layer that runs; nothing where the layer is given."""
         executed: list[str] = []
         with ExitStack() as hooks:
             if self._layer is None:
-                for name, module in self.model.named_modules():
-                    if isinstance(module, nn.Linear):
-                        handle = module.register_forward_hook(
-                            lambda *_, name=name: executed.append(name)
-                        )
-                        hooks.callback(handle.remove)
-            yield executed
+                hooks.enter_context(_uncompiled())
+                for name, module in self._linear_layers().items():
+                    handle = module.register_forward_hook(
+                        lambda *_, name=name: executed.append(name)
+                    )
+                    hooks.callback(handle.remove)
+            yield
+        if executed:
+            self.layer_name = executed[-1]
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled code as it was written: what was compiled before leaves out hooks."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()  # nothing is compiled, and the import takes seconds
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _in_order(data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:

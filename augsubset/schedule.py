@@ -9,8 +9,12 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from augsubset.errors import AugsubsetError, check_int, check_state
 from augsubset.gradients import LastLayerGradients
+from augsubset.harvest import dealt
 from augsubset.ranks import Ranks
 from augsubset.selection import Certificate, RandomSelector, Selection, Selector
 
@@ -45,7 +49,9 @@ class SelectionSchedule:
         num_examples: Examples in the dataset.
         seed: Distinguishes runs.
         background: Solve in a thread while the epoch that probed trains on.
-        probe: Measures the examples with indices ``range(rank, n, world_size)``.
+        probe: Measures the examples with these indices, ``None``: all.
+        recorded: Returns how old what this process need not probe is, ``(n,)`` ints, -1 for what
+            it must; ``None``: it must probe all.
         record: Called with an entry of the history and the selection, when it is put in force.
         ranks: Other processes that take part; ``None``: there are none.
         timeout: How long a rank waits for another.
@@ -61,7 +67,8 @@ class SelectionSchedule:
         num_examples: int,
         seed: int,
         background: bool,
-        probe: Callable[[range], Probed],
+        probe: Callable[[Tensor | None], Probed],
+        recorded: Callable[[], Tensor] | None,
         record: Callable[[dict[str, Any], Selection], None],
         ranks: Ranks | None = None,
         timeout: timedelta = timedelta(minutes=30),
@@ -73,7 +80,7 @@ class SelectionSchedule:
         self._start_epoch = check_int("start_epoch", start_epoch, 0)
         self._budget, self._num_examples, self._seed = budget, num_examples, seed
         self.background = background
-        self._probe, self._record = probe, record
+        self._probe, self._recorded, self._record = probe, recorded, record
         self._ranks, self._timeout = ranks, timeout
         self._selected_period: int | None = None
         self._solving: _Solving | None = None
@@ -154,10 +161,11 @@ class SelectionSchedule:
                 return lambda: selector.select(gradients, **arguments)
             return lambda: _agreed(ranks, lambda: selector.select(gradients, **arguments))
         if ranks is None:
-            gradients, entry["num_recycled"] = self._probe(range(n))
+            gradients, entry["num_recycled"] = self._probe(None)
             return lambda: selector.select(gradients, **arguments)
+        indices = self._shard(ranks)
         with ranks.phase("probing its shard"):
-            shard, entry["num_recycled"] = self._probe(range(ranks.rank, n, ranks.world_size))
+            shard, entry["num_recycled"] = self._probe(indices)
         together = getattr(selector, "select_on_ranks", None)
         if together is not None:
             return lambda: together(
@@ -165,6 +173,12 @@ class SelectionSchedule:
             )
         gradients = LastLayerGradients.merged(ranks.gather(shard))
         return lambda: _agreed(ranks, lambda: selector.select(gradients, **arguments))
+
+    def _shard(self, ranks: Ranks) -> Tensor:
+        """Return the examples that this rank measures."""
+        if self._recorded is None:
+            return torch.arange(ranks.rank, self._num_examples, ranks.world_size)
+        return dealt(ranks.gather(self._recorded()), ranks.rank)
 
     def _result_of(self, solving: _Solving) -> Selection:
         """Wait for a thread's selection; after an error the next epoch selects anew."""

@@ -1,13 +1,17 @@
 """Harvest: what training passes leave behind, and that a scan may build on it."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import AugsubsetError, GradientProbe
-from augsubset.harvest import Harvest
+from augsubset.harvest import Harvest, dealt
 
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 4
@@ -316,3 +320,54 @@ def test_recording_does_not_wait_for_the_device(model):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert harvest.ages[:2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_passes_of_a_model_that_was_compiled_and_run_before_are_recorded(backend):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    compiled = torch.compile(plain, backend=backend)
+    compiled(X[:3]).sum().backward()
+    probe = GradientProbe(compiled)
+    for rows in ([0, 1, 2], [7, 8, 9]):  # attached a second time, as each epoch does
+        with probe.attached(30) as harvest:
+            train(harvest, compiled, rows).sum().backward()
+            train(harvest, compiled, [4]).sum().backward()
+        assert torch.nonzero(harvest.ages >= 0).flatten().tolist() == sorted([*rows, 4])
+        found = probe.scan(DATA, indices=rows, reuse=harvest, max_age=9)
+        torch.testing.assert_close(found.residual, GradientProbe(plain).scan(DATA).residual[rows])
+    assert_no_hooks(compiled)
+
+
+# Between ranks.
+
+
+@st.composite
+def ages_of_ranks(draw):
+    num_ranks = draw(st.integers(1, 4))
+    n = draw(st.integers(num_ranks, 24))
+    rows = st.lists(st.integers(-1, 5), min_size=n, max_size=n)
+    return [torch.tensor(draw(rows), dtype=torch.int32) for _ in range(num_ranks)]
+
+
+@given(ages_of_ranks())
+def test_each_example_falls_to_one_rank_and_no_rank_is_without(ages):
+    shares = [dealt(ages, rank).tolist() for rank in range(len(ages))]
+    assert sorted(itertools.chain(*shares)) == list(range(len(ages[0])))
+    assert all(shares)
+    assert all(share == sorted(share) for share in shares)
+
+
+def test_an_example_falls_to_the_rank_that_saw_it_last_and_the_rest_to_all():
+    ages = [
+        torch.tensor([0, 4, -1, -1, -1, 3, -1, 9]),
+        torch.tensor([1, 2, 0, -1, -1, 3, -1, -1]),
+    ]
+    assert dealt(ages, 0).tolist() == [0, 3, 5, 6, 7]
+    assert dealt(ages, 1).tolist() == [1, 2, 4]
+
+
+def test_a_rank_that_all_others_outran_measures_a_share_all_the_same():
+    ages = [torch.zeros(5, dtype=torch.int32), torch.full((5,), -1, dtype=torch.int32)]
+    assert dealt(ages, 0).tolist() == [0, 2, 4]
+    assert dealt(ages, 1).tolist() == [1, 3]

@@ -1,5 +1,6 @@
 """SubsetAugmentLoader in one process: epochs, selections, weights, and what it refuses."""
 
+import copy
 import gc
 import re
 import threading
@@ -435,6 +436,17 @@ def test_originals_that_were_not_trained_on_are_probed_again():
         for x, _, _ in loader:
             model(x)
     assert events(loader, "selection")[1]["num_recycled"] == 0
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_an_epoch_that_left_nothing_to_recycle_is_named(caplog, elsewhere):
+    model = make_model()
+    loader = make(model=model, every=1, recycle=1)
+    called = copy.deepcopy(model) if elsewhere else model
+    for x, _, _ in loader:
+        called(x)
+    warned = "recycle=1 found nothing in epoch 0" in caplog.text
+    assert warned == elsewhere
 
 
 def test_what_cannot_be_recycled_is_refused_at_construction():

@@ -202,6 +202,33 @@ def test_the_last_linear_layer_is_found_by_execution_order(model):
     assert registered_last == "unused"
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [
+        ("logits", "auto"),
+        ("logits", "2"),
+        ("last_layer", "auto"),
+        ("last_layer", "2"),
+        ("last_layer", ["0", "2"]),
+    ],
+)
+def test_a_model_that_was_compiled_and_run_before_is_probed(kind, layer, backend):
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    compiled = deepcopy(plain)
+    compiled.compile(backend=backend)  # in place: names stay
+    for is_training in (True, False):
+        compiled.train(is_training)(X[:8]).sum().backward()  # without hooks
+    expected = GradientProbe(plain, layer, kind=kind).scan(DATA, batch_size=8)
+    probe = GradientProbe(compiled, layer, kind=kind)
+    for _ in range(2):
+        found = probe.scan(DATA, batch_size=8)
+        assert probe.layer_name == "2"
+        torch.testing.assert_close(found.residual, expected.residual)
+        for ours, theirs in zip(found.factors, expected.factors, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_a_named_layers_output_is_the_logits_whatever_the_model_returns(model):
     class Wrapped(nn.Module):
         def __init__(self):

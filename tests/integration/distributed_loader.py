@@ -30,6 +30,7 @@ N = 60
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
 Y = torch.arange(N) % 3
+BACKEND = "eager"  # of torch.compile: what it traces is tested here, not what it makes of that
 SHORT = timedelta(seconds=20)
 
 
@@ -137,6 +138,52 @@ def compiled(monkeypatch):
     number = 2 + 5 * dist.get_rank()
     GradientProbe(model).scan(TensorDataset(X[:number].float(), Y[:number]), batch_size=1)
     dist.barrier()
+
+
+def recycled(monkeypatch):
+    """What any rank saw in training is probed by none, through wrappers too."""
+
+    def trained(wrapped, num_epochs=3, **options):
+        batches = []
+        model = wrapped(make_model())
+        model(X[:8].float()).sum().backward()  # what is compiled knows of no hooks
+        model.zero_grad()
+        loader = make(model, 8, every=1, recycle=1, **options)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        while loader.epoch < num_epochs:
+            stance = "fail_on_recompile" if loader.epoch else "default"
+            for x, y, w in loader:
+                with torch.compiler.set_stance(stance):
+                    logits = model(x)
+                loss = weighted_loss(F.cross_entropy(logits, y, reduction="none"), w)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                batches.append(w)
+            model.eval()
+            model(X[:5].float())  # an evaluation, whose passes are nobody's
+            model.train()
+        selections = [e for e in loader.history if e["event"] == "selection"]
+        numbers = torch.tensor([e["num_recycled"] for e in selections])
+        dist.all_reduce(numbers)
+        return numbers.tolist(), [e["digest"] for e in selections], torch.cat(batches)
+
+    expected = trained(DistributedDataParallel)
+    assert expected[0] == [0, N, N]
+    for wrapped in (
+        lambda model: torch.compile(DistributedDataParallel(model), backend=BACKEND),
+        lambda model: DistributedDataParallel(torch.compile(model, backend=BACKEND)),
+    ):
+        found = trained(wrapped)
+        assert found[0] == expected[0]
+        assert found[1] == expected[1]
+        assert torch.equal(found[2], expected[2])
+    model = DistributedDataParallel(make_model())
+    options = {"every": 1, "recycle": 1}
+    found, _ = train(model, make(model, 8, **options))
+    torch.testing.assert_close(found, alone(monkeypatch, **options)[0], rtol=1e-5, atol=1e-6)
+    # Copies alone are nothing to recycle: what nobody saw is dealt to all.
+    assert trained(DistributedDataParallel, raw="none")[0] == [0, 0, 0]
 
 
 def resumed(monkeypatch):

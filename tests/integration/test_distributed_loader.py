@@ -29,8 +29,8 @@ def torchrun(num_processes, *names, timeout=200, monitor_interval=0.1):
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_ranks_train_as_one_process_does(num_processes):
-    names = ("losses", "tails", "compiled", "resumed", "guards", "failures", "background")
-    run = torchrun(num_processes, *names)
+    names = ("losses", "tails", "compiled", "recycled", "resumed", "guards", "failures")
+    run = torchrun(num_processes, *names, "background")
     assert run.returncode == 0, run.stdout + run.stderr
     for rank in range(num_processes):
         assert f"rank {rank} of {num_processes} is done" in run.stdout

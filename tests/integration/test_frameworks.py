@@ -105,6 +105,30 @@ class Stateful(StatefulDataLoader):
 
 
 @of_every_kind
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(layout, raw, mode, num_workers):
+    def epoch_of(loader, epoch):
+        loader.set_epoch(epoch)
+        return keys_of(loader)
+
+    options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+    options["num_workers"] = num_workers
+    expected = [epoch_of(parts(Stateful, **{**options, "num_workers": 0}), e) for e in range(3)]
+    for stop in {1, len(expected[1]) // 2 + 1, len(expected[1])}:
+        first = parts(Stateful, **options)
+        assert epoch_of(first, 0) == expected[0]
+        first.set_epoch(1)
+        running = iter(first)
+        before = keys_of([next(running) for _ in range(stop)])
+        state = first.state_dict()
+        again = parts(Stateful, **options)
+        again.load_state_dict(state)
+        assert before + epoch_of(again, 1) == expected[1]
+        assert epoch_of(again, 2) == expected[2]
+        del running
+
+
+@of_every_kind
 @pytest.mark.parametrize("adapter", ["plain", "accelerate", "torchdata"])
 def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
     adapter, layout, raw, mode
