@@ -140,6 +140,12 @@ def compiled(monkeypatch):
     dist.barrier()
 
 
+@torch.no_grad()
+def negate(model):
+    for parameter in model.parameters():
+        parameter.neg_()
+
+
 def recycled(monkeypatch):
     """What any rank saw in training is probed by none, through wrappers too."""
 
@@ -182,6 +188,28 @@ def recycled(monkeypatch):
     options = {"every": 1, "recycle": 1}
     found, _ = train(model, make(model, 8, **options))
     torch.testing.assert_close(found, alone(monkeypatch, **options)[0], rtol=1e-5, atol=1e-6)
+    # Each rank goes on from what it saw itself.
+    loader = make(model, 8, **options)
+    train(model, loader, num_epochs=1)
+    running = iter(loader)
+    for _ in range(2):
+        model(next(running)[0])
+    state = saved_and_read(loader.state_dict())
+
+    def next_digest(loader, rest):
+        for x, _, _ in rest:
+            model(x)
+        negate(model)  # a scan would now find something else
+        following = iter(loader)
+        next(following)
+        following.close()
+        negate(model)
+        return loader.selection.digest
+
+    digest = next_digest(loader, running)
+    again = make(model, 8, **options)
+    again.load_state_dict(state)
+    assert next_digest(again, again) == digest
     # Copies alone are nothing to recycle: what nobody saw is dealt to all.
     assert trained(DistributedDataParallel, raw="none")[0] == [0, 0, 0]
 
