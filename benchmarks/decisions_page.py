@@ -61,6 +61,15 @@ DECISIONS = (
         "append: copies are steps as well",
         (("small-epochs", "Is in place better than appended?", "-"),),
     ),
+    (
+        "The clock is what counts, and augmenting costs little",
+        "nothing that was tried is told from no augmentation; a coreset with its weights is worse",
+        (
+            ("small-time", "Does augmenting everything help?", "="),
+            ("small-time", "Fresh random, 30%: better than none?", "="),
+            ("small-time", "Coreset, 30%: better than none?", "-"),
+        ),
+    ),
 )
 
 
