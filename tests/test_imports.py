@@ -34,7 +34,7 @@ ALLOWED = {
     "probe": {"batches", "capture", "gradients", "harvest", "residuals", "untouched"},
     "ranks": set(),
     "selection": {"gradients", "pairwise", "ranks"},
-    "schedule": {"gradients", "ranks", "selection"},
+    "schedule": {"gradients", "harvest", "ranks", "selection"},
     "tally": {"selection"},
     "savings": {"sampling"},
     "judgement": {"sampling", "savings"},
