@@ -18,6 +18,7 @@ from augsubset.sampling import (
     is_tensors,
     loader_options,
 )
+from augsubset.transfer import sent
 
 __all__ = ["CheckedCollate", "Source", "opened"]
 
@@ -148,9 +149,8 @@ class Source:
             self._keyed.to(device)
 
     def moved(self, part: Any, device: torch.device) -> Any:
-        """Return tensors of any nesting on the device; pinned ones without waiting for it."""
-        pinned = self._options.get("pin_memory", False)
-        return map_tensors(lambda tensor: tensor.to(device, non_blocking=pinned), part)
+        """Return tensors of any nesting on the device, without waiting for it."""
+        return map_tensors(lambda tensor: sent(tensor, device), part)
 
     def data_loader(
         self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any

@@ -106,6 +106,7 @@ class Cell:
         shadows: Rules to compare on this run's model: each a name, options and a fraction.
         evaluate_every: Epochs between evaluations.
         precision: Of forward and backward passes.
+        graphed: Whether these are CUDA graphs.
         channels_last: Memory format.
         resident: Keep the images on the device.
         device: Where it runs.
@@ -150,6 +151,7 @@ class Cell:
     shadows: tuple[dict[str, Any], ...] = ()
     evaluate_every: int = 10
     precision: Literal["float32", "bfloat16"] = "float32"
+    graphed: bool = False
     channels_last: bool = False
     resident: bool = False
     device: str = "cpu"
@@ -163,6 +165,8 @@ class Cell:
             raise ValueError("passes and seconds must not both be given: either steps or time.")
         if self.rule == "all" and self.fraction != 1:
             raise ValueError(f'fraction must be 1 for rule="all", got {self.fraction}.')
+        if self.graphed and self.device == "cpu":
+            raise ValueError('graphed must be False on device="cpu": CUDA graphs need a GPU.')
         make_rule(self.rule, self.rule_options)
         self.make_shadows()
 
@@ -217,6 +221,7 @@ class Cell:
             steps,
             self.seconds,
             self.precision,
+            self.graphed,
         )
 
 
@@ -303,7 +308,9 @@ def run_cell(
     cell: Cell, data: Data, after_epoch: Callable[[int, float | None], None] | None = None
 ) -> dict[str, Any]:
     """Train, and return the record."""
+    found = environment(data, cell.device)  # of the code that starts, whatever happens meanwhile
     model, loader, rule = build(cell, data)
+    found["threads"] = torch.get_num_threads()
     test = data
     if cell.resident and isinstance(data, ImageData):
         x, y = (part.to(cell.device) for part in (data.x_test, data.y_test))
@@ -320,7 +327,7 @@ def run_cell(
         result = replace(result, augmented=0)
     return {
         "cell": asdict(cell),
-        "environment": environment(data, cell.device),
+        "environment": found,
         "result": asdict(result),
         "dynamics": rule.record(),
     }

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingPlan",
     "environment",
     "evaluate",
+    "graphed",
     "train",
     "unchanged",
 ]
@@ -54,6 +56,7 @@ class TrainingPlan:
         steps: Gradient steps to run instead.
         seconds: Time to train for instead, selection and augmentation included.
         precision: Of the forward and backward pass; weights are float32.
+        graphed: Whether these passes are CUDA graphs, for batches of the full size.
     """
 
     epochs: int
@@ -65,6 +68,7 @@ class TrainingPlan:
     steps: int | None = None
     seconds: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    graphed: bool = False
 
     def lr_at(self, epoch: float) -> float:
         """Return the learning rate at a point in time, in epochs."""
@@ -130,11 +134,18 @@ def train(
         evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
         after_epoch: Called with each epoch and its accuracy, ``None`` where it was not evaluated.
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(), plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
-    )
     device = next(model.parameters()).device
-    narrow = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        plan.lr,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+        fused=device.type == "cuda",
+    )
+    narrow = partial(
+        torch.autocast, device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"
+    )
+    forward: Callable[[Tensor], Tensor] | None = None if plan.graphed else model
     accuracies, evaluated_at, losses = [], [], []
     in_classes = torch.full((data.num_classes,), math.nan)
     step, epoch, seconds, is_over = 0, 0, 0.0, False
@@ -148,8 +159,10 @@ def train(
             share = plan.done(step + 1, len(loader), spent)
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at(min(share, 1.0) * plan.epochs)
-            with narrow:
-                logits = model(x)
+            if forward is None:
+                forward = graphed(model, x, narrow)
+            with narrow():
+                logits = forward(x)
             loss = weighted_loss(F.cross_entropy(logits.float(), y, reduction="none"), w)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -186,6 +199,40 @@ def train(
     )
 
 
+class _Whole(nn.Module):
+    """A module to capture, so that the model itself stays as it is for whoever else calls it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+def graphed(
+    model: nn.Module, x: Tensor, narrow: Callable[..., torch.autocast]
+) -> Callable[[Tensor], Tensor]:
+    """Return the model's training passes as CUDA graphs: small networks are launches otherwise.
+
+    Batches of another shape, an epoch's last, go through the model as it is. Buffers that
+    capturing changed are put back.
+
+    Args:
+        model: In training mode, on a CUDA device.
+        x: A batch of the shape to capture.
+        narrow: Makes the context to run in.
+    """
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Casts of weights must be a part of the graph, not remembered from before it.
+    with narrow(cache_enabled=False):
+        captured = torch.cuda.make_graphed_callables(_Whole(model), (x.clone(),))
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
+    return lambda batch: captured(batch) if batch.shape == x.shape else model(batch)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: ImageData | FolderData, batch_size: int = 500
@@ -217,17 +264,10 @@ def environment(data: ImageData | None = None, device: str | None = None) -> dic
         data: That was used.
         device: That was used; without, the GPU if there is one.
     """
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     return {
         "augsubset": augsubset.__version__,
-        "commit": commit or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: version(name) for name in ("torchvision", "numpy", "scipy")},
@@ -237,6 +277,21 @@ def environment(data: ImageData | None = None, device: str | None = None) -> dic
         "threads": torch.get_num_threads(),
         "data": None if data is None else {"name": data.name, "sha256": data.digest},
     }
+
+
+def _commit() -> str:
+    """Return the commit that runs, with "-dirty" where files differ from it, or "unknown"."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

@@ -561,13 +561,16 @@ def test_a_world_that_appears_later_is_refused(monkeypatch):
         list(loader)
 
 
-def test_images_are_checked_before_they_are_moved():
+def test_images_are_checked_before_they_are_moved(monkeypatch):
     late = UNIT.clone()
     late[:] = 0.5
     late[2:] = 1.5  # the two examples that construction fetches are in range
     loader = make(TensorDataset(late, Y), selector=RandomSelector(), shuffle=False)
     moved = []
-    loader._moved = lambda part, device: moved.append(part)
+    inner = loader._source.moved
+    monkeypatch.setattr(
+        loader._source, "moved", lambda *part, **to: moved.append(inner(*part, **to))
+    )
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
         list(loader)
     assert moved == []

@@ -18,6 +18,7 @@ from augsubset import (
     RandomSelector,
     SubsetAugmentLoader,
     select_coreset,
+    weighted_loss,
 )
 
 N = 40
@@ -353,6 +354,30 @@ def test_one_side_stream_for_the_life_of_the_loader_gives_the_same_batches(resid
     (stream,) = streams
     assert stream is not None
     assert stream != torch.cuda.current_stream()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("held", ["resident", "pinned", "pageable"])
+def test_an_epoch_never_waits_for_the_device(held):
+    """Between its first batch, before which a selection is made, and its last."""
+    model = make_model().cuda()
+    plain = DataLoader(REFERENCE, batch_size=8, shuffle=True, pin_memory=held == "pinned")
+    options = {"fraction": 0.5, "copies": 2, "base": CropFlip(1), "resident": held == "resident"}
+    loader = SubsetAugmentLoader(
+        plain, model, RandomOps.paper(), normalize=([0.5] * 3, [0.2] * 3), **options
+    )
+    for epoch in range(2):  # in the first, tables and statistics are sent once
+        batches = iter(loader)
+        next(batches)
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+        try:
+            for _ in range(len(loader) - 2):
+                x, y, w = next(batches)
+                loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+                loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        batches.close()
 
 
 # Whose memory a batch is.

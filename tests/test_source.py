@@ -109,3 +109,21 @@ def test_what_workers_need_of_the_check_leaves_devices_behind():
     assert loader._pixels._kept
     sent = pickle.loads(pickle.dumps(loader._batches.collate_fn))
     assert sent._check._pixels._kept == {}
+
+
+def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypatch):
+    """Pinned by the DataLoader or not: labels and weights are not, where images are resident."""
+    sent = []
+    monkeypatch.setattr(source, "sent", lambda tensor, device: sent.append(device) or tensor)
+    x = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    plain = DataLoader(TensorDataset(x, torch.arange(8) % 2), 4)
+    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), resident=True)
+    before = len(sent)
+    next(iter(loader))
+    assert len(sent) - before == 3  # x, y and w
+
+
+def test_sparse_tensors_are_moved_too():
+    sparse = torch.eye(3).to_sparse()
+    assert source.sent(sparse, torch.device("cpu")).layout == torch.sparse_coo

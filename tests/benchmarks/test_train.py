@@ -463,9 +463,29 @@ def test_cells_run_side_by_side_are_the_same(tmp_path):
             assert record["result"]["losses"] == two[arm][seed]["result"]["losses"]
 
 
+GPU = {"device": "cuda", "precision": "bfloat16", "channels_last": True, "resident": True}
+
+
 @pytest.mark.cuda
 def test_a_cell_runs_on_the_device():
-    found = run(
-        rule="coreset", device="cuda", precision="bfloat16", channels_last=True, resident=True
-    )
-    assert found["result"]["steps"] > 0
+    options = {"model": "resnet20", "base": "frozen", "base_every": 2, "strong": "wu2020"}
+    found, on_host = run(rule="coreset", **options, **GPU), run(rule="coreset", **options)
+    assert found["result"]["steps"] == on_host["result"]["steps"]
+    assert found["environment"]["device"] == torch.cuda.get_device_name()
+    # The first selections are of the same residuals, but for rounding.
+    first, theirs = (each["result"]["losses"][0] for each in (found, on_host))
+    assert first == pytest.approx(theirs, rel=0.05)
+
+
+@pytest.mark.cuda
+def test_graphs_train_as_the_network_itself_does():
+    """The same losses, with an epoch's last, smaller batch; and buffers as they were before."""
+    options = {"model": "resnet20", "rule": "coreset", "epochs": 3, **GPU}
+    graphs, plain = run(graphed=True, **options), run(**options)
+    assert graphs["result"]["steps"] == plain["result"]["steps"]
+    assert graphs["result"]["losses"] == pytest.approx(plain["result"]["losses"], rel=0.02)
+
+
+def test_graphs_need_a_gpu():
+    with pytest.raises(ValueError, match='graphed must be False on device="cpu"'):
+        cell(graphed=True)
