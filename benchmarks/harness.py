@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -100,6 +100,7 @@ class RunResult:
         losses: Mean weighted training loss of each epoch.
         balanced_accuracy: At the end: the mean over the classes of the accuracy in each.
         tail_accuracy: Likewise, over the tail of the training data; ``None`` where it has none.
+        epoch_seconds: Those of each epoch, by bucket.
     """
 
     accuracies: list[float]
@@ -111,6 +112,7 @@ class RunResult:
     losses: list[float]
     balanced_accuracy: float
     tail_accuracy: float | None = None
+    epoch_seconds: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(
@@ -186,16 +188,18 @@ def train(
     epochs = [entry for entry in loader.history if entry["event"] == "epoch"]
     tail = tail_classes(data.y_train, data.num_classes)
     buckets = ("selection", "loading", "augmentation", "step", "total")
+    epoch_seconds = [{name: entry[f"{name}_seconds"] for name in buckets} for entry in epochs]
     return RunResult(
         accuracies=accuracies,
         steps=step,
         rows=sum(entry["num_rows"] for entry in epochs),
         augmented=sum(entry["num_copies"] for entry in epochs),
-        seconds={name: sum(entry[f"{name}_seconds"] for entry in epochs) for name in buckets},
+        seconds={name: sum(entry[name] for entry in epoch_seconds) for name in buckets},
         evaluated_at=evaluated_at,
         losses=losses,
         balanced_accuracy=float(in_classes.nanmean()),
         tail_accuracy=None if tail is None else float(in_classes[tail].nanmean()),
+        epoch_seconds=epoch_seconds,
     )
 
 

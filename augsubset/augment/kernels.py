@@ -170,7 +170,7 @@ def solarize(x: Tensor, params: Tensor) -> Tensor:
     if x.is_floating_point():
         return torch.where(x >= _column(params[:, 0]), 1 - x, x)
     threshold = (params[:, 0] * 255).ceil_().to(torch.uint8)
-    inverted = (x >= _column(threshold)).view(torch.uint8).neg_()  # all bits or none
+    inverted = (x >= _column(threshold)).to(torch.uint8).neg_()  # all bits or none
     return inverted.bitwise_xor_(x)
 
 

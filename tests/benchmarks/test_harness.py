@@ -35,6 +35,9 @@ def test_training_learns_and_accounts_for_every_row():
     assert result.accuracies[-1] > 0.5
     parts = [result.seconds[b] for b in ("selection", "loading", "augmentation", "step")]
     assert sum(parts) == pytest.approx(result.seconds["total"])
+    totals = [epoch["total"] for epoch in result.epoch_seconds]
+    assert len(totals) == len(result.losses)
+    assert sum(totals) == pytest.approx(result.seconds["total"])
 
 
 def model_and_loader(data):

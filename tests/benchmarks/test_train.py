@@ -478,6 +478,7 @@ def test_a_cell_runs_on_the_device():
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node", "ignore:Attempting to run cuBLAS")
 def test_graphs_train_as_the_network_itself_does():
     """The same losses, with an epoch's last, smaller batch; and buffers as they were before."""
     options = {"model": "resnet20", "rule": "coreset", "epochs": 3, **GPU}
