@@ -35,6 +35,7 @@ __all__ = [
     "DriftTriggered",
     "GradientMatching",
     "InfoBatch",
+    "MeanOne",
     "Rotating",
     "ScoreProportional",
     "make_rule",
@@ -173,6 +174,23 @@ def _rows(gradients: LastLayerGradients, positions: np.ndarray) -> np.ndarray:
     return torch.einsum("nc,nd->ncd", residual, gradients.inputs[at].double()).flatten(1).numpy()
 
 
+class MeanOne:
+    """A coreset whose weights are divided by their mean: the other reading of the cluster sizes.
+
+    The paper's sizes add up to n, so that a tenth of the data weighs as much as all originals; the
+    released code divides them by their mean. Give the loader ``weights="unscaled"``.
+    """
+
+    needs_gradients = True
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return a coreset whose weights add up to ``budget``."""
+        found = CoresetSelector().select(gradients, budget=budget, seed=seed, epoch=epoch)
+        return replace(found, weights=found.weights / found.weights.mean(), certificate=None)
+
+
 class Rotating:
     """A coreset's clusters for ``every`` epochs, and of each a fresh random member every epoch.
 
@@ -297,6 +315,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "score-proportional": ScoreProportional,
     "infobatch": InfoBatch,
     "gradient-matching": GradientMatching,
+    "mean-one": MeanOne,
     "rotating": Rotating,
     "drift": DriftTriggered,
     "adaptive": AdaptiveBudget,

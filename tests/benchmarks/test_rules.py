@@ -11,6 +11,7 @@ from benchmarks.rules import (
     DriftTriggered,
     GradientMatching,
     InfoBatch,
+    MeanOne,
     Rotating,
     ScoreProportional,
     _rows,
@@ -190,3 +191,13 @@ def test_an_adaptive_budget_is_the_smallest_that_will_do():
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_weights_of_mean_one_are_a_coresets_over_their_mean():
+    gradients = gradients_of()
+    ours = MeanOne().select(gradients, budget=15, seed=0, epoch=2)
+    theirs = select_coreset(gradients, budget=15)
+    assert torch.equal(ours.indices, theirs.indices)
+    assert float(ours.weights.mean()) == pytest.approx(1)
+    assert ours.weights.tolist() == pytest.approx((theirs.weights * 15 / 60).tolist())
+    assert ours.epoch == 2
