@@ -15,11 +15,13 @@ __all__ = ["arm_table", "grid_section", "grids_but", "in_short", "part_tables", 
 
 # In the order of the page; grids that are not named follow, by name.
 _FIRST = (
+    "table1-cifar10-short",
     *("small-steps", "small-epochs", "small-time", "small-noise", "small-noise-epochs"),
-    *("small-imbalanced", "small-only", "frontier", "ablations"),
+    *("small-imbalanced", "small-imbalanced-epochs", "small-only", "in-place"),
+    *("frontier", "ablations"),
 )
 # What is no table of accuracies: pages of their own, and what CI runs.
-_ELSEWHERE = ("dynamics", "times", "smoke")
+_ELSEWHERE = ("dynamics", "small-observed", "times", "times-gpu", "smoke")
 
 
 def grids_but(others: Iterable[str]) -> list[str]:
@@ -76,7 +78,8 @@ def setting_of(grid: Grid, results: Records) -> str:
         f"copies: {_or(each.copies for each in cells)}, "
         f"strong policy {_or(each.strong for each in cells)}, "
         f"R = {_or(sorted(rates)) if rates else cell.every}, "
-        f"{_or(each.precision for each in cells)}; "
+        f"{_or(each.precision for each in cells)}"
+        f"{', CUDA graphs' if cell.graphed else ''}; "
         f"{len(environments)} of {len(grid.cells)} cells; "
         f"{_or(each['device'] for each in environments)}, "
         f"torch {_or(each['torch'] for each in environments)}, "

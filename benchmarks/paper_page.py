@@ -23,6 +23,7 @@ __all__ = [
     "paper_gap",
     "paper_section",
     "told",
+    "where",
 ]
 
 PAPER = tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
@@ -65,6 +66,16 @@ def told(answer: Answer, printed: Mapping[str, str]) -> str:
     return f"{words}, in the paper {abs(theirs):.2f} {'above' if theirs > 0 else 'below'} it"
 
 
+def where(name: str) -> str:
+    """Return a grid's name, after what of its size is not the paper's."""
+    cell = load_grid(name).cells[0]
+    if cell.limit is not None:
+        return f"in small (`{name}`)"
+    if name.endswith("-short"):
+        return f"in {cell.epochs} epochs (`{name}`)"
+    return f"`{name}`"
+
+
 # ----------------------------------------------------------------------------------------- tables
 
 
@@ -78,7 +89,7 @@ def paper_section(table: Mapping[str, Any], estimates: Estimates) -> list[str]:
     lines += _headlines("Ours", answers(ours[part]), printed)
     for small in table.get("small", ()):
         _, found = in_small(small)
-        lines += _headlines(f"Ours in small (`{small['grid']}`)", found, printed)
+        lines += _headlines(f"Ours {where(small['grid'])}", found, printed)
     if results:
         lines += [setting_of(grid, results), ""]
         cells = in_parts(grid, {cell.arm: cell for cell in grid.cells})
@@ -88,6 +99,7 @@ def paper_section(table: Mapping[str, Any], estimates: Estimates) -> list[str]:
     else:
         lines += [not_run(grid.name, estimates), ""]
     lines += _small_table(table, printed)
+    lines += _gain_table(table, ours[part], printed)
     lines += _never_table(table, ours[part])
     return lines + _at_equal_steps(table, estimates)
 
@@ -172,14 +184,60 @@ def _small_table(table: Mapping[str, Any], printed: Mapping[str, str]) -> list[s
     if not columns:
         return _printed_table(printed) if not load_results(load_grid(table["grid"])) else []
     grids = [load_grid(name) for name in columns]
-    names = " | ".join(f"ours in small, % (runs): `{name}`" for name in columns)
+    names = " | ".join(
+        f"ours {how}, % (runs): {which}"
+        for how, which in (
+            where(name).replace("(", "").replace(")", "").rsplit(" ", 1) for name in columns
+        )
+    )
     lines = [f"| arm | paper, % | {names} |", f"|{' --- |' * (2 + len(columns))}"]
     for arm, theirs in printed.items():
         ours = " | ".join(_mean_of(found, arm) for found in columns.values())
         lines.append(f"| {arm} | {theirs} | {ours} |")
     settings = "; ".join(f"`{grid.name}`: {_small_setting(grid)}" for grid in grids)
-    words = f"In small is another setting, and says nothing of the paper's size: {settings}."
+    words = f"These are other settings, and say nothing of the paper's: {settings}."
     return [words, "", *lines, ""]
+
+
+def _gain_table(table: Mapping[str, Any], ours: Records, printed: Mapping[str, str]) -> list[str]:
+    """Return how much of full augmentation's gain each arm has: the measure of the paper's table 1.
+
+    Nothing where the paper has no full augmentation, or nothing of ours has both ends.
+    """
+    if not {"none", "full, appended"} <= set(printed):
+        return []
+    found = {table["grid"]: ours}
+    found |= {small["grid"]: in_small(small)[0] for small in table.get("small", ())}
+    found = {name: each for name, each in found.items() if _gain(each, "full, appended")}
+    theirs = {arm: {0: float(re.match(r"[\d.]+", text)[0])} for arm, text in printed.items()}  # type: ignore[index]
+    arms = [arm for arm in printed if arm not in ("none", "full, appended")]
+    if not found:
+        return []
+    names = " | ".join(f"ours {where(name)}" for name in found)
+    lines = [f"| arm | paper | {names} |", f"|{' --- |' * (2 + len(found))}"]
+    for arm in arms:
+        values = [_share(theirs["none"], theirs["full, appended"], theirs[arm])]
+        values += [_gain(each, arm) for each in found.values()]
+        if any(values[1:]):
+            lines.append(f"| {arm} | {' | '.join(values)} |")
+    words = "Share of the way from none to full augmentation appended, the paper's own measure:"
+    return [words, "", *lines, ""]
+
+
+def _gain(results: Records, arm: str) -> str:
+    """Return the share of full augmentation's gain that an arm has; nothing if it was not run."""
+    if not {"none", "full, appended", arm} <= set(results):
+        return ""
+    return _share(*(accuracies(results[each]) for each in ("none", "full, appended", arm)))
+
+
+def _share(none: Mapping[int, float], full: Mapping[int, float], arm: Mapping[int, float]) -> str:
+    """Return the share in percent, of the means over the seeds that all three have."""
+    seeds = set(none) & set(full) & set(arm)
+    if not seeds:
+        return ""
+    low, high, mine = (fmean(each[seed] for seed in seeds) for each in (none, full, arm))
+    return f"{100 * (mine - low) / (high - low):.0f}%"
 
 
 def _printed_table(printed: Mapping[str, str]) -> list[str]:
@@ -197,7 +255,7 @@ def _mean_of(results: Records, arm: str) -> str:
 def _images(cell: Cell) -> str:
     """Return how many images there are, or are before a long tail is cut off."""
     cut = "" if cell.imbalance is None else f" before the tail is cut to 1 in {cell.imbalance:g}"
-    return f"{cell.limit:,} images{cut}"
+    return f"{'all' if cell.limit is None else f'{cell.limit:,}'} images{cut}"
 
 
 def _small_setting(grid: Grid) -> str:

@@ -73,7 +73,20 @@ _OF_A_SHARE = _asked(
                 f"{rule} SHARE",
                 "none, as many steps as SHARE",
             )
+            for rule in ("random", "max-loss", "coreset", "coreset, uniform weights")
+        ),
+        *(
+            (
+                f"{rule[0].upper()}{rule[1:]}, SHARE: better than everything in place?",
+                f"{rule} SHARE",
+                "full, in place, as many steps as SHARE",
+            )
             for rule in ("random", "max-loss", "coreset")
+        ),
+        (
+            "Everything in place: better than none, in as many steps as SHARE?",
+            "full, in place, as many steps as SHARE",
+            "none, as many steps as SHARE",
         ),
         ("Random, SHARE: better when fresh?", "random each epoch SHARE", "random SHARE"),
         ("Coreset or random, SHARE, as old?", "coreset SHARE", "random SHARE"),
@@ -96,6 +109,16 @@ _OF_A_SHARE = _asked(
             "coreset, uniform weights SHARE",
             "random SHARE",
         ),
+        (
+            "Coreset, SHARE: weights of mean 1 or cluster sizes?",
+            "coreset, weights of mean 1 SHARE",
+            "coreset SHARE",
+        ),
+        (
+            "Coreset, weights of mean 1, or random, SHARE?",
+            "coreset, weights of mean 1 SHARE",
+            "random SHARE",
+        ),
         ("Random, SHARE: better weighted n / k?", "random, weighted n / k SHARE", "random SHARE"),
         (
             "Rotating coreset or fresh random, SHARE?",
@@ -113,6 +136,38 @@ _OF_A_SHARE = _asked(
             "Max-loss or random, SHARE, in place?",
             "max-loss SHARE, in place",
             "random SHARE, in place",
+        ),
+        # In place: by share, by how fresh, by weights.
+        *(
+            (words, f"{first} SHARE, in place", second)
+            for words, first, second in (
+                (
+                    "Fresh random, SHARE, in place: better than as old?",
+                    "random each epoch",
+                    "random SHARE, in place",
+                ),
+                ("Fresh random, SHARE, in place: better than none?", "random each epoch", "none"),
+                (
+                    "Fresh random, SHARE, or everything in place?",
+                    "random each epoch",
+                    "full, in place",
+                ),
+                (
+                    "Coreset, SHARE, in place: uniform or cluster weights?",
+                    "coreset, uniform weights",
+                    "coreset SHARE, in place",
+                ),
+                (
+                    "Rotating coreset, SHARE, in place: uniform or cluster weights?",
+                    "rotating coreset, uniform",
+                    "rotating coreset, clusters SHARE, in place",
+                ),
+                (
+                    "Rotating coreset, uniform, or fresh random, SHARE, in place?",
+                    "rotating coreset, uniform",
+                    "random each epoch SHARE, in place",
+                ),
+            )
         ),
         ("Score-proportional or max-loss, SHARE?", "score-proportional SHARE", "max-loss SHARE"),
         ("Gradient matching or coreset, SHARE?", "gradient-matching SHARE", "coreset SHARE"),
@@ -163,6 +218,32 @@ _OF_A_SHARE = _asked(
                 ("Coreset", "not augmented, as many steps"),
                 ("Max-loss", "augmented"),
             )
+        ),
+        *(
+            question
+            for state in ("augmented", "not augmented")
+            for question in (
+                (
+                    f"Coreset or fresh random, SHARE, {state}?",
+                    f"coreset SHARE, {state}",
+                    f"random each epoch SHARE, {state}",
+                ),
+                (
+                    f"Random alone, SHARE, {state}: better when fresh?",
+                    f"random each epoch SHARE, {state}",
+                    f"random SHARE, {state}",
+                ),
+            )
+        ),
+        (
+            "Coreset or random, both each epoch, SHARE, augmented?",
+            "coreset each epoch SHARE, augmented",
+            "random each epoch SHARE, augmented",
+        ),
+        (
+            "Coreset alone, SHARE: uniform or cluster weights?",
+            "coreset, uniform weights SHARE, augmented",
+            "coreset SHARE, augmented",
         ),
     )
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.answers import Answer, answers, in_parts, points
-from benchmarks.paper_page import PAPER, Estimates, disagreements, hours_of, in_small, told
+from benchmarks.paper_page import PAPER, Estimates, disagreements, hours_of, in_small, told, where
 from benchmarks.train import load_grid, load_results
 
 __all__ = ["map_section"]
@@ -74,7 +74,7 @@ def _against(table: Mapping[str, Any]) -> list[str]:
     for name, found in sources.items():
         told_so = [told(answer, printed) for answer in disagreements(found, printed)]
         if told_so:
-            lines.append(f"{_where(name)}: {'; '.join(told_so)}")
+            lines.append(f"{where(name)}: {'; '.join(told_so)}")
     return lines
 
 
@@ -85,11 +85,7 @@ def _of_question(name: str, words: str, table: Mapping[str, Any]) -> Iterator[tu
     for answer in in_small(small)[1]:
         if answer.question.words == words:
             is_against = bool(disagreements([answer], printed))
-            yield is_against, f"{_where(name)}: {_told_or_open(answer, printed)}"
-
-
-def _where(name: str) -> str:
-    return f"in small (`{name}`)" if name.startswith("small-") else f"`{name}`"
+            yield is_against, f"{where(name)}: {_told_or_open(answer, printed)}"
 
 
 def _told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:

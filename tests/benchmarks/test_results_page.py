@@ -16,6 +16,8 @@ from benchmarks.tables import between
 from benchmarks.train import GRIDS, load_grid, load_results
 from tests.runs import records
 
+ELSEWHERE = ("dynamics", "small-observed", "times", "times-gpu", "smoke")
+
 
 def test_the_page_on_file_is_that_of_the_records(page):
     text, pictures = page
@@ -129,13 +131,13 @@ def test_a_grid_that_has_cells_gets_a_section_by_itself(recorded):
 def test_every_grid_is_on_the_page_once(recorded):
     names = [path.stem for path in GRIDS.glob("*.toml")]
     for name in names:
-        if name not in ("dynamics", "times", "smoke"):
+        if name not in ELSEWHERE:
             first = load_grid(name).cells[0]
             recorded(name, {first.arm: [50.0]})
     text, _ = render()
     for name in names:
         times = text.count(f"`python -m benchmarks.train {name} --data")
-        assert times == (name not in ("dynamics", "times", "smoke")), name
+        assert times == (name not in ELSEWHERE), name
 
 
 def test_a_long_tail_shows_what_is_selected_of_it(recorded):
@@ -204,7 +206,7 @@ def test_what_is_asked_of_a_grid_is_asked_once(path):
         assert len({frozenset((each.first, each.second)) for each in asked}) == len(asked)
         assert not any("SHARE" in each.words or ", ," in each.words for each in asked)
         compared = {arm for each in asked for arm in (each.first, each.second)}
-        if path.stem not in ("dynamics", "times", "smoke"):
+        if path.stem not in ELSEWHERE:
             assert set(arms) - compared <= UNASKED
 
 
