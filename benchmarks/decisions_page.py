@@ -16,6 +16,15 @@ DECISIONS = (
         (
             ("small-only", "Coreset or random, augmented?", "+"),
             ("small-only", "Coreset or random, not augmented?", "+"),
+            ("small-only", "Coreset or random, both each epoch, augmented?", "+"),
+        ),
+    ),
+    (
+        "Only the subset is trained on, and selecting each epoch is too slow",
+        "a random subset each epoch: a coreset kept for ten is no better",
+        (
+            ("small-only", "Coreset or fresh random, augmented?", "="),
+            ("small-only", "Coreset or fresh random, not augmented?", "-"),
         ),
     ),
     (

@@ -223,11 +223,9 @@ def test_a_state_is_taken_by_any_number_of_ranks_wherever_it_was_made(
     first = of(before)
     running = iter(first)
     for _ in range(0, len(first) + 1, unit):
-        state = first.state_dict()
-        resumed = of(after, state)
-        assert resumed.state_dict()["position"] == state["position"]
+        resumed = of(after, first.state_dict())
         rest = iter(resumed)
-        for left in range(resumed.rows_left(state["position"]), -1, -unit):
+        for left in range(resumed.rows_left(first.state_dict()["position"]), -1, -unit):
             assert len(list(of(after, resumed.state_dict()))) == left
             of(before, resumed.state_dict())
             list(itertools.islice(rest, unit))
