@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.answers import Answer, answers, in_parts, points
 from benchmarks.paper_page import PAPER, Estimates, disagreements, hours_of, in_small, told, where
+from benchmarks.times_page import ratio_of
 from benchmarks.train import load_grid, load_results
 
 __all__ = ["map_section"]
@@ -39,6 +40,11 @@ def map_section(estimates: Estimates) -> list[str]:
 def _result(row: Row, estimates: Estimates) -> str:
     """Return what came of a row: what is against the paper first, then the rest."""
     against, rest = [], []
+    if "against" in row:
+        times = _times_of(row["ratio"], estimates) if "ratio" in row else 0.0
+        against.append(row["against"].format(times=times))
+    if "faster" in row:
+        against += [_slower(arm) for arm in row["faster"] if _slower(arm)]
     if "table" in row:
         against += _against(_table(row["table"]))
     table = _table(row["of"]) if "of" in row else {}
@@ -59,23 +65,35 @@ def _result(row: Row, estimates: Estimates) -> str:
     return ". ".join(f"{each[0].upper()}{each[1:]}" for each in sentences)
 
 
+def _slower(arm: str) -> str:
+    """Return an arm's speed-up beside the paper's, where ours is resolved to be lower."""
+    times = load_results(load_grid("times"))
+    full, ours = times.get("full, one by one"), times.get(f"{arm}, one by one")
+    if not full or not ours:
+        return ""
+    mean, _, high = ratio_of(full, ours)
+    theirs = PAPER["faster"][arm]
+    return f"{arm} is {mean:.2f} times as fast as full, not {theirs:.2f}" if high < theirs else ""
+
+
 def _table(title: str) -> Mapping[str, Any]:
     (found,) = [each for each in PAPER["table"] if each["title"] == title]
     return found
 
 
 def _against(table: Mapping[str, Any]) -> list[str]:
-    """Return where our grid of a table is against it, and the first of those in small."""
+    """Return where our grid of a table is against it, and the first of the others that is."""
     grid, printed = load_grid(table["grid"]), table["values"]
     ours = in_parts(grid, load_results(grid))[table.get("part", "")]
-    sources = {grid.name: answers(ours)}
-    sources |= {each["grid"]: in_small(each)[1] for each in table.get("small", ())[:1]}
-    lines = []
-    for name, found in sources.items():
-        told_so = [told(answer, printed) for answer in disagreements(found, printed)]
-        if told_so:
-            lines.append(f"{where(name)}: {'; '.join(told_so)}")
-    return lines
+    at_size = _told(grid.name, answers(ours), printed)
+    others = (_told(each["grid"], in_small(each)[1], printed) for each in table.get("small", ()))
+    return [each for each in (at_size, next(filter(None, others), "")) if each]
+
+
+def _told(name: str, found: list[Answer], printed: Mapping[str, str]) -> str:
+    """Return where a grid is against the printed numbers, or nothing."""
+    told_so = [told(answer, printed) for answer in disagreements(found, printed)]
+    return f"{where(name)}: {'; '.join(told_so)}" if told_so else ""
 
 
 def _of_question(name: str, words: str, table: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
@@ -96,10 +114,16 @@ def _told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:
 
 
 def _ratio(ratio: Mapping[str, Any], estimates: Estimates) -> str:
+    """Return in words how many times as long one arm would take as another."""
+    words: str = ratio["words"]
+    return words.format(times=_times_of(ratio, estimates))
+
+
+def _times_of(ratio: Mapping[str, Any], estimates: Estimates) -> float:
     """Return how many times as long one arm would take as another, by the measured costs."""
     (slow, of_slow), (fast, of_fast) = ratio["slow"], ratio["fast"]
-    times = estimates[slow]["arms"][of_slow] / estimates[fast]["arms"][of_fast]
-    return ratio["words"].format(times=times)
+    times: float = estimates[slow]["arms"][of_slow] / estimates[fast]["arms"][of_fast]
+    return times
 
 
 def _state(name: str, estimates: Estimates, *, named: bool = False) -> str:
