@@ -1,10 +1,13 @@
 """Times as fast, with known answers."""
 
 import math
+from statistics import median
 
 import pytest
 
+from benchmarks.paper_page import PAPER
 from benchmarks.times_page import ratio_of, times_section
+from benchmarks.train import load_grid, load_results
 
 
 def runs(*totals):
@@ -23,8 +26,43 @@ def test_ratios_are_paired_and_their_mean_is_geometric():
     assert (low, high) == pytest.approx((4 / math.exp(margin), 4 * math.exp(margin)), rel=1e-4)
 
 
+def tables():
+    """Return the section's tables: rows of cells, by the second column's name."""
+    found, name = {}, ""
+    for line in times_section({}):
+        row = line.strip("| ").split(" | ")
+        if line.startswith("| arm |"):
+            name = row[1]
+        elif line.startswith("| ") and "---" not in line:
+            found.setdefault(name, []).append(row)
+    return found
+
+
 def test_the_papers_figures_stand_in_rows_of_its_own_kind_only():
-    rows = [line.split(" | ") for line in times_section({}) if line.startswith("| ")]
-    theirs = {(row[0], row[1]): row[-1] for row in rows if row[-1].strip(" |").endswith("x")}
-    assert theirs[("| coreset 10%", "one by one")] == "6.31x |"
-    assert {kind for _, kind in theirs} == {"one by one"}
+    theirs = {tuple(row[:2]): row[-1] for row in tables()["augmentation"] if len(row) == 10}
+    printed = {which: last for which, last in theirs.items() if last}
+    assert printed[("coreset 10%", "one by one")] == "6.31x"
+    assert {kind for _, kind in printed} == {"one by one"}
+
+
+def test_an_epoch_on_a_gpu_is_of_later_epochs_and_a_twentieth_of_a_selection():
+    rows = {row[0]: row for row in tables()["loading, s"]}
+    records = load_results(load_grid("times-gpu"))
+
+    def spent(arm):
+        (record,) = records[arm].values()
+        first, *later = record["result"]["epoch_seconds"]
+        return median(epoch["total"] for epoch in later) + first["selection"] / 20
+
+    assert rows["coreset 10%"][-1] == f"{spent('full') / spent('coreset 10%'):.2f}x"
+    assert rows["full"][-1] == "1.00x"
+
+
+def test_the_papers_table_of_speed_ups_is_whole():
+    rows = {row[0]: row for row in tables()["paper: CIFAR-10, ResNet20"]}
+    assert list(rows) == list(PAPER["faster"]) == list(PAPER["faster-svhn"])
+    assert rows["coreset 15%"][1:] == ["4.46x", "3.40x", "not run", "not run"]
+    assert (
+        rows["coreset 10%"][-1]
+        == {row[0]: row for row in tables()["loading, s"]}["coreset 10%"][-1]
+    )
