@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,10 @@ __all__ = [
     "BatchParts",
     "class_labels",
     "digest_of_first",
+    "digest_of_tensor",
     "is_classes",
     "known_labels",
+    "known_targets",
     "map_tensors",
     "num_rows",
     "put_rows",
@@ -173,18 +176,24 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
     return part
 
 
-def digest_of_first(parts: Split) -> str:
-    """Return a digest of what is in tensors of the first row."""
+def digest_of_tensor(tensor: Tensor) -> str:
+    """Return a digest of shape, dtype and values; of the shape and dtype where it is sparse."""
+    sha = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    if tensor.layout == torch.strided:
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(values.view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def digest_of_first(batches: Iterable[Split]) -> str:
+    """Return a digest of what is in tensors of the first row of each batch."""
     sha, first = hashlib.sha256(), torch.zeros(1, dtype=torch.int64)
-
-    def add(tensor: Tensor) -> None:
-        if tensor.layout == torch.strided:
-            sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            values = tensor.detach().cpu().contiguous().reshape(-1)
-            sha.update(values.view(torch.uint8).numpy().tobytes())
-
-    for part in (parts.inputs, parts.labels, *parts.others):
-        map_tensors(add, take_rows(part, first, first))
+    for parts in batches:
+        for part in (parts.inputs, parts.labels, *parts.others):
+            map_tensors(
+                lambda tensor: sha.update(digest_of_tensor(tensor).encode()),
+                take_rows(part, first, first),
+            )
     return sha.hexdigest()
 
 
@@ -270,25 +279,37 @@ def _named(batch: Any, role: str, name: Name | None, usual: tuple[str, ...], pos
 
 
 def known_labels(dataset: Any) -> Tensor | None:
-    """Return a dataset's labels without fetching an item, where it offers them.
+    """Return a dataset's class labels without fetching an item, where it offers them.
+
+    ``None`` where :func:`known_targets` are anything but one whole number an example.
+    """
+    targets = known_targets(dataset)
+    return targets.long() if targets is not None and is_classes(targets) else None
+
+
+def known_targets(dataset: Any) -> Tensor | None:
+    """Return what a dataset's examples are labelled with, without fetching one, if it offers that.
 
     Understands ``targets`` and ``labels`` (torchvision), ``TensorDataset`` (its last tensor),
     ``Subset`` of any of these and ``ConcatDataset`` of only these. ``None`` for others, and where
-    such an attribute holds anything but one whole number an example: class names, boxes.
+    such an attribute holds anything but numbers, as many an example: class names, boxes.
     """
     if isinstance(dataset, torch.utils.data.Subset):
-        inner = known_labels(dataset.dataset)
+        inner = known_targets(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, torch.utils.data.ConcatDataset):
-        parts = [known_labels(part) for part in dataset.datasets]
+        parts = [known_targets(part) for part in dataset.datasets]
         known = [part for part in parts if part is not None]
-        return torch.cat(known) if len(known) == len(parts) else None
+        are_alike = len(known) == len(parts) and len({part.shape[1:] for part in known}) == 1
+        return torch.cat(known) if are_alike else None
     if isinstance(dataset, torch.utils.data.TensorDataset):
         values: Any = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
     else:
         values = getattr(dataset, "targets", getattr(dataset, "labels", None))
     try:
-        labels = torch.as_tensor(values)
+        # By NumPy: of a list of arrays torch warns that it takes them one by one.
+        values = np.asarray(values) if isinstance(values, (list, tuple)) else values
+        targets = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         return None
-    return labels.long() if labels.shape == (len(dataset),) and is_classes(labels) else None
+    return targets if targets.shape[:1] == (len(dataset),) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,14 +14,17 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from augsubset.batches import (
     BatchParts,
     class_labels,
     digest_of_first,
+    digest_of_tensor,
     is_classes,
     known_labels,
+    known_targets,
 )
 from augsubset.delivery import BatchCheck, Delivery, Policy, Ready
 from augsubset.doctor import Loop, diagnose
@@ -50,13 +52,15 @@ from augsubset.selection import (
     Selector,
     budget_from_fraction,
 )
-from augsubset.source import Source, opened
+from augsubset.source import Source, opened, started
 from augsubset.tally import Tally
 from augsubset.timing import EpochClock
 
 __all__ = ["SubsetAugmentLoader"]
 
 _log = logging.getLogger(__name__)
+
+_NUM_DIGESTED = 8  # examples by which a checkpoint's dataset is known
 
 Event = dict[str, Any]
 
@@ -142,13 +146,17 @@ class SubsetAugmentLoader:
         ValueError: At construction, if a value is out of range, images are outside [0, 1], or the
             loader has a sampler or batch sampler of its own.
         AugsubsetError: If a second iterator is started while one is live, the dataset changed its
-            length, or ranks are not sharded, or twice.
+            length, weights are NaN or infinite when an epoch starts (each rank looks at its own),
+            or ranks are not sharded, or twice.
 
     Cost:
         A selection is one forward pass over the data and a solve (see
         :func:`~augsubset.select_coreset`); a batch adds the augmentation of its copies and about
-        0.1 ms of key handling. Construction fetches two examples twice, and all once where the
-        dataset has no ``targets``, ``labels`` or tensors to count the classes by.
+        0.1 ms of key handling. An epoch begins with a look at the model's weights, which waits
+        for the device once. Construction fetches two examples, and eight spread over the dataset
+        twice, by which a checkpoint knows it; all once where the dataset has no ``targets``,
+        ``labels`` or tensors to count the classes by. Where those are no classes they are read
+        through.
 
     Reference:
         Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
@@ -244,7 +252,8 @@ class SubsetAugmentLoader:
             )
         has_classes = is_classes(self._few_labels(selector))
         known = self._class_labels() if has_classes else torch.zeros(1)
-        self._labels_digest = hashlib.sha256(known.numpy().tobytes()).hexdigest()
+        targets = known if has_classes else known_targets(self._source.dataset)
+        self._labels_digest = None if targets is None else digest_of_tensor(targets)
         budget = (
             n  # the one rule that takes everything whatever the fraction
             if isinstance(selector, AllSelector)
@@ -305,7 +314,7 @@ class SubsetAugmentLoader:
             with self._probe.attached(into=self._harvest):
                 pass  # refuses a probe that cannot be attached
         self._next_epoch = 0
-        self._live = False
+        self._running: int | None = None  # the epoch of the live iterator
         self._position = 0  # rows of the epoch handed out, over all ranks
         self._in_force: Selection | None = None  # in the epoch that runs or will go on
         self._is_guarded = False
@@ -314,16 +323,16 @@ class SubsetAugmentLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Start the next epoch, with a selection first where one is due."""
-        if self._live:
+        if self._running is not None:
             raise AugsubsetError(
                 "this loader already has a live iterator, and each one is an epoch of its own. "
                 "Finish it, close() it, or construct a second loader."
             )
         self._check_world()
-        self._live = True
         epoch, resumes_at = self._next_epoch, self._position
         device = self._device or model_device(self._model)
         clock = EpochClock(device)
+        self._running = epoch
         num_yielded = num_copies = 0
         completed = False
         observed = ExitStack()
@@ -333,6 +342,7 @@ class SubsetAugmentLoader:
                     self._schedule.before(epoch)
                     self._in_force = self._schedule.latest
                 assert self._in_force is not None
+                _check_finite(self._model, epoch)
                 self._sampler.set_selection(self._capped(self._in_force))
             self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
@@ -361,7 +371,7 @@ class SubsetAugmentLoader:
                 )
             self._schedule.after()
         finally:
-            self._live = False
+            self._running = None
             self._position = 0
             observed.close()
             self._record(
@@ -380,7 +390,7 @@ class SubsetAugmentLoader:
     ) -> Iterator[Ready]:
         """Yield the epoch's batches on the device, each made when it is asked for."""
         move = partial(self._source.moved, device=device)
-        batches = iter(self._batches)
+        batches = started(self._batches)
         while True:
             with clock.on_host("loading"):
                 fetched = next(batches, None)
@@ -409,8 +419,12 @@ class SubsetAugmentLoader:
         The schedule goes on: between epochs this stands for the selection due at the next one;
         while an epoch runs it does not, since the model goes on training. On several ranks, call
         it on all.
+
+        Raises:
+            AugsubsetError: If the dataset changed its length, or the world its ranks.
         """
-        return self._schedule.reselect(self._next_epoch, stands_for=self._next_epoch - self._live)
+        self._check_world()
+        return self._schedule.reselect(self._next_epoch, stands_for=self.epoch)
 
     def _probed(self, indices: Tensor | None) -> Probed:
         """Probe some examples, or all of them."""
@@ -443,15 +457,23 @@ class SubsetAugmentLoader:
         return selection if self._max_weight is None else selection.capped(self._max_weight)
 
     def _few_labels(self, selector: Selector) -> Any:
-        """Fetch two examples as training will, and refuse what would fail later."""
-        batch, again = self._source.few(2)
+        """Fetch a few examples as training will, and refuse what would fail later."""
+        batch, *spread = self._source.few(_NUM_DIGESTED)
         self._delivery.check_names(batch)
         x, y = self._delivery.original(batch)
         if selector.needs_gradients:
             self._probe.check(x, y)
-        first, second = (digest_of_first(self._delivery.split(each)) for each in (batch, again))
-        # Of a dataset that draws from generators of its own nothing can be told again.
-        self._example_digest = first if first == second else None
+        half = len(spread) // 2
+        once, again = (
+            digest_of_first(map(self._delivery.split, each))
+            for each in (spread[:half], spread[half:])
+        )
+        if once != again:
+            _log.info(
+                "an example fetched twice is not the same: checkpoints cannot tell this dataset "
+                "from others of its length and labels"
+            )
+        self._example_digest = once if once == again else None
         return y
 
     def _class_labels(self) -> Tensor:
@@ -536,14 +558,13 @@ class SubsetAugmentLoader:
     @property
     def num_batches_left(self) -> int:
         """Batches that the next ``iter()`` yields, or that the running one still does."""
-        b, rows = self.batch_size, len(self._sampler) - self._position // self.num_replicas
-        whole, rest = divmod(max(0, rows), b)
+        whole, rest = divmod(self._sampler.rows_left(self._position), self.batch_size)
         return whole + (rest > 0 and not self._batches.drop_last)
 
     @property
     def epoch(self) -> int:
         """The epoch that runs, or else the one that the next ``iter()`` starts."""
-        return self._next_epoch - self._live
+        return self._next_epoch if self._running is None else self._running
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next ``iter()`` starts; without it, the one after the last.
@@ -553,7 +574,7 @@ class SubsetAugmentLoader:
         before = self._next_epoch
         self._sampler.set_epoch(epoch)
         self._next_epoch = int(epoch)
-        if self._next_epoch != before and not self._live:
+        if self._next_epoch != before and self._running is None:
             self._position = 0
 
     @property
@@ -608,7 +629,7 @@ class SubsetAugmentLoader:
             their square, unless the rule made a selection already: then that one's times count.
         """
         steps = check_int("steps", steps, 1)
-        if self._live:
+        if self._running is not None:
             raise AugsubsetError("the doctor cannot come while an epoch runs. Close it first.")
         device = self._device or model_device(self._model)
         settings = Settings(
@@ -684,7 +705,7 @@ class SubsetAugmentLoader:
     @contextmanager
     def _shown(self) -> Iterator[Shown]:
         """What a report shows beside figures, for as long as generators are forked."""
-        if self._live:
+        if self._running is not None:
             raise AugsubsetError("a report cannot be written while an epoch runs. Close it first.")
         device = self._device or model_device(self._model)
         self._source.to(device)
@@ -724,11 +745,11 @@ class SubsetAugmentLoader:
         selection that is solved in the background.
         """
         return {
-            "version": 2,
+            "version": 3,
             **self._identity(),
             "example_digest": self._example_digest,
             "epoch": self.epoch,
-            "position": self._position,
+            "position": self._position if self.num_batches_left else len(self._sampler.plan),
             "num_replicas": self.num_replicas,
             "in_force": pack_selection(self._in_force),
             "schedule": self._schedule.state_dict(),
@@ -751,11 +772,11 @@ class SubsetAugmentLoader:
             ValueError: If something is missing or damaged, or it is of another dataset, seed or
                 shape of epoch. Nothing is changed then.
         """
-        if self._live:
+        if self._running is not None:
             raise AugsubsetError("a state cannot be loaded while an epoch runs. Close it first.")
         keys = ("example_digest", "in_force", "schedule", "harvest", "history", "tally")
         check_state("state_dict", state, ("version", *keys, *self._identity()))
-        check_state("state_dict", state, (), same={"version": 2, **self._identity()})
+        check_state("state_dict", state, (), same={"version": 3, **self._identity()})
         if None not in (state["example_digest"], self._example_digest):
             check_state("state_dict", state, (), same={"example_digest": self._example_digest})
         at = self._sampler.checked(state)
@@ -816,3 +837,39 @@ def _check_types(model: Any, probe: Any, selector: Any, on_event: Any) -> None:
             "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
             f"got {type(selector).__name__}."
         )
+
+
+@torch.no_grad()
+def _check_finite(model: nn.Module, epoch: int) -> None:
+    """Refuse to train on where training made weights that are no numbers, and name the first.
+
+    On several ranks each looks at its own, which gradients keep the same; what is not finite on
+    one alone is raised there alone. A selection that probes comes first: it names gradients, and
+    on all ranks.
+    """
+    trained = {
+        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_lazy(parameter)
+    }
+    # Of floats of one byte, and of somebody's own kind of tensor, isfinite knows nothing.
+    known = {
+        name: values
+        for name, values in trained.items()
+        if type(values) is Tensor and not values.is_meta and values.layout == torch.strided
+        if values.is_floating_point() and values.element_size() > 1 and values.numel()
+    }
+    if not known:
+        return
+    # The largest value is no number where any is none; isfinite of all would be memory as large.
+    largest = [torch.linalg.vector_norm(values, torch.inf) for values in known.values()]
+    are_finite = torch.stack([each.isfinite().to(largest[0].device) for each in largest])
+    for (name, values), is_finite in zip(known.items(), are_finite.tolist(), strict=True):
+        if not is_finite:
+            number = int((~values.isfinite()).sum())
+            raise AugsubsetError(
+                f"the model's weights must be finite when an epoch starts, got {number} of "
+                f"{values.numel()} values of {name!r} that are not, at epoch {epoch}. A loss was "
+                "NaN or infinite: go back to an older checkpoint, and lower the learning rate, "
+                "clip gradients or check the loss scale."
+            )

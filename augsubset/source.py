@@ -20,7 +20,7 @@ from augsubset.sampling import (
 )
 from augsubset.transfer import sent
 
-__all__ = ["CheckedCollate", "Source", "opened"]
+__all__ = ["CheckedCollate", "Source", "opened", "started"]
 
 
 # Bytes up to which a tensor goes in a worker's message. As shared memory of its own it would be
@@ -77,6 +77,17 @@ def opened(fetched: Any) -> tuple[Any, Tensor]:
     if type(batch) in (list, tuple):
         batch = type(batch)(_tensor_of(part) for part in batch)
     return batch, _tensor_of(keys)
+
+
+def started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return an iterator over a DataLoader, by new workers where persistent ones died.
+
+    The DataLoader itself would ask the dead in every later epoch, and raise.
+    """
+    workers = getattr(loader._iterator, "_workers", ())
+    if not all(worker.is_alive() for worker in workers):
+        loader._iterator = None
+    return iter(loader)
 
 
 def _tensor_of(part: Any) -> Any:
@@ -174,16 +185,23 @@ class Source:
         )
 
     def few(self, count: int) -> Iterator[Any]:
-        """Yield the first examples in a batch, and again, fetched the way training will.
+        """Yield the first two examples in a batch, then some from first to last, and those again.
 
-        In a worker where there are workers: a dataset that opens a file on first access must not
-        do so here and then be forked. The same both times but for what a dataset draws from a
-        generator of its own.
+        Fetched the way training will, in a worker where there are workers: a dataset that opens a
+        file on first access must not do so here and then be forked. Each of the later ones fills a
+        batch of two by itself, fetched once, so that neither its draws nor its padding depend on
+        another. The same both times but for what a dataset draws from a generator of its own.
+
+        Args:
+            count: How many, or fewer where the dataset has no more.
         """
-        size = min(count, len(self), self._options["batch_size"])
-        first: Any = list(range(size)) * 2
+        n = len(self)
+        size = min(2, n, self._options["batch_size"])
+        count = min(count, n)
+        spread = [at * (n - 1) // max(1, count - 1) for at in range(count)]
+        twice: Any = [*range(size), *[index for index in spread * 2 for _ in range(size)]]
         loader = self.data_loader(
-            first,
+            twice,
             batch_size=size,
             num_workers=min(1, self.num_workers),
             persistent_workers=False,

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from augsubset.batches import (
     BatchParts,
     known_labels,
+    known_targets,
     map_tensors,
     put_rows,
     split_batch,
@@ -175,6 +176,25 @@ def test_labels_are_found_without_fetching(dataset):
 )
 def test_datasets_that_do_not_offer_labels_give_none(dataset):
     assert known_labels(dataset) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (Plain(targets=[0.5, 1, 2]), [0.5, 1, 2]),
+        (Plain(labels=[np.array([0.5, 1])] * 3), [[0.5, 1]] * 3),
+        (TensorDataset(Y, X), X.tolist()),
+        (Subset(TensorDataset(Y, X), [2, 0]), X[[2, 0]].tolist()),
+        (ConcatDataset([Plain(targets=[0.5, 1, 2])] * 2), [0.5, 1, 2] * 2),
+        (ConcatDataset([Plain(targets=[0.5, 1, 2]), TensorDataset(Y, X)]), None),
+        (Plain(labels=["cat", "dog", "cow"]), None),
+        (Plain(targets=[[0], [0, 1], [2]]), None),
+        (Plain(targets=[0.5, 1]), None),
+    ],
+)
+def test_targets_of_any_kind_are_found_without_fetching(dataset, expected):
+    found = known_targets(dataset)
+    assert (None if found is None else found.tolist()) == expected
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -246,6 +246,26 @@ def test_set_epoch_pins_the_next_epoch_and_the_stream_with_it():
     assert [entry["epoch"] for entry in events(b, "epoch")] == [2, 3]
 
 
+def test_setting_the_next_epoch_while_one_runs_leaves_that_one_its_number():
+    loader = make()
+    running = iter(loader)
+    next(running)
+    loader.set_epoch(5)
+    assert loader.epoch == loader.state_dict()["epoch"] == 0
+    list(running)
+    assert loader.epoch == 5
+    list(loader)
+    assert [entry["epoch"] for entry in events(loader, "epoch")] == [0, 5]
+
+
+def test_a_hook_of_a_selection_finds_the_epoch_that_it_is_for():
+    epochs = []
+    loader = make(every=1, on_event=lambda entry: epochs.append((entry["event"], loader.epoch)))
+    for _ in range(2):
+        list(loader)
+    assert epochs == [("selection", 0), ("epoch", 1), ("selection", 1), ("epoch", 2)]
+
+
 def test_streams_of_different_seeds_differ_and_of_one_seed_do_not():
     streams = [torch.cat([b[0] for b in make(seed=seed)]) for seed in (0, 0, 1)]
     assert torch.equal(streams[0], streams[1])
@@ -510,9 +530,9 @@ def test_dict_items_are_fetched_once_for_their_labels():
 
     dataset = Counting()
     loader = make(dataset, selector=RandomSelector(), fraction=0.1, copies=1, raw="none")
-    assert dataset.fetched == 4 + N  # two that are checked, twice; then everybody for the labels
+    assert dataset.fetched == 2 + 16 + N  # checked; known again by, twice; everybody's label
     list(loader)
-    assert dataset.fetched == 4 + N + 6
+    assert dataset.fetched == 2 + 16 + N + 6
 
 
 def test_base_and_strong_policy_of_one_class_draw_apart():
@@ -564,7 +584,7 @@ def test_a_world_that_appears_later_is_refused(monkeypatch):
 def test_images_are_checked_before_they_are_moved(monkeypatch):
     late = UNIT.clone()
     late[:] = 0.5
-    late[2:] = 1.5  # the two examples that construction fetches are in range
+    late[2:8] = 1.5  # the examples that construction fetches are in range
     loader = make(TensorDataset(late, Y), selector=RandomSelector(), shuffle=False)
     moved = []
     inner = loader._source.moved

@@ -20,7 +20,7 @@ __all__ = ["prepare"]
 
 
 class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
-    """A loader that tells accelerate which batch is the last of an epoch."""
+    """A loader, with all that it has, that tells accelerate which batch is the last of an epoch."""
 
     def __init__(self, loader: SubsetAugmentLoader) -> None:
         self.loader = loader
@@ -42,16 +42,11 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.loader.set_epoch(epoch)
-
-    @property
-    def epoch(self) -> int:
-        return self.loader.epoch
-
-    @property
-    def sampler(self) -> Any:
-        return self.loader.sampler  # which says why there is none
+    def __getattr__(self, name: str) -> Any:
+        """Return what the loader says of itself; what accelerate keeps to itself is not asked."""
+        if name.startswith("_") or name == "loader":  # which is missing while a copy is made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
 
 def prepare(accelerator: Any, loader: SubsetAugmentLoader) -> Any:

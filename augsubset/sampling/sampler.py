@@ -178,19 +178,22 @@ class WeightedCoresetSampler(Sampler[int]):
         """Consecutive rows of the order that stay on one rank: a batch, where it is a unit."""
         return self.plan.batch_size or 1
 
-    @property
-    def num_keys(self) -> int:
-        """Keys of an epoch over all ranks: a multiple of ``num_replicas``."""
+    def rows_left(self, begin: int) -> int:
+        """Return how many keys of an epoch each rank yields from a position on.
+
+        A run that goes on with another number of ranks may end unevenly, as an epoch may: what is
+        missing is filled up, or with ``drop_last`` what is over is dropped.
+        """
+        left = max(0, len(self.plan) - begin)
         step = self._unit * self.num_replicas
-        whole = len(self.plan) // step * step
-        return whole if self.drop_last or whole == len(self.plan) else whole + step
+        return (left // step if self.drop_last else -(-left // step)) * self._unit
 
     def __len__(self) -> int:
         """Return how many keys an epoch yields on this rank: the same every epoch.
 
         Only the first epoch after :meth:`load_state_dict` is shorter.
         """
-        return self.num_keys // self.num_replicas
+        return self.rows_left(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is: 0..8191; it begins at the beginning.
@@ -238,32 +241,22 @@ class WeightedCoresetSampler(Sampler[int]):
         return self._yielded(self._mine(self._started_keys(epoch), begin, self.rank), begin)
 
     def _started_keys(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return the keys over all ranks, and remember how to weigh them."""
+        """Return the keys of the one order, and remember how to weigh them."""
         at = self._start(epoch)
-        keys = self.plan.keys(epoch, at.indices, at.cluster_sizes)
-        missing = self.num_keys - len(keys)
-        if missing > 0:
-            filler = self.plan.fillers(epoch, at.indices, at.cluster_sizes, len(keys), missing)
-            return np.concatenate([keys, filler])
-        return keys[: self.num_keys]
+        return self.plan.keys(epoch, at.indices, at.cluster_sizes)
 
     def _mine(self, keys: npt.NDArray[np.int64], begin: int, rank: int) -> npt.NDArray[np.int64]:
-        """Return a rank's share of what comes from a position on: every num_replicas-th unit.
-
-        A run that goes on with another number of ranks may end unevenly; padding is repeated then.
-        """
+        """Return a rank's share of what comes from a position on: every num_replicas-th unit."""
         rest = keys[begin:]
-        step = self._unit * self.num_replicas
-        missing = -len(rest) % step
-        if missing and self.drop_last:
-            rest = rest[: len(rest) - len(rest) % step]
-        elif missing:
+        count = self.rows_left(begin) * self.num_replicas
+        if count > len(rest):
             at = self._of(self._epoch)
+            first = len(keys) - self.plan.num_rows(len(at.indices))  # after the order's own
             fillers = self.plan.fillers(
-                self._epoch, at.indices, at.cluster_sizes, self.num_keys, missing
+                self._epoch, at.indices, at.cluster_sizes, first, count - len(rest)
             )
             rest = np.concatenate([rest, fillers])
-        units = rest.reshape(-1, self.num_replicas, self._unit)
+        units = rest[:count].reshape(-1, self.num_replicas, self._unit)
         return units[:, rank].reshape(-1)
 
     def first_keys(self, begin: int, count: int) -> list[list[int]]:
@@ -368,20 +361,24 @@ class WeightedCoresetSampler(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """Return where the iteration stands, in O(1) and with a few numbers.
 
-        The position counts keys handed out over all ranks, which runs ahead of training where
-        somebody prefetches: a stateful loader keeps the state that belongs to each batch. The
-        selection is not in it but by its digest: save it once, when it is made.
+        The position counts keys of the order handed out over all ranks, which runs ahead of
+        training where somebody prefetches: a stateful loader keeps the state that belongs to each
+        batch. The selection is not in it but by its digest: save it once, when it is made.
         """
+        position = self._position
         return {
             **self.identity,
             "epoch": self._epoch,
-            "position": self._position,
+            "position": position if self.rows_left(position) else len(self.plan),
             "num_replicas": self.num_replicas,
             "selection": None if self._selection is None else self._selection.digest,
         }
 
     def checked(self, state: Mapping[str, Any]) -> dict[str, int]:
         """Return the epoch and position that a state stands at, if an iteration can stand there.
+
+        One at the order's end or beyond says that the epoch is consumed, filled up for some number
+        of ranks.
 
         Raises:
             TypeError: If a number is no integer.
@@ -390,8 +387,8 @@ class WeightedCoresetSampler(Sampler[int]):
         check_state("state_dict", state, ("epoch", "position", "num_replicas"))
         epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS - 1)
         num_replicas = check_int("num_replicas", state["num_replicas"], 1)
-        # What is left may have been padded for so many ranks.
-        end = len(self.plan) + self._unit * num_replicas - 1
+        # Filled up for those ranks, or for others before them, of which each had a unit.
+        end = len(self.plan) + max(len(self.plan), self._unit * num_replicas)
         position = check_int("position", state["position"], 0, end)
         if position % self._unit:
             raise ValueError(f"position must be a whole number of batches, got {position} keys.")

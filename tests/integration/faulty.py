@@ -42,10 +42,14 @@ class DyingUnlabelled(Dying):
     targets = None
 
 
-def a_loader(dataset, **options):
+def a_loader(dataset, num_workers=1, is_persistent=False, **options):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=1)
+    workers = {"num_workers": num_workers, "persistent_workers": is_persistent}
+    loader = DataLoader(dataset, batch_size=8, shuffle=True, **workers)
     return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+
+
+WORKERS = [(1, False), (1, True), (2, True)]
 
 
 def killed():
@@ -54,21 +58,27 @@ def killed():
 
 
 def a_worker_that_is_killed(folder):
-    """While it trains."""
-    loader = a_loader(Dying(), selector=RandomSelector())
-    with killed():
-        list(loader)
+    """While it trains. The next epoch is whole, and so is the one after."""
+    for workers in WORKERS:
+        dataset = Dying()
+        loader = a_loader(dataset, *workers, selector=RandomSelector())
+        with killed():
+            list(loader)
+        dataset.is_whole = True
+        for _ in range(2):
+            assert len(list(loader)) == len(loader)
 
 
 def a_worker_that_is_killed_while_probing(folder):
     """The loader is not left half way: it selects when the data is whole again."""
-    dataset = Dying()
-    loader = a_loader(dataset)
-    with killed():
-        next(iter(loader))
-    assert loader.selection is None
-    dataset.is_whole = True
-    assert len(list(loader)) == len(loader)
+    for workers in WORKERS:
+        dataset = Dying()
+        loader = a_loader(dataset, *workers)
+        with killed():
+            next(iter(loader))
+        assert loader.selection is None
+        dataset.is_whole = True
+        assert len(list(loader)) == len(loader)
 
 
 def a_worker_that_is_killed_while_labels_are_gathered(folder):

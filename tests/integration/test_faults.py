@@ -6,18 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor, init_device_mesh
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from augsubset import (
+    AllSelector,
     AugsubsetError,
+    CoresetSelector,
+    MaxLossSelector,
     RandomOps,
     RandomSelector,
     SubsetAugmentLoader,
     load_checkpoint,
     save_checkpoint,
+    weighted_loss,
 )
 
+pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).parents[2]
 N = 40
 X = torch.randint(
@@ -31,9 +39,10 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
 
 
-def make(data=None, *, model=None, num_workers=0, **options):
+def make(data=None, *, model=None, num_workers=0, persistent=False, **options):
     data = TensorDataset(X, Y) if data is None else data
-    loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=num_workers)
+    workers = {"num_workers": num_workers, "persistent_workers": persistent}
+    loader = DataLoader(data, batch_size=8, shuffle=True, **workers)
     options = {"fraction": 0.2, "copies": 2, "every": 2, **options}
     model = make_model() if model is None else model
     return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
@@ -99,13 +108,111 @@ def test_what_would_harm_this_process_is_met_in_one_of_its_own(scene, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_dataset_that_changes_its_length_is_refused():
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("change", "n"), [(lambda rows: rows.append(rows[0]), 41), (list.pop, 39)])
+def test_a_dataset_that_changes_its_length_is_refused(num_workers, change, n):
     rows = [(X[i], int(Y[i])) for i in range(N)]
-    loader = make(rows, selector=RandomSelector())
+    loader = make(rows, num_workers=num_workers, persistent=num_workers > 0)
     list(loader)
-    rows.append(rows[0])
-    with pytest.raises(AugsubsetError, match="must keep its length 40, got 41"):
+    change(rows)
+    for use in (list, SubsetAugmentLoader.reselect):
+        with pytest.raises(AugsubsetError, match=f"must keep its length 40, got {n}"):
+            use(loader)
+    assert [e["event"] for e in loader.history] == ["selection", "epoch"]
+
+
+def trained(loader, model, factor, learning_rate=0.1):
+    """An epoch of an ordinary loop, in which one loss is multiplied."""
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+    for number, (x, y, w) in enumerate(loader):
+        loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+        optimizer.zero_grad()
+        (loss * factor if number == 2 else loss).backward()
+        optimizer.step()
+
+
+RULES = [CoresetSelector(), RandomSelector(), MaxLossSelector(), AllSelector()]
+
+
+@pytest.mark.parametrize("selector", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_nan_or_infinite_is_named_when_the_next_epoch_starts(selector, factor):
+    model = make_model()
+    loader = make(model=model, every=20, selector=selector)
+    trained(loader, model, factor=1.0)
+    trained(loader, model, factor)
+    reason = r"must be finite .*, got 324 of 324 values of '1\.weight' .* at epoch 2\. A loss was"
+    with pytest.raises(AugsubsetError, match=reason):
+        trained(loader, model, factor=1.0)
+    assert loader.epoch == 2
+    model.load_state_dict(make_model().state_dict())
+    trained(loader, model, factor=1.0)
+    assert loader.history[-1]["completed"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_named_however_large_the_others(value):
+    model = make_model()
+    loader = make(model=model, selector=RandomSelector())
+    with torch.no_grad():
+        model[1].weight.fill_(torch.finfo(torch.float32).max)
         list(loader)
+        model[1].bias[1] = value
+    with pytest.raises(AugsubsetError, match=r"got 1 of 3 values of '1\.bias'"):
+        next(iter(loader))
+
+
+def test_looking_at_weights_leaves_no_trace():
+    model = make_model()
+    loader = make(model=model, selector=RandomSelector())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+        assert parameter.grad_fn is None
+
+
+class Odd(nn.Module):
+    """What is no trained weight, or none that can be looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.lazy = nn.LazyLinear(3)
+        self.meta = nn.Parameter(torch.full((2,), torch.nan, device="meta"))
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.mask = nn.Parameter(torch.full((2,), -torch.inf), requires_grad=False)
+        self.eighth = nn.Parameter(torch.full((2,), torch.nan).to(torch.float8_e4m3fn))
+        self.counts = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+        self.register_buffer("never", torch.full((2,), torch.nan))
+        self.weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+
+
+def test_what_is_no_weight_in_training_or_cannot_be_looked_at_is_left_out():
+    model = Odd()
+    loader = make(model=model, selector=RandomSelector(), device="cpu")
+    assert len(list(loader)) == len(loader)
+    with torch.no_grad():
+        model.weight[1] = torch.nan
+    with pytest.raises(AugsubsetError, match="got 1 of 2 values of 'weight'"):
+        next(iter(loader))
+
+
+def test_weights_that_ranks_share_are_looked_at_where_they_are():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = make_model()
+        mesh = init_device_mesh("cpu", (1,))
+        model[1].weight = nn.Parameter(DTensor.from_local(model[1].weight.detach(), mesh))
+        loader = make(model=model, selector=RandomSelector(), device="cpu")
+        assert len(list(loader)) == len(loader)
+        model[1].weight.to_local().detach()[0, 0] = torch.nan
+        with pytest.raises(AugsubsetError, match=r"got 1 of 324 values of '1\.weight'"):
+            next(iter(loader))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_weights_that_are_nan_are_named_at_the_next_selection():

@@ -17,7 +17,14 @@ from augsubset import (
     RandomSelector,
     SubsetAugmentLoader,
 )
-from tests.contracts import assert_resumable, assert_same_batches, batches_from, saved_and_read
+from tests.contracts import (
+    assert_order_pure,
+    assert_resumable,
+    assert_same_batches,
+    batches_from,
+    saved_and_read,
+    values_of,
+)
 
 N = 40
 X = torch.randint(
@@ -40,17 +47,25 @@ class Jittered(Dataset):
 
 
 def make(
-    data=None, *, num_replicas=1, rank=0, batch_size=8, num_workers=0, context=None, **options
+    data=None,
+    *,
+    num_replicas=1,
+    rank=0,
+    drops_rows=False,
+    drops_batch=False,
+    batch_size=8,
+    num_workers=0,
+    context=None,
+    **options,
 ):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     data = TensorDataset(X, Y) if data is None else data
-    sampler = DistributedSampler(data, num_replicas, rank) if num_replicas > 1 else None
     loader = DataLoader(
         data,
         batch_size=batch_size,
-        sampler=sampler,
-        shuffle=None if sampler else True,
+        sampler=DistributedSampler(data, num_replicas, rank, drop_last=drops_rows),
+        drop_last=drops_batch,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         multiprocessing_context=context,
@@ -61,24 +76,46 @@ def make(
 
 LAYOUTS, RAW = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
 KINDS = list(itertools.product(LAYOUTS, RAW, ("weight", "sample")))
+of_every_kind = pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+on_ranks = pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
 
 
-@pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
-@pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 1)])
+@of_every_kind
+@on_ranks
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_order_depends_on_seed_epoch_and_selection_alone(
+    layout, raw, mode, num_replicas, rank, num_workers
+):
+    def orders(num_workers):
+        options = {"layout": layout, "raw": raw, "mode": mode, "num_workers": num_workers}
+        options |= {"num_replicas": num_replicas, "rank": rank}
+        options |= {"selector": RandomSelector(), "every": 1}  # another selection every epoch
+        return assert_order_pure(lambda: make(Jittered(), **options), (0, 5), read=values_of)
+
+    first, second = orders(num_workers)
+    assert first != second
+    assert num_workers == 0 or [first, second] == orders(0)
+
+
+@of_every_kind
+@on_ranks
 def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, rank):
+    options = {"layout": layout, "raw": raw, "mode": mode}
+    options |= {"num_replicas": num_replicas, "rank": rank}
+    if num_replicas > 1:
+        options["selector"] = RandomSelector()  # a probe would be the same on all
+
     def again():
-        return make(
-            Jittered(), layout=layout, raw=raw, mode=mode, num_replicas=num_replicas, rank=rank
-        )
+        return make(Jittered(), **options)
 
     num_batches = len(again())
     assert_resumable(again, stops=[0, 1, num_batches, num_batches + 2, 3 * num_batches])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
-@pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 1)])
+@of_every_kind
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2)])
+@on_ranks
 def test_every_kind_resumes_with_other_workers(
     layout, raw, mode, before, after, num_replicas, rank
 ):
@@ -116,29 +153,29 @@ WORKERS = [(0, 0), pytest.param((2, 0), marks=pytest.mark.slow)]
 WORKERS += [pytest.param((0, 2), marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(("layout", "raw"), list(itertools.product(LAYOUTS, RAW)))
+@of_every_kind
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after, workers):
-    """Rows of the built-in policies do not depend on the batch, so the union is the same rows."""
-    options = {"layout": layout, "raw": raw, "return_index": True}
-    expected = rows_of(batches_from(make(**options), 1))
+def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, mode, before, after, workers):
+    """Rows of the built-in policies do not depend on the batch, so the union is the same rows.
 
-    def share(loader, stop=None):
-        return rows_of(itertools.islice(batches_from(loader, 1), stop))
-
+    The next epoch has another selection.
+    """
+    options = {"layout": layout, "raw": raw, "mode": mode, "return_index": True}
+    options |= {"every": 1, "selector": RandomSelector()}
     unit = 8 if layout == "grouped" else 1
 
     def union(shares):
         pieces = [[each[i : i + unit] for i in range(0, len(each), unit)] for each in shares]
         return [row for step in zip(*pieces, strict=True) for piece in step for row in piece]
 
+    whole = make(**options)
     running = [
         make(**options, num_replicas=before, rank=rank, num_workers=workers[0])
         for rank in range(before)
     ]
     iterators = [iter(loader) for loader in running]
-    first = union([rows_of([next(iterator)]) for iterator in iterators])
+    rows = union([rows_of([next(iterator)]) for iterator in iterators])
     states = [saved_and_read(loader.state_dict()) for loader in running]
     assert len({(state["epoch"], state["position"]) for state in states}) == 1
     resumed = [
@@ -147,11 +184,56 @@ def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, before, after, 
     ]
     for loader in resumed:
         loader.load_state_dict(states[0])
-    rows = first + union([share(loader) for loader in resumed])
-    assert len(rows) >= len(expected)
-    for row, other in zip(rows, expected, strict=False):
-        assert all(torch.equal(part, same) for part, same in zip(row, other, strict=True))
-    assert all(float(row[2]) == 0 for row in rows[len(expected) :])
+    for epoch in range(2):
+        expected = rows_of(whole)
+        assert all(loader.epoch == epoch for loader in resumed)
+        rows += union([rows_of(loader) for loader in resumed])
+        for row, other in zip(rows, expected, strict=False):
+            assert all(torch.equal(part, same) for part, same in zip(row, other, strict=True))
+        fillers = rows[len(expected) :]
+        assert 0 <= len(rows) - len(expected) < unit * after
+        assert mode == "sample" or all(float(row[2]) == 0 for row in fillers)
+        rows = []
+    assert resumed[0].selection.digest == whole.selection.digest
+    assert resumed[0].history[0]["digest"] != whole.selection.digest
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "drops", [{}, {"drops_rows": True}, {"drops_batch": True}], ids=["pads", "rows", "batch"]
+)
+def test_every_state_is_loaded_again_and_says_how_many_batches_are_left(layout, drops):
+    """On ranks that took over from others, and there after every batch."""
+    selector = RandomSelector()
+
+    def of(num_replicas):
+        options = {"batch_size": 4, "layout": layout, "selector": selector, **drops}
+        return make(num_replicas=num_replicas, raw="none", copies=3, **options)
+
+    loaders, judges = ([of(number) for number in range(1, 6)] for _ in range(2))
+
+    def states_of(loader):
+        loader.set_epoch(0)
+        yield loader.state_dict()
+        for _ in loader:
+            yield loader.state_dict()
+
+    def assert_taken(state, num_batches, num_replicas):
+        for judge in judges:
+            judge.load_state_dict(state)
+            if num_batches == 0 or judge.num_replicas == num_replicas:
+                assert judge.num_batches_left == num_batches
+
+    for before, after in itertools.product(loaders[:4], loaders[1:]):
+        for state in list(states_of(before)):
+            after.load_state_dict(state)
+            left = after.num_batches_left
+            assert_taken(after.state_dict(), left, after.num_replicas)
+            for _ in after:
+                left -= 1
+                assert after.num_batches_left == left
+                assert_taken(after.state_dict(), left, after.num_replicas)
+            assert left == 0
 
 
 def test_a_state_made_between_epochs_or_at_the_last_batch_swallows_no_epoch():
@@ -196,7 +278,7 @@ def test_a_selection_made_in_the_middle_of_an_epoch_is_resumed_for_the_next():
         loader.set_epoch(5)  # a random selection depends on the epoch: another one
         loader.reselect()
         if stop:
-            state = saved_and_read({**loader.state_dict(), "epoch": 0})
+            state = saved_and_read(loader.state_dict())
             running.close()
             loader = make(selector=RandomSelector(), every=100)
             loader.load_state_dict(state)
@@ -281,8 +363,8 @@ def damaged(state, **changes):
         (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
         (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
         (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),
-        (lambda s: damaged(s, position=-1), ValueError, "position must be between 0 and 64, got"),
-        (lambda s: damaged(s, position=65), ValueError, "position must be between 0 and 64, got"),
+        (lambda s: damaged(s, position=-1), ValueError, "position must be between 0 and 128,"),
+        (lambda s: damaged(s, position=129), ValueError, "got position=129"),
         (lambda s: damaged(s, num_replicas=0), ValueError, "num_replicas must be at least 1"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
         (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8191"),
@@ -326,21 +408,27 @@ def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
     assert fresh.state_dict()["epoch"] == before["epoch"]
 
 
-def test_padding_for_more_ranks_lies_within_an_epoch_of_fewer():
-    """The tail of 65 rows is padded to 68 for four ranks, and there the run was stopped."""
+def test_an_epoch_that_was_filled_up_for_some_ranks_is_over_for_any():
+    """The tail of 65 rows is padded to 68 for four ranks, to 67 where three take over from one."""
     data = TensorDataset(X[:5].repeat(13, 1, 1, 1), torch.zeros(65, dtype=torch.int64))
-    options = {"raw": "unselected", "copies": 1}
-    four = make(data, num_replicas=4, rank=0, batch_size=4, **options)
-    running = iter(four)
-    for _ in range(len(four)):
-        next(running)
-    state = saved_and_read(four.state_dict())
-    assert (state["position"], state["num_replicas"]) == (68, 4)
-    one = make(data, **options)
-    one.load_state_dict(state)
-    assert list(one) == []
-    with pytest.raises(ValueError, match="position must be between 0 and 65, got position=68"):
-        make(data, **options).load_state_dict(damaged(state, num_replicas=1))
+    options = {"raw": "unselected", "copies": 1, "batch_size": 4}
+    one, four = make(data, **options), make(data, num_replicas=4, rank=0, **options)
+    running = iter(one)
+    next(running)
+    three = make(data, num_replicas=3, rank=0, **options)
+    three.load_state_dict(one.state_dict())
+    for loader in (four, three):
+        running = iter(loader)
+        for _ in range(loader.num_batches_left):
+            next(running)
+        state = saved_and_read(loader.state_dict())
+        assert state["position"] == 65
+        for again in (make(data, **options), make(data, num_replicas=5, rank=4, **options)):
+            again.load_state_dict(state)
+            again.load_state_dict(again.state_dict())
+            assert again.num_batches_left == 0
+            assert list(again) == []
+            assert again.epoch == 1
 
 
 def test_a_damaged_record_of_recycling_changes_nothing_either():
@@ -354,16 +442,54 @@ def test_a_damaged_record_of_recycling_changes_nothing_either():
     assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(recycle=1), 1)))
 
 
+def changed(tensor, where):
+    other = tensor.clone()
+    other[where] = tensor.flip(0)[where]
+    return other
+
+
 def test_a_state_of_another_dataset_of_the_same_length_is_refused():
     loader = make()
     with pytest.raises(ValueError, match="same labels_digest"):
         make(TensorDataset(X, Y.flip(0))).load_state_dict(loader.state_dict())
 
 
+@pytest.mark.parametrize("where", [slice(1, None), slice(20, None), slice(-1, None)])
+def test_a_state_of_other_images_is_refused_though_labels_and_the_first_image_are_the_same(where):
+    with pytest.raises(ValueError, match="same example_digest"):
+        make(TensorDataset(changed(X, where), Y)).load_state_dict(make().state_dict())
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 2)])
+@pytest.mark.parametrize("held", ["tensors", "attribute"])
+def test_a_state_of_other_numbers_is_refused_wherever_they_differ(shape, held):
+    """Also between the examples that are fetched to tell datasets apart."""
+    targets = torch.arange(float(np.prod(shape))).view(shape)
+
+    def of(targets):
+        if held == "tensors":
+            return regressed(TensorDataset(X, targets))
+        rows = Rows(zip(X, targets, strict=True))
+        rows.targets = list(targets.numpy())
+        return regressed(rows)
+
+    state = of(targets).state_dict()
+    of(targets.clone()).load_state_dict(state)
+    with pytest.raises(ValueError, match="same labels_digest"):
+        of(changed(targets, slice(1, 5))).load_state_dict(state)
+    with pytest.raises(ValueError, match="same labels_digest"):
+        of(changed(targets, slice(1, None))).load_state_dict(state)
+
+
+class Rows(list):
+    """Examples that may have attributes."""
+
+
 class Regressed(Dataset):
     """Images of a seed, with a number each: no class that tells datasets apart."""
 
-    def __init__(self, seed, draws=0.0):
+    def __init__(self, seed, draws=0.0, y=None):
+        self.y = torch.arange(float(N)) if y is None else y
         generator = torch.Generator().manual_seed(seed)
         self.x = torch.rand(N, 3, 6, 6, generator=generator)
         self.draws = draws
@@ -373,7 +499,7 @@ class Regressed(Dataset):
 
     def __getitem__(self, index):
         noise = np.random.default_rng().random() * self.draws  # of nobody's seed
-        return {"x": self.x[index] * (1 - noise), "y": torch.tensor(float(index))}
+        return {"x": self.x[index] * (1 - noise), "y": self.y[index]}
 
 
 def regressed(dataset, batch_size=8):
@@ -389,12 +515,32 @@ def test_a_state_of_other_images_is_refused_where_labels_are_the_same():
     state = regressed(Regressed(0)).state_dict()
     with pytest.raises(ValueError, match="same example_digest"):
         regressed(Regressed(1)).load_state_dict(state)
+    other = Regressed(0, y=changed(torch.arange(float(N)), slice(1, None)))
+    with pytest.raises(ValueError, match="same example_digest"):
+        regressed(other).load_state_dict(state)
     regressed(Regressed(0), batch_size=1).load_state_dict(state)
-    make(Jittered()).load_state_dict(make(Jittered(), num_workers=1).state_dict())
+    state = make(Jittered(), num_workers=1).state_dict()
+    for batch_size in (8, 1):
+        make(Jittered(), batch_size=batch_size).load_state_dict(state)
 
 
-def test_a_dataset_that_draws_for_itself_resumes_all_the_same():
-    state = regressed(Regressed(0, draws=0.1)).state_dict()
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9])
+def test_few_examples_are_told_apart_too(n):
+    state = regressed(TensorDataset(X[:n], torch.zeros(n))).state_dict()
+    regressed(TensorDataset(X[:n].clone(), torch.zeros(n)), batch_size=1).load_state_dict(state)
+    other = torch.cat([X[: n - 1], X[-1:]])
+    with pytest.raises(ValueError, match="same example_digest"):
+        regressed(TensorDataset(other, torch.zeros(n))).load_state_dict(state)
+
+
+def test_a_dataset_that_draws_for_itself_resumes_all_the_same(caplog):
+    with caplog.at_level("INFO", "augsubset"):
+        state = regressed(Regressed(0)).state_dict()
+        assert not caplog.records
+        state = regressed(Regressed(0, draws=0.1)).state_dict()
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "an example fetched twice is not the same" in record.message
     regressed(Regressed(0, draws=0.1)).load_state_dict(state)
 
 

@@ -1,6 +1,9 @@
 """Real DataLoader workers: one stream, whoever fetches it."""
 
+import itertools
 import random
+from queue import Queue
+from threading import Semaphore, Thread
 
 import numpy as np
 import pytest
@@ -115,6 +118,64 @@ def test_two_persistent_spawned_workers_give_the_stream_of_none():
 def test_workers_that_come_and_go_and_prefetch_far_give_it_too():
     found = stream(tensors(), num_workers=1, prefetch_factor=8)
     assert_same_stream(stream(tensors()), found)
+
+
+def turning(dataset, **loader_options):
+    """A loader whose model is another after every epoch, and so is the selection."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+    @torch.no_grad()
+    def turn(entry):
+        if entry["event"] == "epoch":
+            for parameter in model.parameters():
+                parameter.neg_()
+
+    loader = DataLoader(dataset, batch_size=16, shuffle=True, **loader_options)
+    options = {"fraction": 0.2, "copies": 2, "every": 1, "base": CropFlip(1), "on_event": turn}
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), return_index=True, **options)
+
+
+def read_ahead(loader, num_epochs, ahead):
+    """Yield what a thread reads, when it is so many batches ahead."""
+    queue, is_read = Queue(ahead), Semaphore(0)
+    num_batches = num_epochs * len(loader)
+
+    def read():
+        for batch in itertools.chain.from_iterable(itertools.repeat(loader, num_epochs)):
+            queue.put(batch)
+            is_read.release()
+
+    thread = Thread(target=read, daemon=True)
+    thread.start()
+    for _ in range(ahead):
+        assert is_read.acquire(timeout=200)
+    assert loader.epoch == ahead // len(loader) > 0
+    yield from (queue.get(timeout=200) for _ in range(num_batches))
+    thread.join(timeout=200)
+
+
+STARTS = ["fork"]
+STARTS += [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("is_persistent", [False, True])
+@pytest.mark.parametrize("prefetch_factor", [1, 6])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_thread_that_reads_ahead_across_epochs_gives_the_stream(
+    start, is_persistent, prefetch_factor
+):
+    one = turning(photos())
+    expected = [*one, *one]
+    options = {"num_workers": 2, "persistent_workers": is_persistent}
+    options |= {"prefetch_factor": prefetch_factor, "multiprocessing_context": start}
+    loader = turning(photos(), **options)
+    found = list(read_ahead(loader, 2, ahead=len(loader) + 2))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    digests = [entry["digest"] for entry in loader.history if entry["event"] == "selection"]
+    assert len(set(digests)) == 2
 
 
 def test_the_global_seed_does_not_reach_the_stream():

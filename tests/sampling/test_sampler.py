@@ -1,5 +1,6 @@
 """WeightedCoresetSampler: arguments, lengths, weights."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,60 @@ def test_what_is_no_selection_is_refused():
 def test_keys_of_another_dtype_are_refused():
     with pytest.raises(TypeError, match=r"keys must be int64, got torch\.int32"):
         WeightedCoresetSampler(range(N), budget=2).weights_for(torch.zeros(1, dtype=torch.int32))
+
+
+def share_of(num_replicas, *, layout, drop_last):
+    """Rank 0's of 23 rows, or of 12 batches of two."""
+    selection = Selection.equally_weighted(torch.arange(5), 23)
+    options = {"raw": "unselected", "layout": layout, "batch_size": 2, "drop_last": drop_last}
+    return WeightedCoresetSampler(
+        range(23), selection, num_replicas=num_replicas, rank=0, **options
+    )
+
+
+@pytest.mark.parametrize("layout", ["mixed", "grouped"])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("before", range(1, 5))
+@pytest.mark.parametrize("after", range(2, 6))
+def test_a_state_is_taken_by_any_number_of_ranks_wherever_it_was_made(
+    layout, drop_last, before, after
+):
+    """Also one made on ranks that took over from others, whose tail is filled up anew."""
+
+    def of(num_replicas, state=None):
+        sampler = share_of(num_replicas, layout=layout, drop_last=drop_last)
+        if state is not None:
+            sampler.load_state_dict(state)
+        return sampler
+
+    unit = 2 if layout == "grouped" else 1
+    first = of(before)
+    running = iter(first)
+    for _ in range(0, len(first) + 1, unit):
+        resumed = of(after, first.state_dict())
+        rest = iter(resumed)
+        for left in range(resumed.rows_left(first.state_dict()["position"]), -1, -unit):
+            assert len(list(of(after, resumed.state_dict()))) == left
+            of(before, resumed.state_dict())
+            list(itertools.islice(rest, unit))
+        assert next(rest, None) is None
+        assert list(of(1, resumed.state_dict())) == []
+        list(itertools.islice(running, unit))
+
+
+@pytest.mark.parametrize(("position", "is_possible"), [(23, True), (46, True), (47, False)])
+def test_a_position_beyond_the_end_is_the_end_unless_no_ranks_could_have_filled_up_so_far(
+    position, is_possible
+):
+    sampler = share_of(1, layout="mixed", drop_last=False)
+    state = {**sampler.state_dict(), "position": position}
+    if is_possible:
+        sampler.load_state_dict(state)
+        assert sampler.state_dict()["position"] == 23
+        assert list(sampler) == []
+    else:
+        with pytest.raises(ValueError, match="position must be between 0 and 46, got position=47"):
+            sampler.load_state_dict(state)
 
 
 def test_our_dataset_in_a_subset_is_refused():

@@ -1,0 +1,119 @@
+"""A loader prepared for accelerate is still the loader that it was."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from augsubset import AugsubsetError, RandomOps, RandomSelector, SubsetAugmentLoader
+from augsubset.integrations.accelerate import prepare
+
+N = 40
+X = torch.randint(
+    0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+DATA = TensorDataset(X, torch.arange(N) % 3)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    options = {"fraction": 0.2, "copies": 2, "selector": RandomSelector(), **options}
+    sampler = DistributedSampler(
+        DATA,
+        num_replicas=options.pop("num_replicas", 1),
+        rank=0,
+        drop_last=options.pop("drop_last", False),
+    )
+    return SubsetAugmentLoader(DataLoader(DATA, 8, sampler=sampler), model, RandomOps(), **options)
+
+
+@pytest.fixture
+def prepared():
+    return prepare(Accelerator(cpu=True), make())
+
+
+PUBLIC = [
+    name for name in dir(SubsetAugmentLoader) if not name.startswith("_") and name != "sampler"
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_public_of_the_loader_is_there(prepared, name):
+    loader = prepared.loader
+    if not callable(getattr(SubsetAugmentLoader, name)):
+        assert getattr(prepared, name) == getattr(loader, name)
+    else:
+        assert getattr(prepared, name).__self__ is loader
+
+
+def test_what_the_loader_says_follows_it(prepared):
+    running = iter(prepared)
+    next(running)
+    assert (prepared.epoch, prepared.num_batches_left) == (0, len(prepared) - 1)
+    running.close()
+    assert prepared.selection is prepared.loader.selection is not None
+    assert [entry["event"] for entry in prepared.history] == ["selection", "epoch"]
+    assert prepared.reselect() is prepared.selection
+    again = prepare(Accelerator(cpu=True), make())
+    again.load_state_dict(prepared.state_dict())
+    assert again.epoch == 1
+    again.set_epoch(3)
+    assert again.loader.epoch == 3
+
+
+def test_what_is_not_there_is_not_there_and_the_sampler_says_why(prepared):
+    for name in ("no_such_thing", "_sampler", "_drop_last", "__array__"):
+        assert not hasattr(prepared, name)
+    with pytest.raises(AttributeError, match=r"Resume by load_state_dict, which skips"):
+        prepared.sampler  # noqa: B018
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy])
+def test_pickling_is_refused_as_the_loader_refuses_it(prepared, copied):
+    with pytest.raises(TypeError, match=r"Save loader\.state_dict\(\)"):
+        copied(prepared)
+
+
+def test_a_shallow_copy_is_of_the_same_loader(prepared):
+    assert copy.copy(prepared).loader is prepared.loader
+    with pytest.raises(AttributeError, match="loader"):
+        type(prepared).__new__(type(prepared)).history  # noqa: B018
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("layout", ["mixed", "grouped"])
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (1, 5), (2, 3), (4, 5)])
+def test_the_last_batch_is_named_on_ranks_that_took_over_from_others(
+    drop_last, layout, before, after
+):
+    options = {"layout": layout, "drop_last": drop_last}
+    first = make(num_replicas=before, **options)
+    running = iter(first)
+    next(running)
+
+    class Many:
+        num_processes = after
+
+        def register_for_checkpointing(self, loader):
+            self.loader = loader
+
+    Accelerator(cpu=True)  # prepare() needs its state
+    prepared = prepare(Many(), make(num_replicas=after, **options))
+    prepared.load_state_dict(first.state_dict())
+    total = prepared.num_batches_left
+    assert [prepared.end_of_dataloader for _ in prepared] == [False] * (total - 1) + [True] * (
+        total > 0
+    )
+    assert len(list(prepared)) == len(prepared)
+
+
+def test_a_loader_that_is_live_is_refused_through_it_too(prepared):
+    running = iter(prepared)
+    next(running)
+    with pytest.raises(AugsubsetError, match="already has a live iterator"):
+        next(iter(prepared))
