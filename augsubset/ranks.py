@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -72,20 +74,41 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait for everybody, but not for ever: a collective with a rank missing would hang."""
-        try:
+        with self.together():
             dist.monitored_barrier(self.group, self._timeout, wait_all_ranks=True)
-        except RuntimeError as error:
-            raise _OfCollectiveError(
-                f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
-                f"{error}"
-            ) from error
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks."""
         self.meet()
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.group)
+        with self.together():
+            dist.all_gather_object(values, value, group=self.group)
         return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a collective call, and say what became of it: a rank is gone, or late."""
+        begin = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            raise _OfCollectiveError(self._lost(error, time.monotonic() - begin)) from error
+
+    def _lost(self, error: RuntimeError, seconds: float) -> str:
+        """Return why a call ended without everybody: before its time only for a rank that died."""
+        if seconds >= self._timeout.total_seconds():
+            return (
+                f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
+                f"{error}"
+            )
+        here = f"after {seconds:.1f} s on rank {self.rank}"
+        # Rank 0 meets each of the others, and they meet it alone.
+        if dead := re.search(r"Ranks ([\d, ]+) failed to pass", str(error)):
+            return f"every rank must take part, got rank {dead[1]} gone {here}. Its log says why."
+        return (
+            f"every rank must take part within {self._timeout}, got no answer {here}: a rank is "
+            f"gone, or waited for one in vain. {error}"
+        )
 
     @classmethod
     def apart(cls, timeout: timedelta) -> Ranks:

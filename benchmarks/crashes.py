@@ -7,14 +7,17 @@ import random
 import signal
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from augsubset import (
     CropFlip,
@@ -31,15 +34,45 @@ N = 96
 NUM_EPOCHS = 4
 
 
+class Drawn(Dataset[tuple[Tensor, int]]):
+    """Images that are darkened at each fetch by draws from the three global generators."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.targets = x, y.tolist()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        draws = (random.random(), float(np.random.rand()), float(torch.rand(())))  # noqa: NPY002
+        return self.x[index] / 255 * (sum(draws) / 3), self.targets[index]
+
+
 def train(
-    folder: Path, layout: Literal["mixed", "grouped"], workers: int, *, save_every: int = 3
+    folder: Path,
+    layout: Literal["mixed", "grouped"],
+    workers: int,
+    *,
+    save_every: int = 3,
+    draws: bool = False,
+    **options: Any,
 ) -> None:
-    """Train four epochs, from the checkpoint in the folder if there is one; log every row."""
+    """Train four epochs, from the checkpoint in the folder if there is one; log every row.
+
+    Args:
+        folder: Of the checkpoint, the log and the final weights.
+        layout: Of the loader.
+        workers: Of the DataLoader.
+        save_every: Batches between checkpoints.
+        draws: Whether items draw random transforms.
+        options: Of the loader, beside those here.
+    """
     torch.manual_seed(0)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=generator)
-    data = TensorDataset(x, torch.arange(N) % 3)
+    y = torch.arange(N) % 3
+    data: Dataset[Any] = Drawn(x, y) if draws else TensorDataset(x, y)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     loader = DataLoader(data, 8, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
@@ -47,10 +80,7 @@ def train(
         loader,
         model,
         RandomOps.paper(),
-        fraction=0.2,
-        copies=3,
-        every=2,
-        base=CropFlip(1),
+        **{"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options},
         layout=layout,
         return_index=True,
     )
@@ -65,7 +95,8 @@ def train(
     with (folder / "log").open("a") as log:
         log.write("\n")  # what was killed may have left half a line
         for epoch in range(loader.epoch, NUM_EPOCHS):
-            for x, y, w, index in loader:
+            for x, y, *weights, index in loader:
+                w = weights[0] if weights else torch.ones(len(y))
                 loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
                 optimizer.zero_grad()
                 loss.backward()
@@ -94,14 +125,16 @@ def train(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was left of a run after it was killed many times.
+    """What was left of runs that were killed many times.
 
     Args:
-        kills: How often it was killed before it ended by itself.
-        rows: Rows of the uninterrupted run.
+        kills: How often one was killed before it had ended by itself.
+        rows: Rows of as many uninterrupted runs.
         mismatched: Logged rows that differ from the uninterrupted run's at the same step, or are
-            of a step that it does not have: seen twice.
-        lost: Rows of the uninterrupted run that were never logged.
+            of a step that it does not have.
+        lost: Rows of an example that a run, each step as it was done last, has less often in an
+            epoch than the uninterrupted one.
+        twice: Those that it has more often.
         same_weights: Whether the final weights are the same to the bit.
     """
 
@@ -109,85 +142,132 @@ class Outcome:
     rows: int
     mismatched: int
     lost: int
+    twice: int
     same_weights: bool
 
 
 def kill_and_resume(
-    layout: Literal["mixed", "grouped"], workers: int, kills: int, seed: int
+    layout: Literal["mixed", "grouped"], workers: int, kills: int, seed: int, **options: Any
 ) -> Outcome:
-    """Train once without interruption, once killed at random points, and compare.
+    """Train once without interruption, then killed at random points, and compare.
 
     Runs are forked, so that they begin within milliseconds; SIGKILL comes after a random part of
-    the uninterrupted run's time.
+    the uninterrupted run's time. A run that ends before it is followed by another.
 
     Args:
         layout: Of the loader.
         workers: Of the DataLoader.
-        kills: How often to kill.
+        kills: How often to kill, over all runs.
         seed: Of the points in time.
+        options: Of :func:`train`.
     """
+    # What a process's first optimizer imports and first policy loads takes longer than a run.
+    torch.optim.SGD([torch.zeros(1)], 0.1)
+    RandomOps.paper()
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
+        whole = Path(scratch, "whole")
         whole.mkdir()
-        killed.mkdir()
         begin = time.perf_counter()
-        _wait(_forked(whole, layout, workers))
+        _wait(_forked(whole, layout, workers, options))
         seconds = time.perf_counter() - begin
         done = 0
+        found: list[_Comparison] = []
         while done < kills:
-            child = _forked(killed, layout, workers)
-            time.sleep(rng.uniform(0.1, 1.0) * seconds)
-            os.kill(child, signal.SIGKILL)
-            _wait(child, may_fail=True)
-            done += 1
-            if (killed / "weights").exists():
-                break
-        while not (killed / "weights").exists():
-            _wait(_forked(killed, layout, workers))
-        return _compared(whole, killed, done)
+            killed = Path(scratch, str(len(found)))
+            killed.mkdir()
+            while not (killed / "weights").exists():
+                child = _forked(killed, layout, workers, options)
+                if done < kills:
+                    time.sleep(rng.uniform(0.1, 1.0) * seconds)
+                    os.kill(child, signal.SIGKILL)
+                done += _wait(child) and not (killed / "weights").exists()
+            found.append(_compared(whole, killed))
+    return Outcome(
+        kills=done,
+        rows=sum(each.rows for each in found),
+        mismatched=sum(each.mismatched for each in found),
+        lost=sum(each.lost for each in found),
+        twice=sum(each.twice for each in found),
+        same_weights=all(each.same_weights for each in found),
+    )
 
 
-def _forked(folder: Path, layout: Literal["mixed", "grouped"], workers: int) -> int:
+def _forked(
+    folder: Path, layout: Literal["mixed", "grouped"], workers: int, options: dict[str, Any]
+) -> int:
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        train(folder, layout, workers)
+        train(folder, layout, workers, **options)
         status = 0
     finally:
         os._exit(status)
 
 
-def _wait(child: int, *, may_fail: bool = False) -> None:
+def _wait(child: int) -> bool:
+    """Return whether a process died of SIGKILL, not by itself before it came; raise if it failed.
+
+    Raises:
+        RuntimeError: If it ended in any other way than well.
+    """
     _, status = os.waitpid(child, 0)
-    if status and not may_fail:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    if status:
         raise RuntimeError(f"the training run ended with status {status}.")
+    return False
 
 
-def _steps(folder: Path) -> list[tuple[int, str]]:
+class _Step(NamedTuple):
+    """A line of a log."""
+
+    number: int
+    line: str
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Epoch and index of each row."""
+        words = self.line.split(" ")
+        return [(words[1], row.split(":")[0]) for row in words[3:]]
+
+
+def _steps(folder: Path) -> list[_Step]:
     lines = (folder / "log").read_text().splitlines()
-    return [(int(line.split(" ", 1)[0]), line) for line in lines if " " in line]
+    return [_Step(int(line.split(" ", 1)[0]), line) for line in lines if " " in line]
 
 
-def _compared(whole: Path, killed: Path, kills: int) -> Outcome:
-    expected = dict(_steps(whole))
-    num_rows = {step: line.count(":") // 2 for step, line in expected.items()}
-    mismatched, seen = 0, set()
-    for step, line in _steps(killed):
-        if step not in expected:
-            mismatched += line.count(":") // 2
-        elif expected[step] == line:
-            seen.add(step)
-        elif not expected[step].startswith(line):  # a line that the kill cut off is no row
-            mismatched += num_rows[step]
-    lost = sum(count for step, count in num_rows.items() if step not in seen)
-    ours, theirs = (torch.load(each / "weights", weights_only=True) for each in (whole, killed))
-    return Outcome(
-        kills=kills,
-        rows=sum(num_rows.values()),
+class _Comparison(NamedTuple):
+    rows: int
+    mismatched: int
+    lost: int
+    twice: int
+    same_weights: bool
+
+
+def _compared(whole: Path, killed: Path) -> _Comparison:
+    expected, steps = {step.number: step for step in _steps(whole)}, _steps(killed)
+    mismatched = 0
+    for step in steps:
+        if step.number not in expected:
+            mismatched += len(step.rows)
+        # A line that the kill cut off is done again.
+        elif not expected[step.number].line.startswith(step.line):
+            mismatched += len(expected[step.number].rows)
+    ours, theirs = _counts(list(expected.values())), _counts(steps)
+    weights = [torch.load(each / "weights", weights_only=True) for each in (whole, killed)]
+    return _Comparison(
+        rows=ours.total(),
         mismatched=mismatched,
-        lost=lost,
-        same_weights=all(torch.equal(ours[name], theirs[name]) for name in ours),
+        lost=(ours - theirs).total(),
+        twice=(theirs - ours).total(),
+        same_weights=all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]),
     )
+
+
+def _counts(steps: Sequence[_Step]) -> Counter[tuple[str, str]]:
+    """Return how often an epoch has rows of an example: of a step that was done again, the last."""
+    last = {step.number: step for step in steps}
+    return Counter(row for step in last.values() for row in step.rows)

@@ -1,8 +1,12 @@
 """The doctor: what it measures, what it says, and that it leaves no trace."""
 
+import multiprocessing
+import random
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +25,7 @@ from augsubset.cli import main
 from augsubset.judgement import PARTS
 from augsubset.report import summary
 from augsubset.source import Source
+from tests.contracts import assert_same_batches
 
 N = 64
 X = torch.randint(
@@ -288,6 +293,110 @@ def test_nothing_is_left_behind():
         for batch, other in zip(found, expected, strict=False)
         for a, b in zip(batch, other, strict=True)
     )
+
+
+def recycling(model):
+    """A loader with two workers that stay, which probes again what it did not see in training."""
+    data = DataLoader(
+        TensorDataset(X, Y), batch_size=8, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    options = {"fraction": 0.25, "copies": 2, "every": 1, "recycle": 1, "raw": "unselected"}
+    return SubsetAugmentLoader(data, model, RandomOps.paper(), **options)
+
+
+def flat(state):
+    """Leaves of nested dicts and lists, tensors as lists."""
+    if isinstance(state, dict):
+        return {name: flat(value) for name, value in state.items() if "seconds" not in str(name)}
+    if isinstance(state, (list, tuple)):
+        return [flat(value) for value in state]
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+def generators():
+    return [random.getstate()[1], np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+
+
+@pytest.mark.slow
+def test_nothing_is_left_behind_where_gradients_are_recycled_and_workers_persist():
+    def trained(called):
+        model = make_model()
+        loader = recycling(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        seen = []
+        for _ in range(4):
+            if called:
+                before = flat(loader.state_dict()), generators()
+                workers = set(multiprocessing.active_children())
+                loader.doctor(steps=3)
+                assert set(multiprocessing.active_children()) == workers
+                assert (flat(loader.state_dict()), generators()) == before
+            for x, y, w in loader:
+                seen.append((x.clone(), y.clone(), w.clone()))
+                (model(x).square().sum(1) * w).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return seen, model.state_dict(), flat(loader.state_dict())
+
+    (seen, weights, state), (others, other_weights, other) = trained(True), trained(False)
+    assert_same_batches(seen, others)
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert state == other
+    recycled = [e["num_recycled"] for e in state["history"] if e["event"] == "selection"]
+    assert recycled[0] == 0 < recycled[1] < N
+
+
+class Sleeping(Dataset):
+    """Twenty milliseconds an item."""
+
+    targets = (torch.arange(100) % 4).tolist()
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.full((1, 2, 2), index / 100), self.targets[index]
+
+
+class SleepingModel(nn.Sequential):
+    """Two milliseconds a row, six in training."""
+
+    def forward(self, x):
+        time.sleep(len(x) * (0.006 if self.training else 0.002))
+        return super().forward(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_forecast_comes_true_with_workers(has_run):
+    """Parts sleep: what they take is the same on a machine that is busy."""
+
+    def strong(x, rows):
+        time.sleep(0.01 * len(x))
+        return x
+
+    class Slowly(CoresetSelector):
+        def select(self, gradients, **arguments):
+            time.sleep(0.5)
+            return super().select(gradients, **arguments)
+
+    data = DataLoader(Sleeping(), 10, shuffle=True, num_workers=2, persistent_workers=True)
+    model = SleepingModel(nn.Flatten(), nn.Linear(4, 4))
+    options = {"fraction": 0.25, "copies": 2, "every": 1, "selector": Slowly()}
+    loader = SubsetAugmentLoader(data, model, strong, **options)
+
+    def epoch():
+        for x, y, _ in loader:
+            nn.functional.cross_entropy(model(x), y).backward()
+        return loader.history[-1]["total_seconds"]
+
+    if has_run:
+        epoch()
+    forecast = loader.doctor(steps=50).subset
+    measured = epoch()
+    assert forecast.overlap > 0
+    assert 0.5 < forecast.total / measured < 2
 
 
 def test_regression_and_selections_already_made_are_understood():

@@ -36,7 +36,7 @@ class SubsetAugmentCallback(TrainerCallback):
 
     Raises:
         AugsubsetError: When training starts, if ``get_train_dataloader`` returned no
-            SubsetAugmentLoader, the Trainer would skip too, the checkpoint has no state of ours,
+            SubsetAugmentLoader or one for another number of ranks, the Trainer would skip too, the checkpoint has no state of ours,
             or an epoch's batches do not divide into accumulations: resumed within an epoch, the
             Trainer takes no step for an incomplete one at its end.
     """
@@ -49,6 +49,12 @@ class SubsetAugmentCallback(TrainerCallback):
     ) -> None:
         """Check what resuming needs, and do so if this is a resumed run."""
         loader = _checked(train_dataloader)
+        if args.world_size != loader.num_replicas:
+            raise AugsubsetError(
+                f"the loader must be for the Trainer's {args.world_size} ranks, got one for "
+                f"{loader.num_replicas}: each would train apart. On processors the Trainer "
+                "needs use_cpu=True to know of the others."
+            )
         if not args.ignore_data_skip:
             raise AugsubsetError(
                 "TrainingArguments must have ignore_data_skip=True: the loader skips by itself "

@@ -261,7 +261,8 @@ def _send(ranks: Ranks, shard: _Shard, to: Int64Array) -> _Shard:
         rows = torch.from_numpy(np.ascontiguousarray(array[order]))
         there = torch.empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
         if rows.ndim == 1 or rows.shape[1]:
-            dist.all_to_all_single(there, rows, incoming, outgoing, group=ranks.group)
+            with ranks.together():
+                dist.all_to_all_single(there, rows, incoming, outgoing, group=ranks.group)
         received.append(there.numpy())
     by_index = np.argsort(received[1], kind="stable")
     return shard.like([array[by_index] for array in received])

@@ -39,11 +39,11 @@ class Digits(L.LightningModule):
 
     def validation_step(self, batch):
         x, y = batch
-        self.log("accuracy", (self(x).argmax(1) == y).float().mean())
+        self.log("accuracy", (self(x).argmax(1) == y).float().mean(), sync_dist=True)
 
     def on_validation_epoch_end(self):
         accuracy = self.trainer.callback_metrics["accuracy"].item()
-        print(f"epoch {self.current_epoch}: test accuracy {100 * accuracy:.2f}%")
+        self.print(f"epoch {self.current_epoch}: test accuracy {100 * accuracy:.2f}%")
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -52,11 +52,13 @@ class Digits(L.LightningModule):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--devices", default="auto")
     args = parser.parse_args()
 
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=args.epochs,
+        devices=args.devices,
         callbacks=[SubsetAugmentCallback()],
         logger=False,
         enable_checkpointing=False,

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from augsubset import GradientProbe
+from augsubset.delivery import BatchCheck
 from benchmarks import loader
+from benchmarks.crashes import Outcome
 from benchmarks.measuring import Figure
 
 
@@ -42,10 +45,74 @@ def test_keys_are_as_many_as_asked_and_measured_in_seconds_and_megabytes(data):
     assert (seconds.unit, memory.unit) == ("s", "MB")
 
 
-def test_memory_counts_its_batches_and_selections(data):
-    (growth,) = loader.memory(data, quick=True, num_batches=200, reselections=20)
-    assert "20 reselections" in growth.name
+def test_memory_counts_its_batches_and_selections_which_probe(data, monkeypatch):
+    scan, probed = GradientProbe.scan, []
+
+    def counted(self, *arguments, **options):
+        found = scan(self, *arguments, **options)
+        probed.append(len(found))
+        return found
+
+    monkeypatch.setattr(GradientProbe, "scan", counted)
+    (growth,) = loader.memory(data, quick=True, num_batches=50, reselections=5)
+    assert "5 reselections" in growth.name
     assert growth.unit == "share"
+    assert probed == [10] * 5
+
+
+def test_an_epoch_at_a_tenth_pays_a_twentieth_of_a_selection(data, monkeypatch):
+    def in_turn(calls, repeats):
+        seconds = {"workers": 30.0, "selection, 10%": 20.0, "selection, 10% grouped": 40.0}
+        return {name: [seconds.get(name, 1.0)] for name in calls}
+
+    monkeypatch.setattr(loader, "in_turn", in_turn)
+    found = {figure.name: figure for figure in loader.against_workers(data, quick=True)}
+    assert [figure.value for figure in found.values()] == [15, 30, 10, 30]
+    assert [name for name, figure in found.items() if figure.target == 10] == [
+        "epoch at 10% with 4 copies and 1/20 of a selection, faster than all on workers"
+    ]
+    assert sum("1/20 of a selection" in name for name in found) == 2
+
+
+def test_probing_measures_what_a_loaders_selection_probes(data, monkeypatch):
+    monkeypatch.setattr(loader, "build_model", lambda *arguments, **options: loader.linear())
+    source, checked = BatchCheck.__call__, []
+
+    def counted(self, batch, keys):
+        checked.append(len(keys))
+        source(self, batch, keys)
+
+    monkeypatch.setattr(BatchCheck, "__call__", counted)
+    probed, recorded = loader.probing(data, quick=True)
+    assert probed.target == 1.05
+    assert recorded.target == 0.01
+    assert checked.count(300) == 4  # one to warm up; the rest are of construction
+
+
+def test_kills_are_as_many_as_asked_over_layouts_and_workers(data, monkeypatch):
+    asked = []
+
+    def kill_and_resume(layout, workers, kills, seed):
+        asked.append((layout, workers, kills))
+        return Outcome(kills=kills, rows=100, mismatched=0, lost=1, twice=2, same_weights=seed != 3)
+
+    monkeypatch.setattr(loader, "kill_and_resume", kill_and_resume)
+    figures = {figure.name: figure for figure in loader.crashes(data, quick=False)}
+    assert figures["kills over 1300 rows"].value == 50
+    assert {kind[:2] for kind in asked} == {
+        ("mixed", 0),
+        ("mixed", 2),
+        ("grouped", 0),
+        ("grouped", 2),
+    }
+    met = {name: figure.met for name, figure in figures.items()}
+    assert (met["mismatched rows"], met["lost rows"], met["rows seen twice"]) == (
+        True,
+        False,
+        False,
+    )
+    assert figures["rows seen twice"].value == 26
+    assert figures["runs with other weights at the end"].value == 1
 
 
 def test_an_epoch_is_counted_in_batches(data):

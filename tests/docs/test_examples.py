@@ -41,14 +41,14 @@ def run_here(script, monkeypatch, *arguments):
     runpy.run_path(str(script), run_name="__main__")
 
 
-def run_apart(script, *launcher):
-    """Run it in a process of its own, as a user would, and return what it printed.
+def run_apart(command):
+    """Run a script in a process of its own, as a user would, and return what it printed.
 
     Frameworks keep state in their process, and some warn of what is theirs.
     """
     for _ in range(3):
         done = subprocess.run(
-            [sys.executable, *launcher, str(script), "--epochs", "2"],
+            [sys.executable, *map(str, command), "--epochs", "2"],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -97,6 +97,11 @@ def test_the_count_sees_another_line():
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_adopting_it_takes_at_most_five_lines(topic):
+    """Of the script. Not counted is what it imports from ``policies.py``.
+
+    That is the augmentation itself, which whoever augments boxes or texts has to have anyway, with
+    this library or another; the pair shows what it takes to put one in.
+    """
     plain, ours = ((EXAMPLES / f"{topic}_{name}.py").read_text() for name in ("plain", "augsubset"))
     removed, added = changed_lines(plain, ours)
     assert removed <= added <= 5
@@ -128,10 +133,33 @@ def test_scripts_on_other_data_run(script, monkeypatch, capsys):
 @pytest.mark.slow
 @scripts("accelerate", "lightning", "timm", "trainer")
 def test_scripts_with_other_libraries_run(script):
-    assert_two_epochs(run_apart(script))
+    assert_two_epochs(run_apart([script]))
 
 
 @pytest.mark.distributed
-@scripts("accelerate", "ddp")
+@scripts("accelerate", "ddp", "trainer")
 def test_scripts_run_on_two_ranks(script):
-    assert_two_epochs(run_apart(script, *TORCHRUN))
+    assert_two_epochs(run_apart([*TORCHRUN, script]))
+
+
+@pytest.mark.distributed
+@scripts("lightning")
+def test_scripts_that_start_their_own_ranks_run_on_two(script):
+    assert_two_epochs(run_apart([script, "--devices", "2"]))
+
+
+def test_resuming_the_trainer_takes_the_three_lines_that_the_page_names():
+    ours = (EXAMPLES / "trainer_augsubset.py").read_text()
+    lines = {
+        "from sklearn": "from augsubset.integrations.transformers import SubsetAugmentCallback\n",
+        "            report_to": "            ignore_data_skip=True,\n",
+        "            compute_metrics": "            callbacks=[SubsetAugmentCallback()],\n",
+    }
+    resumable = ours
+    for before, line in lines.items():
+        resumable = resumable.replace(before, line + before)
+    compile(resumable, "trainer", "exec")
+    assert changed_lines(ours, resumable) == (0, 3)
+    page = (EXAMPLES.parent / "adopt.md").read_text()
+    for line in lines.values():
+        assert f"`{line.strip().rstrip(',')}`" in page

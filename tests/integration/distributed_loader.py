@@ -4,7 +4,11 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
+import time
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +28,9 @@ from augsubset import (
     SubsetAugmentLoader,
     weighted_loss,
 )
-from tests.contracts import saved_and_read
+from augsubset.ranks import Ranks
+from augsubset.selection import distributed
+from tests.contracts import assert_same_batches, saved_and_read
 
 N = 60
 GENERATOR = torch.Generator().manual_seed(0)
@@ -32,6 +38,7 @@ X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
 Y = torch.arange(N) % 3
 BACKEND = "eager"  # of torch.compile: what it traces is tested here, not what it makes of that
 SHORT = timedelta(seconds=20)
+ROUNDING = {2: 0.0, 4: 1e-6}  # of weights: how four ranks' gradients are added depends on buckets
 
 
 def say(text):
@@ -95,28 +102,42 @@ def losses(monkeypatch):
         assert len(digests) == 2
 
 
+def rows_of(loader):
+    """Index, weight and pixels of each row of an epoch: pixels tell copies apart."""
+    return [
+        (index, weight, image)
+        for x, _, w, indices in loader
+        for index, weight, image in zip(indices.tolist(), w.tolist(), x.tolist(), strict=True)
+    ]
+
+
+def in_turn(shares, unit):
+    """Rows of all ranks as one process has them: a unit of each rank after the other."""
+    steps = range(0, len(shares[0]), unit)
+    return [row for at in steps for share in shares for row in share[at : at + unit]]
+
+
 def tails(monkeypatch):
     """Uneven tails are padded at weight 0; the union is the one-process order."""
+    data = TensorDataset(X[: N - 3], Y[: N - 3])
     for layout, drop_last in itertools.product(("mixed", "grouped"), (False, True)):
-        sampler = DistributedSampler(range(N - 3), drop_last=drop_last)
-        data = TensorDataset(X[: N - 3], Y[: N - 3])
-        sampler.dataset = data
         options = {"layout": layout, "return_index": True, "selector": RandomSelector()}
+        sampler = DistributedSampler(data, drop_last=drop_last)
         loader = make(make_model(), 8, sampler=sampler, data=data, **options)
-        mine = [(index, w) for _, _, w, index in loader]
-        assert len(mine) == len(loader)
-        gathered = [None] * world()
-        dist.all_gather_object(gathered, mine)
-        rows = {}
-        for index, w in (pair for each in gathered for pair in each):
-            for i, weight in zip(index.tolist(), w.tolist(), strict=True):
-                rows.setdefault(i, []).append(weight)
-        real = sum(weight > 0 for weights in rows.values() for weight in weights)
-        total = (N - 3) + 3 * loader._sampler.budget
+        mine, shares = rows_of(loader), [None] * world()
+        dist.all_gather_object(shares, mine)
+        found = in_turn(shares, 8 if layout == "grouped" else 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(dist, "is_initialized", lambda: False)
+            patch.delenv("WORLD_SIZE")
+            expected = rows_of(make(make_model(), 8, data=data, **options))
+        assert sum(weight > 0 for _, weight, _ in expected) == N - 3 + 3 * loader._sampler.budget
         if drop_last:
-            assert total - 8 * world() < real <= total
+            assert len(expected) - 8 * world() < len(found) <= len(expected)
+            assert found == expected[: len(found)]
         else:
-            assert real == total
+            assert found[: len(expected)] == expected
+            assert all(weight == 0 for _, weight, _ in found[len(expected) :])
 
 
 def compiled(monkeypatch):
@@ -445,14 +466,160 @@ def with_lightning(monkeypatch):
     trainer.fit(Module())
 
 
-def killed(monkeypatch):
-    """A rank that dies during selection raises on the others."""
-    loader = make(make_model(), 8)
-    if dist.get_rank() == 1:
-        loader._schedule._probe = lambda indices: os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(AugsubsetError):
-        next(iter(loader))
+@contextmanager
+def shared_folder():
+    """A folder that all ranks know of."""
+    with tempfile.TemporaryDirectory() as mine:
+        folder = [mine]
+        dist.broadcast_object_list(folder)
+        yield Path(folder[0])
+        dist.barrier()
+
+
+def assert_resumes(run):
+    """Stopped after any batch and resumed in a fresh trainer, ranks get the same batches.
+
+    Args:
+        run: Trains three epochs, ``(folder, stop, resume)``: up to so many batches, or from the
+            checkpoint that such a run left. Returns batches and weights.
+    """
+    with shared_folder() as folder:
+        whole, weights = run(folder / "whole", None, False)
+    assert len({len(each) for each in gathered(whole)}) == 1
+    assert not torch.equal(whole[0][0], gathered(whole[0][0])[1 - dist.get_rank() % 2])
+    length = len(whole) // 3
+    for stop in (1, length, length + 2):
+        with shared_folder() as folder:
+            first, _ = run(folder, stop, False)
+            assert len(first) == stop
+            dist.barrier()
+            again, found = run(folder, None, True)
+        assert_same_batches([*first, *again], whole)
+        for ours, theirs in zip(found, weights, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=ROUNDING[world()])
+    say("resumed")
+
+
+def gathered(value):
+    """What each rank has."""
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def accelerate_resumed(monkeypatch):
+    """By ``save_state`` and ``load_state``."""
+    from accelerate import Accelerator
+
+    from augsubset.integrations.accelerate import prepare
+
+    def run(folder, stop, resume):
+        accelerator = Accelerator(cpu=True)
+        model = make_model()
+        loader = prepare(accelerator, make(model, 8))
+        model, optimizer = accelerator.prepare(
+            model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        )
+        if resume:
+            accelerator.load_state(folder)
+        seen = []
+        while loader.epoch < 3 and len(seen) != stop:
+            for x, y, w in loader:
+                loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                optimizer.step()
+                seen.append((x, y, w))
+                if len(seen) == stop:
+                    accelerator.save_state(folder)
+                    break
+        accelerator.free_memory()
+        return seen, [parameter.detach() for parameter in model.parameters()]
+
+    assert_resumes(run)
+
+
+def lightning_resumed(monkeypatch):
+    """By a checkpoint of its Trainer."""
+    from tests.integration.test_frameworks import Module, trainer
+
+    def run(folder, stop, resume):
+        module = Module(stop, folder)
+        options = {"ckpt_path": folder / "stopped.ckpt", "weights_only": True} if resume else {}
+        try:
+            trainer(devices=world(), strategy="ddp").fit(module, **options)
+        except (KeyboardInterrupt, SystemExit):
+            assert stop
+        return module.seen, [parameter.detach() for parameter in module.parameters()]
+
+    assert_resumes(run)
+
+
+def trainer_resumed(monkeypatch):
+    """By the checkpoints of Hugging Face's Trainer."""
+    from tests.integration.test_frameworks import trained
+
+    def run(folder, stop, resume):
+        trainer = trained(folder, stop=stop, resume=resume or None)
+        return trainer.seen, [parameter.detach() for parameter in trainer.model.parameters()]
+
+    assert_resumes(run)
+
+
+def die(*arguments, **options):
+    """Be killed while the others wait."""
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def gone():
+    """Rank 1 dies, and who is left says so: rank 0 meets everybody, the others rank 0 alone."""
+    reason = r"no answer after \d+\.\d s on rank [23]: a rank is gone"
+    if dist.get_rank() == 0:
+        reason = r"must take part, got rank 1 gone after \d+\.\d s on rank 0"
+    with pytest.raises(AugsubsetError, match=reason):
+        yield
     say("saw it")
+
+
+def killed_while_probing(monkeypatch):
+    """A rank that dies raises on the others."""
+    loader = make(make_model(), 8, timeout=timedelta(minutes=30))
+    if dist.get_rank() == 1:
+        loader._schedule._probe = die
+    with gone():
+        next(iter(loader))
+
+
+def killed_while_solving(monkeypatch):
+    """Also in the middle of its classes."""
+    loader = make(make_model(), 8, timeout=timedelta(minutes=30))
+    if dist.get_rank() == 1:
+        monkeypatch.setattr(distributed, "solve", die)
+    with gone():
+        next(iter(loader))
+
+
+def killed_while_exchanging(monkeypatch):
+    """Also after all have met: then nobody can tell who."""
+    ranks = Ranks.apart(timedelta(minutes=30))
+    if ranks.rank == 1:
+        monkeypatch.setattr(dist, "all_gather_object", die)
+    with pytest.raises(AugsubsetError, match=r"no answer after \d+\.\d s .*: a rank is gone"):
+        ranks.gather(ranks.rank)
+    say("saw it")
+
+
+def killed_in_the_background(monkeypatch):
+    """Also in a thread, beside an epoch that the others go through."""
+    loader = make(make_model(), 8, every=1, background=True, timeout=timedelta(minutes=30))
+    assert len(list(loader)) == len(loader)
+    if dist.get_rank() == 1:
+        monkeypatch.setattr(distributed, "solve", die)
+    with gone():
+        for _ in range(2):
+            assert len(list(loader)) == len(loader)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Loaders on several ranks, started by torchrun: one order, one selection, no hanging."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,10 @@ SCRIPT = Path(__file__).with_name("distributed_loader.py")
 ROOT = Path(augsubset.__file__).parent.parent
 
 
-def torchrun(num_processes, *names, timeout=200, monitor_interval=0.1):
+def torchrun(num_processes, *names, timeout=200):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--monitor-interval={monitor_interval}"]
-    command += [f"--nproc-per-node={num_processes}", "-m", "tests.integration.distributed_loader"]
+    command += ["--monitor-interval=0.1", f"--nproc-per-node={num_processes}"]
+    command += ["-m", "tests.integration.distributed_loader"]
     for _ in range(3):
         run = subprocess.run(
             [*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=timeout
@@ -27,31 +29,68 @@ def torchrun(num_processes, *names, timeout=200, monitor_interval=0.1):
     return run
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_ranks_train_as_one_process_does(num_processes):
-    names = ("losses", "tails", "compiled", "recycled", "resumed", "guards", "failures")
-    run = torchrun(num_processes, *names, "background")
+def assert_all_said(run, num_processes, what):
     assert run.returncode == 0, run.stdout + run.stderr
     for rank in range(num_processes):
-        assert f"rank {rank} of {num_processes} is done" in run.stdout
+        assert f"rank {rank} {what}" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_ranks_train_as_one_process_does(num_processes):
+    names = ("losses", "tails", "compiled", "recycled", "resumed", "guards", "background")
+    assert_all_said(torchrun(num_processes, *names), num_processes, f"of {num_processes} is done")
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_what_fails_on_one_rank_is_raised_on_all_within_a_minute(num_processes):
+    """NaN on one, a rule that raises on one, fewer examples than ranks."""
+    run = torchrun(num_processes, "failures", timeout=60)
+    assert_all_said(run, num_processes, f"of {num_processes} is done")
 
 
 def test_one_rank_alone_may_call_the_doctor():
-    run = torchrun(2, "doctored", timeout=60)
-    assert run.returncode == 0, run.stdout + run.stderr
-    for rank in range(2):
-        assert f"rank {rank} of 2 is done" in run.stdout
+    assert_all_said(torchrun(2, "doctored", timeout=60), 2, "of 2 is done")
 
 
 def test_ranks_of_accelerate_and_lightning_share_one_order():
-    run = torchrun(2, "with_accelerate", "with_lightning")
-    assert run.returncode == 0, run.stdout + run.stderr
-    for rank in range(2):
-        assert f"rank {rank} checked its share" in run.stdout
+    assert_all_said(torchrun(2, "with_accelerate", "with_lightning"), 2, "checked its share")
 
 
-def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute():
-    # The agent ends the other rank when it sees the first one dead: not before it has spoken.
-    run = torchrun(2, "killed", timeout=60, monitor_interval=5)
-    assert run.returncode != 0
-    assert "rank 0 saw it" in run.stdout, run.stdout + run.stderr
+@pytest.mark.parametrize(
+    ("framework", "num_processes"),
+    [("accelerate", 2), ("accelerate", 4), ("lightning", 2), ("trainer", 2)],
+)
+def test_ranks_of_every_framework_resume_within_an_epoch(framework, num_processes):
+    run = torchrun(num_processes, f"{framework}_resumed")
+    assert_all_said(run, num_processes, "resumed")
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize(
+    "when", ["while_probing", "while_solving", "while_exchanging", "in_the_background"]
+)
+def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute(num_processes, when):
+    """Without a launcher: that would end the others when it sees one dead."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
+    command = [sys.executable, "-m", "tests.integration.distributed_loader", f"killed_{when}"]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+    try:
+        for rank, process in enumerate(ranks):
+            out, err = process.communicate(timeout=60)
+            assert (f"rank {rank} saw it" in out) == (rank != 1), out + err
+    finally:
+        for process in ranks:
+            process.kill()

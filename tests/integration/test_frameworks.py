@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -59,6 +60,7 @@ KINDS = list(
     )
 )
 of_every_kind = pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+on_each_rank = pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 0), (2, 1)])
 
 
 # The parts in other loaders.
@@ -81,10 +83,13 @@ def keys_of(batches):
 
 
 @of_every_kind
+@on_each_rank
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_torchdatas_stateful_loader_resumes_the_sampler(layout, raw, mode, num_workers):
+def test_torchdatas_stateful_loader_resumes_the_sampler(
+    layout, raw, mode, num_replicas, rank, num_workers
+):
     options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
-    options["num_workers"] = num_workers
+    options |= {"num_replicas": num_replicas, "rank": rank, "num_workers": num_workers}
     expected = keys_of(parts(**{**options, "num_workers": 0}))
     for stop in {1, min(3, len(expected)), len(expected)}:
         first = parts(StatefulDataLoader, **options)
@@ -105,14 +110,17 @@ class Stateful(StatefulDataLoader):
 
 
 @of_every_kind
+@on_each_rank
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(layout, raw, mode, num_workers):
+def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(
+    layout, raw, mode, num_replicas, rank, num_workers
+):
     def epoch_of(loader, epoch):
         loader.set_epoch(epoch)
         return keys_of(loader)
 
     options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
-    options["num_workers"] = num_workers
+    options |= {"num_replicas": num_replicas, "rank": rank, "num_workers": num_workers}
     expected = [epoch_of(parts(Stateful, **{**options, "num_workers": 0}), e) for e in range(3)]
     for stop in {1, len(expected[1]) // 2 + 1, len(expected[1])}:
         first = parts(Stateful, **options)
@@ -144,9 +152,25 @@ def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
     assert orders[0] != orders[1]
 
 
-def test_accelerates_skip_first_batches_leaves_the_rest():
-    expected = keys_of(parts())
-    assert keys_of(skip_first_batches(parts(), 3)) == expected[3:]
+@of_every_kind
+@on_each_rank
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_accelerates_skip_first_batches_leaves_the_rest(
+    layout, raw, mode, num_replicas, rank, num_workers
+):
+    def loader_at(epoch, num_workers=num_workers):
+        options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+        loader = parts(num_workers=num_workers, num_replicas=num_replicas, rank=rank, **options)
+        loader.sampler.set_epoch(epoch)
+        return loader
+
+    expected = [keys_of(loader_at(epoch, num_workers=0)) for epoch in range(3)]
+    assert expected[0] != expected[1]
+    for epoch, stop in itertools.product(range(2), {1, len(expected[0]) // 2 + 1}):
+        again = loader_at(epoch)
+        assert keys_of(skip_first_batches(again, stop)) == expected[epoch][stop:]
+        again.sampler.set_epoch(epoch + 1)
+        assert keys_of(again) == expected[epoch + 1]
 
 
 def test_skip_first_batches_refuses_a_whole_loader_and_says_what_to_do():
@@ -235,6 +259,13 @@ def test_a_loader_of_another_world_is_refused():
         prepare(Two(), make())
 
 
+def test_a_loader_that_accelerate_prepared_is_refused():
+    prepared = Accelerator(cpu=True).prepare(DataLoader(DATA, batch_size=8, shuffle=True))
+    reason = r"got the subclass DataLoaderShard\. .* before a framework prepared it: we shard"
+    with pytest.raises(TypeError, match=reason):
+        SubsetAugmentLoader(prepared, make_model(), RandomOps.paper())
+
+
 # Lightning.
 
 
@@ -252,7 +283,7 @@ class Module(L.LightningModule):
         return self.net(x)
 
     def train_dataloader(self):
-        return make(self, selector=RandomSelector(), **self.options)
+        return make(self, **self.options)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.05)
@@ -273,18 +304,17 @@ class Module(L.LightningModule):
 def trainer(**options):
     return L.Trainer(
         accelerator="cpu",
-        devices=1,
         max_epochs=3,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[SubsetAugmentCallback()],
-        **{"logger": False, **options},
+        **{"devices": 1, "logger": False, **options},
     )
 
 
 def test_lightning_trains_on_every_batch_of_every_epoch():
-    module = Module()
+    module = Module(selector=RandomSelector())
     trainer().fit(module)
     loader = make(module, selector=RandomSelector())
     assert_same_batches(module.seen, [batch for _ in range(3) for batch in loader])
@@ -310,7 +340,7 @@ def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, raw, mode):
 
 def test_lightning_logs_the_figures_of_each_selection_once(tmp_path):
     logger = CSVLogger(tmp_path)
-    module = Module()
+    module = Module(selector=RandomSelector())
     trainer(logger=logger, log_every_n_steps=1).fit(module)
     with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row.get("augsubset/num_selected")]
@@ -330,6 +360,18 @@ def test_lightning_without_our_loader_is_refused():
         trainer().fit(Plain())
 
 
+def test_a_loader_that_does_not_know_of_lightnings_ranks_is_refused():
+    class Elsewhere(Module):
+        def train_dataloader(self):
+            sampler = DistributedSampler(DATA, num_replicas=2, rank=0)
+            loader = DataLoader(DATA, batch_size=8, sampler=sampler)
+            return SubsetAugmentLoader(loader, self, RandomOps.paper())
+
+    reason = r"all 1 ranks, got one for 2\. Construct it in train_dataloader\(\)"
+    with pytest.raises(AugsubsetError, match=reason):
+        trainer().fit(Elsewhere())
+
+
 # Hugging Face's Trainer.
 
 
@@ -346,6 +388,12 @@ class Scores(nn.Module):
 
 
 class RecordingTrainer(Trainer):
+    """Collects what the loop got."""
+
+    def __init__(self, *arguments, kind, **options):
+        super().__init__(*arguments, **options)
+        self.kind = kind
+
     def get_train_dataloader(self):
         probe = GradientProbe(self.model, forward=lambda model, x: model.net(x))
         items = [{"x": X[i], "labels": i % 3} for i in range(N)]
@@ -355,17 +403,32 @@ class RecordingTrainer(Trainer):
             loader,
             self.model,
             RandomOps.paper(),
-            **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe},
-            mode="sample",
+            **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe, **self.kind},
             whole=True,
         )
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        self.seen.append((inputs["x"].clone(), inputs["labels"].clone()))
-        return super().training_step(model, inputs, num_items_in_batch)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        batch, *w = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.seen.append(tuple(part.clone() for part in (batch["x"], batch["labels"], *w)))
+        outputs = model(**batch)
+        if not w:
+            return outputs["loss"]
+        losses = F.cross_entropy(outputs["logits"], batch["labels"], reduction="none")
+        return weighted_loss(losses, *w)
 
 
-def trained(folder, *, callback=None, accumulate=1, skip=True, resume=None, stop=None, **options):
+def trained(
+    folder,
+    *,
+    callback=None,
+    accumulate=1,
+    skip=True,
+    resume=None,
+    stop=None,
+    layout="mixed",
+    raw="all",
+    mode="sample",
+):
     torch.manual_seed(0)
     arguments = TrainingArguments(
         str(folder),
@@ -375,7 +438,7 @@ def trained(folder, *, callback=None, accumulate=1, skip=True, resume=None, stop
         lr_scheduler_type="constant",
         gradient_accumulation_steps=accumulate,
         save_strategy="steps",
-        save_steps=1,
+        save_steps=1000 if stop is None else stop,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
@@ -389,26 +452,32 @@ def trained(folder, *, callback=None, accumulate=1, skip=True, resume=None, stop
             control.should_training_stop = state.global_step == stop
 
     callback = HuggingFaceCallback() if callback is None else callback
-    trainer = RecordingTrainer(Scores(), arguments, callbacks=[callback, Stop()], **options)
+    kind = {"layout": layout, "raw": raw, "mode": mode}
+    trainer = RecordingTrainer(Scores(), arguments, callbacks=[callback, Stop()], kind=kind)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("whole"))
+USUAL = ("mixed", "all", "sample")
 
 
-@pytest.mark.parametrize("stop", ["first batch", "last batch", "second epoch"])
-def test_the_trainer_resumes_after_any_batch(tmp_path, whole_run, stop):
-    length = len(whole_run.seen) // 3
-    stop = {"first batch": 1, "last batch": length, "second epoch": length + 2}[stop]
-    first = trained(tmp_path / "stopped", stop=stop)
-    assert len(first.seen) == stop
-    again = trained(tmp_path / "stopped", resume=True)
-    assert_same_batches([*first.seen, *again.seen], whole_run.seen)
-    for ours, theirs in zip(again.model.parameters(), whole_run.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+@pytest.mark.parametrize(
+    ("layout", "raw", "mode"),
+    [pytest.param(*kind, marks=() if kind == USUAL else pytest.mark.slow) for kind in KINDS],
+)
+def test_the_trainer_resumes_after_any_batch(tmp_path, layout, raw, mode):
+    kind = {"layout": layout, "raw": raw, "mode": mode}
+    whole = trained(tmp_path / "whole", **kind)
+    assert len(whole.seen[0]) == (3 if mode == "weight" else 2)
+    length = len(whole.seen) // 3
+    for stop in (1, length, length + 2):
+        folder = tmp_path / str(stop)
+        first = trained(folder, stop=stop, **kind)
+        assert len(first.seen) == stop
+        again = trained(folder, resume=True, **kind)
+        assert_same_batches([*first.seen, *again.seen], whole.seen)
+        for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_a_trainer_that_could_not_resume_exactly_is_refused(tmp_path):
@@ -429,7 +498,22 @@ def test_a_trainer_that_could_not_resume_exactly_is_refused(tmp_path):
 
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
     with pytest.raises(AugsubsetError, match="must return a SubsetAugmentLoader, got DataLoader"):
-        Plain(Scores(), arguments, callbacks=[HuggingFaceCallback()]).train()
+        Plain(Scores(), arguments, callbacks=[HuggingFaceCallback()], kind={}).train()
+
+
+def test_a_trainer_that_knows_of_other_ranks_than_the_loader_is_refused():
+    """On processors it makes no group without use_cpu=True, and the loader shards all the same."""
+    of_two = DataLoader(DATA, 8, sampler=DistributedSampler(DATA, 2, 0))
+    loader = SubsetAugmentLoader(of_two, make_model(), RandomOps.paper())
+    arguments = SimpleNamespace(world_size=1, ignore_data_skip=True, gradient_accumulation_steps=1)
+    with pytest.raises(AugsubsetError, match="for the Trainer's 1 ranks, got one for 2"):
+        HuggingFaceCallback().on_train_begin(
+            arguments, SimpleNamespace(global_step=0), None, train_dataloader=loader
+        )
+    arguments.world_size = 2
+    HuggingFaceCallback().on_train_begin(
+        arguments, SimpleNamespace(global_step=0), None, train_dataloader=loader
+    )
 
 
 # TensorBoard.
