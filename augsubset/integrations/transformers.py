@@ -36,9 +36,10 @@ class SubsetAugmentCallback(TrainerCallback):
 
     Raises:
         AugsubsetError: When training starts, if ``get_train_dataloader`` returned no
-            SubsetAugmentLoader or one for another number of ranks, the Trainer would skip too, the checkpoint has no state of ours,
-            or an epoch's batches do not divide into accumulations: resumed within an epoch, the
-            Trainer takes no step for an incomplete one at its end.
+            SubsetAugmentLoader or one for another number of ranks, the Trainer would skip too, the
+            checkpoint has no state of ours, or an epoch's batches do not divide into
+            accumulations: resumed within an epoch, the Trainer takes no step for an incomplete one
+            at its end.
     """
 
     def __init__(self, resume_from: str | Path | None = None) -> None:
