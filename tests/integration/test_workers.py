@@ -2,8 +2,7 @@
 
 import itertools
 import random
-from queue import Queue
-from threading import Semaphore, Thread
+from collections import deque
 
 import numpy as np
 import pytest
@@ -137,22 +136,14 @@ def turning(dataset, **loader_options):
 
 
 def read_ahead(loader, num_epochs, ahead):
-    """Yield what a thread reads, when it is so many batches ahead."""
-    queue, is_read = Queue(ahead), Semaphore(0)
-    num_batches = num_epochs * len(loader)
-
-    def read():
-        for batch in itertools.chain.from_iterable(itertools.repeat(loader, num_epochs)):
-            queue.put(batch)
-            is_read.release()
-
-    thread = Thread(target=read, daemon=True)
-    thread.start()
-    for _ in range(ahead):
-        assert is_read.acquire(timeout=200)
+    """Yield each batch when so many more were taken from the loader."""
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, num_epochs))
+    taken = deque(itertools.islice(batches, ahead))
     assert loader.epoch == ahead // len(loader) > 0
-    yield from (queue.get(timeout=200) for _ in range(num_batches))
-    thread.join(timeout=200)
+    for batch in batches:
+        taken.append(batch)
+        yield taken.popleft()
+    yield from taken
 
 
 STARTS = ["fork"]
@@ -162,8 +153,7 @@ STARTS += [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "for
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("is_persistent", [False, True])
 @pytest.mark.parametrize("prefetch_factor", [1, 6])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_thread_that_reads_ahead_across_epochs_gives_the_stream(
+def test_reading_ahead_across_epochs_and_selections_gives_the_stream(
     start, is_persistent, prefetch_factor
 ):
     one = turning(photos())
