@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import tempfile
@@ -10,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +121,7 @@ def train(
                     )
     partial = folder / "weights.partial"
     torch.save(model.state_dict(), partial)
-    os.replace(partial, folder / "weights")
+    partial.replace(folder / "weights")
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def kill_and_resume(
         whole = Path(scratch, "whole")
         whole.mkdir()
         begin = time.perf_counter()
-        _wait(_forked(whole, layout, workers, options))
+        _was_killed(_forked(whole, layout, workers, options))
         seconds = time.perf_counter() - begin
         done = 0
         found: list[_Comparison] = []
@@ -180,8 +181,8 @@ def kill_and_resume(
                 child = _forked(killed, layout, workers, options)
                 if done < kills:
                     time.sleep(rng.uniform(0.1, 1.0) * seconds)
-                    os.kill(child, signal.SIGKILL)
-                done += _wait(child) and not (killed / "weights").exists()
+                    child.kill()
+                done += _was_killed(child) and not (killed / "weights").exists()
             found.append(_compared(whole, killed))
     return Outcome(
         kills=done,
@@ -195,30 +196,26 @@ def kill_and_resume(
 
 def _forked(
     folder: Path, layout: Literal["mixed", "grouped"], workers: int, options: dict[str, Any]
-) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        train(folder, layout, workers, **options)
-        status = 0
-    finally:
-        os._exit(status)
+) -> BaseProcess:
+    child = get_context("fork").Process(
+        target=train, args=(folder, layout, workers), kwargs=options
+    )
+    child.start()
+    return child
 
 
-def _wait(child: int) -> bool:
+def _was_killed(child: BaseProcess) -> bool:
     """Return whether a process died of SIGKILL, not by itself before it came; raise if it failed.
 
     Raises:
         RuntimeError: If it ended in any other way than well.
     """
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return True
-    if status:
-        raise RuntimeError(f"the training run ended with status {status}.")
-    return False
+    child.join()
+    code = child.exitcode
+    child.close()
+    if code not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"the training run ended with status {code}.")
+    return code != 0
 
 
 class _Step(NamedTuple):

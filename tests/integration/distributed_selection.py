@@ -144,7 +144,7 @@ def missing():
 
 
 def killed():
-    """A rank that dies in the middle raises on the others; torchrun would hide its own end."""
+    """A rank that dies in the middle raises on the others."""
     if dist.get_rank() == 1:
         gather = Ranks.gather
 

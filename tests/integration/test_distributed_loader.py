@@ -1,38 +1,14 @@
 """Loaders on several ranks, started by torchrun: one order, one selection, no hanging."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-import augsubset
+from tests.integration import launch
 
 pytestmark = pytest.mark.distributed
-SCRIPT = Path(__file__).with_name("distributed_loader.py")
-ROOT = Path(augsubset.__file__).parent.parent
-
-
-def torchrun(num_processes, *names, timeout=200):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--monitor-interval=0.1", f"--nproc-per-node={num_processes}"]
-    command += ["-m", "tests.integration.distributed_loader"]
-    for _ in range(3):
-        run = subprocess.run(
-            [*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-        )
-        # gloo aborts now and then when one rank leaves before another, plain scripts' too.
-        if "terminate called without an active exception" not in run.stderr:
-            break
-    return run
-
-
-def assert_all_said(run, num_processes, what):
-    assert run.returncode == 0, run.stdout + run.stderr
-    for rank in range(num_processes):
-        assert f"rank {rank} {what}" in run.stdout, run.stdout + run.stderr
+torchrun = partial(launch.torchrun, "distributed_loader")
+assert_all_said = launch.assert_all_said
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
@@ -70,27 +46,4 @@ def test_ranks_of_every_framework_resume_within_an_epoch(framework, num_processe
     "when", ["while_probing", "while_solving", "while_exchanging", "in_the_background"]
 )
 def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute(num_processes, when):
-    """Without a launcher: that would end the others when it sees one dead."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
-    command = [sys.executable, "-m", "tests.integration.distributed_loader", f"killed_{when}"]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **world, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-    try:
-        for rank, process in enumerate(ranks):
-            out, err = process.communicate(timeout=60)
-            assert (f"rank {rank} saw it" in out) == (rank != 1), out + err
-    finally:
-        for process in ranks:
-            process.kill()
+    launch.assert_all_but_rank_1_saw_it("distributed_loader", num_processes, f"killed_{when}")

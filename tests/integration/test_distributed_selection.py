@@ -1,37 +1,22 @@
 """One selection by several processes: equal to one process, and no hanging when one fails."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import augsubset
+from tests.integration import launch
 
 pytestmark = pytest.mark.distributed
-SCRIPT = Path(__file__).with_name("distributed_selection.py")
-ROOT = Path(augsubset.__file__).parent.parent
-
-
-def torchrun(num_processes, *names):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={num_processes}", str(SCRIPT), *names]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize("names", [("exact",), ("parts",), ("failures", "disagreement", "missing")])
 def test_several_processes_select_what_one_does_or_fail_together(num_processes, names):
-    run = torchrun(num_processes, *names)
-    assert run.returncode == 0, run.stdout + run.stderr
-    for rank in range(num_processes):
-        assert f"rank {rank} of {num_processes} is done" in run.stdout
+    run = launch.torchrun("distributed_selection", num_processes, *names, timeout=280)
+    launch.assert_all_said(run, num_processes, f"of {num_processes} is done")
 
 
 def test_a_killed_rank_raises_on_the_others():
-    run = torchrun(2, "killed")
-    assert run.returncode != 0
-    assert "rank 0 saw it" in run.stdout, run.stdout + run.stderr
+    launch.assert_all_but_rank_1_saw_it("distributed_selection", 2, "killed")
 
 
 def test_an_uninitialised_group_is_refused():

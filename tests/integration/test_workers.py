@@ -146,13 +146,16 @@ def read_ahead(loader, num_epochs, ahead):
     yield from taken
 
 
-STARTS = ["fork"]
-STARTS += [pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")]
+FETCHES = [(False, 1), (True, 6)]
+STARTS = [("fork", *fetch) for fetch in [*FETCHES, (False, 6), (True, 1)]]
+STARTS += [
+    pytest.param(start, *fetch, marks=pytest.mark.slow)
+    for start in ("spawn", "forkserver")
+    for fetch in FETCHES
+]
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("is_persistent", [False, True])
-@pytest.mark.parametrize("prefetch_factor", [1, 6])
+@pytest.mark.parametrize(("start", "is_persistent", "prefetch_factor"), STARTS)
 def test_reading_ahead_across_epochs_and_selections_gives_the_stream(
     start, is_persistent, prefetch_factor
 ):
