@@ -153,7 +153,8 @@ def kill_and_resume(
     """Train once without interruption, then killed at random points, and compare.
 
     Runs are forked, so that they begin within milliseconds; SIGKILL comes after a random part of
-    the uninterrupted run's time. A run that ends before it is followed by another.
+    the uninterrupted run's time. A run that ends before it is followed by another. Call it in a
+    process whose autograd has no threads yet, such as those of a GPU: a fork's would not run.
 
     Args:
         layout: Of the loader.

@@ -179,9 +179,9 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
 
 
 def against_workers(data: ImageData, quick: bool) -> list[Figure]:
-    """Compare an epoch at 10% and at 100% to augmenting everything on the workers.
+    """Compare an epoch at 5, 10, 30 and 100% to augmenting everything on the workers.
 
-    At 10% a coreset is selected after each epoch, probe and solve, and of that time one part in
+    Below 100% a coreset is selected after each epoch, probe and solve, and of that time one part in
     ``EVERY`` is added to the epoch's: what a run pays that selects so often.
 
     Batches are what the model takes: workers that augment make floats of images too, as is usual;
@@ -196,7 +196,9 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
     )
     arms: dict[str, SubsetAugmentLoader] = {}
     for name, options in (
+        ("5%", {"fraction": 0.05, "selector": CoresetSelector()}),
         ("10%", {"fraction": 0.1, "selector": CoresetSelector()}),
+        ("30%", {"fraction": 0.3, "selector": CoresetSelector()}),
         ("100%", {"selector": AllSelector()}),
         ("10% grouped", {"fraction": 0.1, "selector": CoresetSelector(), "layout": "grouped"}),
         ("100% grouped", {"selector": AllSelector(), "layout": "grouped"}),
@@ -215,7 +217,7 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
     calls: dict[str, Callable[[], Any]] = {"workers": lambda: consumed(everything)}
     for name, loader in arms.items():
         calls[name] = lambda each=loader: consumed(each)  # type: ignore[misc]
-        if name.startswith("10%"):
+        if not name.startswith("100%"):
             calls[f"selection, {name}"] = loader.reselect
     in_turn(calls, 1)
     seconds = in_turn(calls, 3 if quick else 9)

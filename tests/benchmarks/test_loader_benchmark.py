@@ -60,18 +60,21 @@ def test_memory_counts_its_batches_and_selections_which_probe(data, monkeypatch)
     assert probed == [10] * 5
 
 
-def test_an_epoch_at_a_tenth_pays_a_twentieth_of_a_selection(data, monkeypatch):
+def test_an_epoch_with_a_coreset_pays_a_twentieth_of_a_selection(data, monkeypatch):
+    selections = {"5%": 10.0, "10%": 20.0, "30%": 100.0, "10% grouped": 40.0}
+
     def in_turn(calls, repeats):
-        seconds = {"workers": 30.0, "selection, 10%": 20.0, "selection, 10% grouped": 40.0}
+        seconds = {"workers": 30.0}
+        seconds |= {f"selection, {name}": each for name, each in selections.items()}
         return {name: [seconds.get(name, 1.0)] for name in calls}
 
     monkeypatch.setattr(loader, "in_turn", in_turn)
     found = {figure.name: figure for figure in loader.against_workers(data, quick=True)}
-    assert [figure.value for figure in found.values()] == [15, 30, 10, 30]
+    assert [figure.value for figure in found.values()] == [20, 15, 5, 30, 10, 30]
     assert [name for name, figure in found.items() if figure.target == 10] == [
         "epoch at 10% with 4 copies and 1/20 of a selection, faster than all on workers"
     ]
-    assert sum("1/20 of a selection" in name for name in found) == 2
+    assert sum("1/20 of a selection" in name for name in found) == len(selections)
 
 
 def test_probing_measures_what_a_loaders_selection_probes(data, monkeypatch):

@@ -1,5 +1,6 @@
 """Times as fast, with known answers."""
 
+import json
 import math
 from statistics import median
 
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks.paper_page import PAPER
 from benchmarks.times_page import ratio_of, times_section
-from benchmarks.train import load_grid, load_results
+from benchmarks.train import RESULTS, load_grid, load_results
 
 
 def runs(*totals):
@@ -61,8 +62,19 @@ def test_an_epoch_on_a_gpu_is_of_later_epochs_and_a_twentieth_of_a_selection():
 def test_the_papers_table_of_speed_ups_is_whole():
     rows = {row[0]: row for row in tables()["paper: CIFAR-10, ResNet20"]}
     assert list(rows) == list(PAPER["faster"]) == list(PAPER["faster-svhn"])
-    assert rows["coreset 15%"][1:] == ["4.46x", "3.40x", "not run", "not run"]
+    assert rows["coreset 15%"][1:] == ["4.46x", "3.40x", "not run", "not run", "not run"]
     assert (
-        rows["coreset 10%"][-1]
+        rows["coreset 10%"][-2]
         == {row[0]: row for row in tables()["loading, s"]}["coreset 10%"][-1]
     )
+
+
+def test_what_workers_lose_stands_in_table_and_text_as_measured():
+    workloads = json.loads((RESULTS.parent / "loader.json").read_text())["workloads"]
+    values = {each["name"].split()[2]: each["value"] for each in workloads["against workers"][:4]}
+    assert list(values) == ["5%", "10%", "30%", "100%"]
+    rows = {row[0]: row for row in tables()["paper: CIFAR-10, ResNet20"]}
+    for share in ("5%", "10%", "30%"):
+        assert rows[f"coreset {share}"][-1] == f"{values[share]:.2f}x"
+    said = ", ".join(f"{values[share]:.1f}" for share in ("5%", "10%", "30%"))
+    assert any(f"{said} times as fast as two workers" in line for line in times_section({}))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
@@ -9,6 +10,13 @@ import torch
 
 from augsubset import SubsetAugmentLoader
 from benchmarks import crashes
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """A process that may be forked: in one whose autograd has threads, a child's cannot run."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
 
 
 def assert_as_uninterrupted(outcome, kills):
@@ -20,8 +28,11 @@ def assert_as_uninterrupted(outcome, kills):
 
 @pytest.mark.parametrize("layout", ["mixed", "grouped"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(layout, workers):
-    assert_as_uninterrupted(crashes.kill_and_resume(layout, workers, kills=2, seed=0), 2)
+def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(
+    layout, workers, fresh
+):
+    run = fresh.submit(crashes.kill_and_resume, layout, workers, kills=2, seed=0)
+    assert_as_uninterrupted(run.result(), 2)
 
 
 @pytest.mark.slow
@@ -34,31 +45,44 @@ def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(l
         {"raw": "unselected", "recycle": 1, "every": 1},
     ],
 )
-def test_a_killed_run_that_draws_recycles_or_solves_meanwhile_does_too(options, workers):
-    assert_as_uninterrupted(crashes.kill_and_resume("mixed", workers, 6, seed=1, **options), 6)
+def test_a_killed_run_that_draws_recycles_or_solves_meanwhile_does_too(options, workers, fresh):
+    run = fresh.submit(crashes.kill_and_resume, "mixed", workers, 6, seed=1, **options)
+    assert_as_uninterrupted(run.result(), 6)
 
 
-def altered(monkeypatch, change):
-    """Let loaders take over a state that is changed first, and yield what comes of it."""
+def forgetful(state):
+    return {**state, "position": 0}
+
+
+def skipping(state):
+    return {**state, "position": state["position"] + 8}
+
+
+def altered(change, seed):
+    """Kill and resume where loaders take over a state that is changed first."""
     load = SubsetAugmentLoader.load_state_dict
-    monkeypatch.setattr(
-        SubsetAugmentLoader, "load_state_dict", lambda self, state: load(self, change(state))
-    )
-    # A kill before the first checkpoint leaves nothing to see. What was altered trains on to other
-    # selections, so that rows are both lost and twice, but more of them one or the other.
-    return (crashes.kill_and_resume("mixed", 0, kills=2, seed=seed) for seed in range(5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SubsetAugmentLoader, "load_state_dict", lambda self, state: load(self, change(state))
+        )
+        return crashes.kill_and_resume("mixed", 0, kills=2, seed=seed)
 
 
-def test_the_comparison_sees_a_loader_that_forgets_where_it_was(monkeypatch):
-    outcomes = altered(monkeypatch, lambda state: {**state, "position": 0})
+# A kill before the first checkpoint leaves nothing to see, so five seeds are tried. What was
+# altered trains on to other selections, so that rows are both lost and twice, but more of them one
+# or the other.
+
+
+def test_the_comparison_sees_a_loader_that_forgets_where_it_was(fresh):
+    outcomes = (fresh.submit(altered, forgetful, seed).result() for seed in range(5))
     assert any(
         outcome.twice > outcome.lost and outcome.mismatched and not outcome.same_weights
         for outcome in outcomes
     )
 
 
-def test_the_comparison_sees_a_loader_that_skips_a_batch(monkeypatch):
-    outcomes = altered(monkeypatch, lambda state: {**state, "position": state["position"] + 8})
+def test_the_comparison_sees_a_loader_that_skips_a_batch(fresh):
+    outcomes = (fresh.submit(altered, skipping, seed).result() for seed in range(5))
     assert any(outcome.lost > outcome.twice for outcome in outcomes)
 
 
