@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,7 @@ def render_picture(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_curves(left, record["runs"])
-    _draw_bars(right, record["summary"])
+    draw_bars(right, _seconds(record))
     return figure
 
 
@@ -134,10 +135,14 @@ def _curves(record: dict[str, Any]) -> Figure:
 
 
 def _bars(record: dict[str, Any]) -> Figure:
-    rows = record["summary"]
-    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.1), layout="constrained")
-    _draw_bars(figure.subplots(), rows)
+    seconds = _seconds(record)
+    figure = Figure(figsize=(8, 0.5 * len(seconds) + 1.1), layout="constrained")
+    draw_bars(figure.subplots(), seconds)
     return figure
+
+
+def _seconds(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {row["arm"]: row["seconds"] for row in record["summary"]}
 
 
 def _draw_curves(axes: Axes, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -157,16 +162,17 @@ def _draw_curves(axes: Axes, runs: dict[str, list[dict[str, Any]]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    names = [row["arm"] for row in rows]
-    left = np.zeros(len(rows))
+def draw_bars(axes: Axes, seconds: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw three-part bars of where the seconds of each arm went, an arm a row."""
+    left = np.zeros(len(seconds))
     for bucket, colour in BUCKETS.items():
-        width = np.array([row["seconds"][bucket] for row in rows])
-        axes.barh(names, width, left=left, color=colour, label=BUCKET_LABELS[bucket])
+        width = np.array([spent[bucket] for spent in seconds.values()])
+        axes.barh(list(seconds), width, left=left, color=colour, label=BUCKET_LABELS[bucket])
         left += width
     axes.invert_yaxis()
     axes.set(xlabel="seconds a run")
-    axes.legend(frameon=False, loc="lower right")
+    # Above, since a bar may end in any corner.
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(BUCKETS))
     axes.spines[["top", "right"]].set_visible(False)
 
 
