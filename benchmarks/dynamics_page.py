@@ -146,7 +146,7 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylim(bottom=0)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[2].legend(frameon=False, fontsize=8, ncols=2, loc="upper right", bbox_to_anchor=(1.0, 0.9))
     save_figure(figure, path)
 
 
