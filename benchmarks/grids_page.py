@@ -18,7 +18,7 @@ _FIRST = (
     "table1-cifar10-short",
     *("small-steps", "small-epochs", "small-time", "small-noise", "small-noise-epochs"),
     *("small-imbalanced", "small-imbalanced-epochs", "small-only", "in-place"),
-    *("frontier", "ablations"),
+    *("frontier", "frontier-epochs", "ablations", "ablations-epochs"),
 )
 # What is no table of accuracies: pages of their own, and what CI runs.
 _ELSEWHERE = ("dynamics", "small-observed", "times", "times-gpu", "smoke")
