@@ -506,8 +506,8 @@ class SubsetAugmentLoader:
             raise AugsubsetError(
                 f"the world must be of {self._world_size} ranks as at construction, got "
                 f"{world_size()}: what is sharded for one would be missing or doubled in the "
-                "other. Construct the loader after init_process_group; in Lightning, in the hook "
-                "train_dataloader()."
+                "other. Construct the loader after init_process_group; in Lightning, by prepare() "
+                "in the hook train_dataloader()."
             )
 
     def _check_shards(self, keys: Tensor, begin: int) -> None:

@@ -47,7 +47,7 @@ ALLOWED = {
     },
     "diagnostics": {"gradients", "untouched"},
     "cli": {"checkpoint", "loader", "report"},
-    "integrations": {"loader"},
+    "integrations": {"loader", "sampling"},
     "loader": {
         "batches",
         "doctor",

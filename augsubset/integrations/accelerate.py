@@ -1,15 +1,24 @@
-"""Under Hugging Face accelerate: who shards, and what its accumulation and checkpoints need."""
+"""Under Hugging Face accelerate: it shards, and has what accumulation and checkpoints need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from augsubset.errors import AugsubsetError
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.sampling import loader_options, loader_order, sharded
 
 try:
-    from accelerate.data_loader import DataLoaderStateMixin
+    from accelerate.data_loader import (
+        BatchSamplerShard,
+        DataLoaderAdapter,
+        DataLoaderDispatcher,
+        DataLoaderStateMixin,
+        SeedableRandomSampler,
+    )
     from accelerate.state import GradientState
 except ImportError as error:  # pragma: no cover
     raise ImportError(
@@ -26,7 +35,7 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
         self.loader = loader
         self.gradient_state = GradientState()
         self.dataset = loader.dataset
-        self.total_batch_size = loader.batch_size
+        self.total_batch_size = loader.batch_size * loader.num_replicas
         self.reset()
 
     def __iter__(self) -> Iterator[Any]:
@@ -49,28 +58,70 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
         return getattr(self.loader, name)
 
 
-def prepare(accelerator: Any, loader: SubsetAugmentLoader) -> Any:
-    """Return the loader as ``accelerator.accumulate`` and ``save_state`` expect it.
+def prepare(
+    accelerator: Any,
+    loader: DataLoader[Any],
+    model: nn.Module,
+    augment: Callable[..., Any],
+    **options: Any,
+) -> Any:
+    """Return a :class:`~augsubset.SubsetAugmentLoader` over a DataLoader that accelerate shards.
 
-    ``accelerator.prepare`` passes the loader through untouched: it is no DataLoader, and shards
-    itself, where accelerate would repeat rows to fill up uneven tails. What it then lacks is this:
-    the last batch of an epoch ends an accumulation, and its state is in accelerate's checkpoints.
-    Resuming within an epoch comes with ``load_state``: no ``skip_first_batches`` is needed.
+    accelerate says how many share it, which share is whose and, with ``split_batches``, how large
+    a batch is; each step has the rows that accelerate would deal in it, but an uneven tail is
+    filled up with rows of weight 0 where it repeats some at full weight. The last batch of an epoch
+    ends an accumulation, and the state is in ``save_state``: resuming within an epoch comes with
+    ``load_state``, and no ``skip_first_batches`` is needed.
 
     Args:
-        accelerator: An ``accelerate.Accelerator``, made before the loader.
-        loader: A loader made from the DataLoader as it was, not prepared.
+        accelerator: An ``accelerate.Accelerator``.
+        loader: A DataLoader, as it was or as ``accelerator.prepare`` returned it.
+        model: The model, as it was or prepared.
+        augment: The strong policy.
+        options: As of :class:`~augsubset.SubsetAugmentLoader`.
+
+    Returns:
+        The loader, with all that it has. ``accelerator.prepare`` passes it through untouched.
 
     Raises:
-        TypeError: If it is no such loader.
-        AugsubsetError: If the loader does not know of all processes.
+        TypeError: As :class:`~augsubset.SubsetAugmentLoader`.
+        ValueError: Likewise, if accelerate dispatches batches, or if something else shards too.
     """
-    if not isinstance(loader, SubsetAugmentLoader):
-        raise TypeError(f"loader must be a SubsetAugmentLoader, got {type(loader).__name__}.")
-    if accelerator.num_processes != loader.num_replicas:
-        raise AugsubsetError(
-            f"the loader must be shared by accelerate's {accelerator.num_processes} processes, got "
-            f"one for {loader.num_replicas}. Construct it after the Accelerator."
+    ours = SubsetAugmentLoader(_sharded(accelerator, loader), model, augment, **options)
+    accelerator.register_for_checkpointing(ours)
+    return _Prepared(ours)
+
+
+def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
+    """Let accelerate shard a DataLoader, and take over which share it made of it."""
+    if not issubclass(type(loader), DataLoaderAdapter):
+        loader_order(loader)  # refuses any other before accelerate goes at it
+        loader = accelerator.prepare_data_loader(loader)
+    if issubclass(type(loader), DataLoaderDispatcher) or isinstance(
+        loader.dataset, IterableDataset
+    ):
+        raise ValueError(
+            "accelerate must shard, got dispatch_batches=True or an IterableDataset: one process "
+            "would fetch for all, where each selects and weighs its own rows."
         )
-    accelerator.register_for_checkpointing(loader)
-    return _Prepared(loader)
+    batches, num_replicas, rank, split = loader.batch_sampler, 1, 0, 1
+    if isinstance(batches, BatchSamplerShard):
+        num_replicas, rank = batches.num_processes, batches.process_index
+        split = num_replicas if batches.split_batches else 1
+        batches = batches.batch_sampler
+    if type(batches) is not BatchSampler:
+        raise ValueError(
+            "loader must not have a batch_sampler of its own or batch_size=None, got "
+            f"batch_sampler={type(batches).__name__}: the subset decides which rows there are."
+        )
+    sampler: Any = batches.sampler
+    if type(sampler) is SeedableRandomSampler:
+        sampler = RandomSampler(sampler.data_source, sampler.replacement, len(sampler))
+    was = DataLoader(
+        loader.dataset,
+        sampler=sampler,
+        drop_last=batches.drop_last,
+        collate_fn=loader.collate_fn,
+        **{**loader_options(loader), "batch_size": batches.batch_size // split},
+    )
+    return sharded(was, num_replicas, rank)

@@ -1,11 +1,16 @@
-"""Under Lightning: the loader's state in its checkpoints, the history in its logger."""
+"""Under Lightning: it shards, its checkpoints hold the state, its logger the history."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from augsubset.errors import AugsubsetError
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.sampling import sharded
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -14,19 +19,49 @@ except ImportError as error:  # pragma: no cover
         "augsubset.integrations.lightning needs lightning: pip install 'augsubset[lightning]'."
     ) from error
 
-__all__ = ["SubsetAugmentCallback"]
+__all__ = ["SubsetAugmentCallback", "prepare"]
+
+
+def prepare(
+    trainer: Any,
+    loader: DataLoader[Any],
+    model: nn.Module,
+    augment: Callable[..., Any],
+    **options: Any,
+) -> SubsetAugmentLoader:
+    """Return a :class:`~augsubset.SubsetAugmentLoader` over a DataLoader as Lightning shards it.
+
+    For the hook ``train_dataloader()``, which runs once ranks know of each other. How many share
+    the data, and which share is whose, is what the Trainer would give a DistributedSampler: with
+    tensor parallelism some ranks have the same. A DistributedSampler of your own is left as it is.
+
+    Args:
+        trainer: The Trainer: ``self.trainer`` in the hook.
+        loader: The DataLoader that the hook would return.
+        model: The module in training: ``self``.
+        augment: The strong policy.
+        options: As of :class:`~augsubset.SubsetAugmentLoader`.
+
+    Raises:
+        TypeError: As :class:`~augsubset.SubsetAugmentLoader`.
+        ValueError: Likewise.
+    """
+    shares = trainer.distributed_sampler_kwargs
+    own = isinstance(loader, DataLoader) and type(loader.sampler) is DistributedSampler
+    if shares is not None and not own:
+        loader = sharded(loader, shares["num_replicas"], shares["rank"])
+    return SubsetAugmentLoader(loader, model, augment, **options)
 
 
 class SubsetAugmentCallback(Callback):
     """Keep Lightning's epochs and the loader's together, and log what was selected.
 
-    Return the loader from the hook ``train_dataloader()``, which runs once ranks know of each
-    other; Lightning leaves it as it is, and it shards itself. Its state is saved and restored by
-    this callback, within an epoch too.
+    Return the loader of :func:`prepare` from the hook ``train_dataloader()``; Lightning hands it
+    on as it is. Its state is saved and restored by this callback, within an epoch too.
 
     Raises:
-        AugsubsetError: When training starts, if there is no SubsetAugmentLoader, or it does not
-            know of all ranks.
+        AugsubsetError: When training starts, if there is no SubsetAugmentLoader, or it is for
+            another number of ranks than the Trainer's data is.
     """
 
     def __init__(self) -> None:
@@ -36,10 +71,12 @@ class SubsetAugmentCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the loader, and put a restored state into it."""
         loader = self._loader(trainer)
-        if trainer.world_size != loader.num_replicas:
+        shares = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        if shares != loader.num_replicas:
             raise AugsubsetError(
-                f"the loader must be shared by all {trainer.world_size} ranks, got one for "
-                f"{loader.num_replicas}. Construct it in train_dataloader()."
+                f"the loader must be for the Trainer's {shares} shares of the data, got one for "
+                f"{loader.num_replicas}. Construct it in train_dataloader(), by "
+                "augsubset.integrations.lightning.prepare."
             )
         if self._restored is not None:
             loader.load_state_dict(self._restored)

@@ -56,6 +56,12 @@ class SubsetAugmentCallback(TrainerCallback):
                 f"{loader.num_replicas}: each would train apart. On processors the Trainer "
                 "needs use_cpu=True to know of the others."
             )
+        config = args.accelerator_config
+        if args.world_size > 1 and (config.split_batches or config.dispatch_batches):
+            raise AugsubsetError(
+                "accelerator_config must have neither split_batches nor dispatch_batches: each "
+                "rank has the loader's batches as they are."
+            )
         if not args.ignore_data_skip:
             raise AugsubsetError(
                 "TrainingArguments must have ignore_data_skip=True: the loader skips by itself "

@@ -3,7 +3,7 @@
 from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
 from augsubset.sampling.keys import PADDING, pack, unpack
 from augsubset.sampling.order import EpochPlan, Layout, Mode, Raw
-from augsubset.sampling.rebuild import LoaderOrder, loader_options, loader_order
+from augsubset.sampling.rebuild import LoaderOrder, loader_options, loader_order, sharded
 from augsubset.sampling.sampler import WeightedCoresetSampler
 from augsubset.sampling.tensors import TensorBatches, as_fetched, is_tensors
 
@@ -23,5 +23,6 @@ __all__ = [
     "loader_options",
     "loader_order",
     "pack",
+    "sharded",
     "unpack",
 ]

@@ -15,7 +15,7 @@ from torch.utils.data import (
 
 from augsubset.sampling.dataset import check_map_style
 
-__all__ = ["LoaderOrder", "loader_options", "loader_order"]
+__all__ = ["LoaderOrder", "loader_options", "loader_order", "sharded"]
 
 
 class LoaderOrder(NamedTuple):
@@ -52,8 +52,8 @@ def loader_order(loader: Any) -> LoaderOrder:
     if type(loader) is not DataLoader:
         raise TypeError(
             f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
-            "It is rebuilt around our sampler, which would lose what the subclass adds. Pass the "
-            "DataLoader as it was before a framework prepared it: we shard."
+            "It is rebuilt around our sampler, which would lose what the subclass adds. One that "
+            "accelerate prepared goes through augsubset.integrations.accelerate.prepare."
         )
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
@@ -100,3 +100,28 @@ def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
         "in_order",  # since torch 2.6
     ]
     return {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+
+
+def sharded(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader[Any]:
+    """Return a DataLoader of the same data and options for one share, as a framework says.
+
+    Raises:
+        TypeError: As :func:`loader_order`.
+        ValueError: Likewise, or if it is sharded already.
+    """
+    order = loader_order(loader)
+    if order.num_replicas is not None:
+        raise ValueError(
+            f"loader must not be sharded already, got a DistributedSampler of "
+            f"{order.num_replicas} shares: each would be dealt once more."
+        )
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        loader.dataset, num_replicas, rank, shuffle=order.shuffle, drop_last=loader.drop_last
+    )
+    return DataLoader(
+        loader.dataset,
+        sampler=sampler,
+        drop_last=loader.drop_last,
+        collate_fn=loader.collate_fn,
+        **loader_options(loader),
+    )

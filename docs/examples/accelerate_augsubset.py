@@ -5,7 +5,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import RandomOps, weighted_loss
 from augsubset.integrations.accelerate import prepare
 from sklearn.datasets import load_digits
 from torch import nn
@@ -27,11 +27,11 @@ def main():
     torch.manual_seed(0)
     conv = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     model = nn.Sequential(*conv, nn.Linear(256, 10))
-    loader = prepare(accelerator, SubsetAugmentLoader(loader, model, RandomOps.paper()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     model, optimizer, loader, test_loader = accelerator.prepare(
         model, optimizer, loader, test_loader
     )
+    loader = prepare(accelerator, loader, model, RandomOps.paper())
 
     for epoch in range(args.epochs):
         model.train()

@@ -5,8 +5,8 @@ import argparse
 import lightning as L
 import torch
 import torch.nn.functional as F
-from augsubset import RandomOps, SubsetAugmentLoader
-from augsubset.integrations.lightning import SubsetAugmentCallback
+from augsubset import RandomOps
+from augsubset.integrations.lightning import SubsetAugmentCallback, prepare
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,7 +28,7 @@ class Digits(L.LightningModule):
 
     def train_dataloader(self):
         loader = DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2)
-        return SubsetAugmentLoader(loader, self, RandomOps.paper(), mode="sample")
+        return prepare(self.trainer, loader, self, RandomOps.paper(), mode="sample")
 
     def training_step(self, batch):
         x, y = batch

@@ -106,7 +106,7 @@ def test_adopting_it_takes_at_most_five_lines(topic):
     removed, added = changed_lines(plain, ours)
     assert removed <= added <= 5
     assert "augsubset" not in plain
-    assert "SubsetAugmentLoader(" in ours
+    assert "SubsetAugmentLoader(" in ours or " prepare(" in ours
 
 
 def test_every_pair_is_among_those_that_run_below():

@@ -38,6 +38,7 @@ X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
 Y = torch.arange(N) % 3
 BACKEND = "eager"  # of torch.compile: what it traces is tested here, not what it makes of that
 SHORT = timedelta(seconds=20)
+OPTIONS = {"fraction": 0.2, "copies": 3, "every": 2, "timeout": SHORT}
 ROUNDING = {2: 0.0, 4: 1e-6}  # of weights: how four ranks' gradients are added depends on buckets
 
 
@@ -54,8 +55,7 @@ def make_model():
 def make(model, batch_size, *, sampler=None, data=None, **options):
     data = TensorDataset(X, Y) if data is None else data
     loader = DataLoader(data, batch_size, sampler=sampler, shuffle=None if sampler else True)
-    options = {"fraction": 0.2, "copies": 3, "every": 2, "timeout": SHORT, **options}
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **{**OPTIONS, **options})
 
 
 def train(model, loader, num_epochs=3):
@@ -409,24 +409,24 @@ def with_accelerate(monkeypatch):
     from augsubset.integrations.accelerate import prepare
 
     accelerator = Accelerator(cpu=True)
-    model = make_model()
-    loader = make(model, 8, return_index=True)
-    model = accelerator.prepare(model)
-    prepared = prepare(accelerator, loader)
+    loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
+    model, loader = accelerator.prepare(make_model(), loader)
+    prepared = prepare(accelerator, loader, model, RandomOps.paper(), **OPTIONS, return_index=True)
+    assert prepared.num_replicas == world()
     mine, ends = [], []
     for x, y, w, index in prepared:
         accelerator.backward(weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w))
         mine += index.tolist()
         ends.append(accelerator.gradient_state.end_of_dataloader)
-    assert ends == [False] * (len(loader) - 1) + [True]
-    assert_union_is_one_epoch(loader, mine)
+    assert ends == [False] * (len(prepared) - 1) + [True]
+    assert_union_is_one_epoch(prepared, mine)
 
 
 def with_lightning(monkeypatch):
     """Lightning's ranks share one order."""
     import lightning as L
 
-    from augsubset.integrations.lightning import SubsetAugmentCallback
+    from augsubset.integrations.lightning import SubsetAugmentCallback, prepare
 
     class Module(L.LightningModule):
         def __init__(self):
@@ -437,7 +437,15 @@ def with_lightning(monkeypatch):
             return self.net(x)
 
         def train_dataloader(self):
-            self.loader = make(self, 8, return_index=True)
+            self.loader = prepare(
+                self.trainer,
+                DataLoader(TensorDataset(X, Y), 8, shuffle=True),
+                self,
+                RandomOps.paper(),
+                **OPTIONS,
+                return_index=True,
+            )
+            assert self.loader.num_replicas == world()
             return self.loader
 
         def configure_optimizers(self):
@@ -516,7 +524,8 @@ def accelerate_resumed(monkeypatch):
     def run(folder, stop, resume):
         accelerator = Accelerator(cpu=True)
         model = make_model()
-        loader = prepare(accelerator, make(model, 8))
+        loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
+        loader = prepare(accelerator, loader, model, RandomOps.paper(), **OPTIONS)
         model, optimizer = accelerator.prepare(
             model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         )

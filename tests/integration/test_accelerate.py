@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import AugsubsetError, RandomOps, RandomSelector, SubsetAugmentLoader
 from augsubset.integrations.accelerate import prepare
@@ -19,22 +20,31 @@ X = torch.randint(
 DATA = TensorDataset(X, torch.arange(N) % 3)
 
 
-def make(**options):
+class Share:
+    """An accelerator of the first of several processes, of which there is this one alone."""
+
+    def __init__(self, num_processes):
+        Accelerator(cpu=True)  # prepare() needs its state
+        self.num_processes = num_processes
+
+    def prepare_data_loader(self, loader):
+        return prepare_data_loader(loader, num_processes=self.num_processes, process_index=0)
+
+    def register_for_checkpointing(self, loader):
+        pass
+
+
+def make(num_processes=1, drop_last=False, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     options = {"fraction": 0.2, "copies": 2, "selector": RandomSelector(), **options}
-    sampler = DistributedSampler(
-        DATA,
-        num_replicas=options.pop("num_replicas", 1),
-        rank=0,
-        drop_last=options.pop("drop_last", False),
-    )
-    return SubsetAugmentLoader(DataLoader(DATA, 8, sampler=sampler), model, RandomOps(), **options)
+    loader = DataLoader(DATA, 8, shuffle=True, drop_last=drop_last)
+    return prepare(Share(num_processes), loader, model, RandomOps(), **options)
 
 
 @pytest.fixture
 def prepared():
-    return prepare(Accelerator(cpu=True), make())
+    return make()
 
 
 PUBLIC = [
@@ -59,7 +69,7 @@ def test_what_the_loader_says_follows_it(prepared):
     assert prepared.selection is prepared.loader.selection is not None
     assert [entry["event"] for entry in prepared.history] == ["selection", "epoch"]
     assert prepared.reselect() is prepared.selection
-    again = prepare(Accelerator(cpu=True), make())
+    again = make()
     again.load_state_dict(prepared.state_dict())
     assert again.epoch == 1
     again.set_epoch(3)
@@ -92,18 +102,10 @@ def test_the_last_batch_is_named_on_ranks_that_took_over_from_others(
     drop_last, layout, before, after
 ):
     options = {"layout": layout, "drop_last": drop_last}
-    first = make(num_replicas=before, **options)
+    first = make(before, **options)
     running = iter(first)
     next(running)
-
-    class Many:
-        num_processes = after
-
-        def register_for_checkpointing(self, loader):
-            self.loader = loader
-
-    Accelerator(cpu=True)  # prepare() needs its state
-    prepared = prepare(Many(), make(num_replicas=after, **options))
+    prepared = make(after, **options)
     prepared.load_state_dict(first.state_dict())
     total = prepared.num_batches_left
     assert [prepared.end_of_dataloader for _ in prepared] == [False] * (total - 1) + [True] * (

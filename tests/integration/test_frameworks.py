@@ -9,13 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from augsubset import (
+    AllSelector,
     AugsubsetError,
     GradientProbe,
     RandomOps,
@@ -26,7 +35,7 @@ from augsubset import (
     WeightedCoresetSampler,
     weighted_loss,
 )
-from augsubset.integrations.accelerate import prepare
+from augsubset.integrations import accelerate, lightning
 from augsubset.integrations.lightning import SubsetAugmentCallback
 from augsubset.integrations.tensorboard import TensorBoardEvents
 from augsubset.integrations.transformers import SubsetAugmentCallback as HuggingFaceCallback
@@ -47,11 +56,23 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
 
 
-def make(model=None, **options):
-    options = {"fraction": 0.2, "copies": 2, "every": 2, **options}
-    loader = DataLoader(DATA, batch_size=8, shuffle=True)
+OPTIONS = {"fraction": 0.2, "copies": 2, "every": 2}
+
+
+def make(model=None, *, batch_size=8, drop_last=False, **options):
+    loader = DataLoader(DATA, batch_size, shuffle=True, drop_last=drop_last)
     model = make_model() if model is None else model
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **{**OPTIONS, **options})
+
+
+def accelerated(accelerator=None, model=None, *, batch_size=8, drop_last=False, **options):
+    """The same, as accelerate shards it."""
+    accelerator = Accelerator(cpu=True) if accelerator is None else accelerator
+    loader = DataLoader(DATA, batch_size, shuffle=True, drop_last=drop_last)
+    model = make_model() if model is None else model
+    return accelerate.prepare(
+        accelerator, loader, model, RandomOps.paper(), **{**OPTIONS, **options}
+    )
 
 
 KINDS = list(
@@ -137,14 +158,17 @@ def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(
 
 
 @of_every_kind
-@pytest.mark.parametrize("adapter", ["plain", "accelerate", "torchdata"])
+@pytest.mark.parametrize("adapter", ["plain", "accelerate", "lightning", "torchdata"])
 def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
     adapter, layout, raw, mode
 ):
     options = {"layout": layout, "raw": raw, "mode": mode}
     make_one = {
         "plain": lambda: make(**options),
-        "accelerate": lambda: prepare(Accelerator(cpu=True), make(**options)),
+        "accelerate": lambda: accelerated(**options),
+        "lightning": lambda: lightning.prepare(
+            trainer(), DataLoader(DATA, 8, shuffle=True), make_model(), RandomOps.paper(), **options
+        ),
         "torchdata": lambda: parts(Stateful, batch_size=8, **options),
     }[adapter]
     read = keys_of if adapter == "torchdata" else values_of
@@ -174,8 +198,7 @@ def test_accelerates_skip_first_batches_leaves_the_rest(
 
 
 def test_skip_first_batches_refuses_a_whole_loader_and_says_what_to_do():
-    prepared = prepare(Accelerator(cpu=True), make())
-    for loader in (make(), prepared):
+    for loader in (make(), accelerated()):
         assert not hasattr(loader, "sampler")
         with pytest.raises(AttributeError, match="Resume by load_state_dict, which skips"):
             skip_first_batches(loader, 1)
@@ -186,10 +209,8 @@ def test_skip_first_batches_refuses_a_whole_loader_and_says_what_to_do():
 
 def test_a_prepared_loader_passes_through_accelerate_and_names_the_last_batch():
     accelerator = Accelerator(cpu=True)
-    model = make_model()
-    loader = make(model)
-    assert accelerator.prepare(loader) is loader
-    prepared = prepare(accelerator, loader)
+    prepared = accelerated(accelerator)
+    assert accelerator.prepare(prepared) is prepared
     expected = list(make())
     last = []
     found = []
@@ -206,7 +227,7 @@ def test_accelerates_accumulation_steps_at_the_end_of_an_epoch():
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model, optimizer = accelerator.prepare(model, optimizer)
-    prepared = prepare(accelerator, make(model))
+    prepared = accelerated(accelerator, model)
     synced = []
     for x, y, w in prepared:
         with accelerator.accumulate(model):
@@ -225,7 +246,7 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mo
     stop = {1: 1, None: len(loader), "and two": len(loader) + 2}[stop]
     whole = [batch for _ in range(3) for batch in loader]
     accelerator = Accelerator(cpu=True)
-    prepared = prepare(accelerator, make(**options))
+    prepared = accelerated(accelerator, **options)
     before = []
     while len(before) < stop:
         for batch in prepared:
@@ -235,7 +256,7 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mo
                 break
     accelerator.free_memory()
     accelerator = Accelerator(cpu=True)
-    prepared = prepare(accelerator, make(**options))
+    prepared = accelerated(accelerator, **options)
     accelerator.load_state(tmp_path)
     after = []
     while prepared.epoch < 3:
@@ -247,21 +268,107 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mo
     assert_same_batches([*before, *after], whole)
 
 
-def test_a_loader_of_another_world_is_refused():
-    accelerator = Accelerator(cpu=True)
-    with pytest.raises(TypeError, match="must be a SubsetAugmentLoader, got DataLoader"):
-        prepare(accelerator, DataLoader(DATA))
+def shared_by(num_processes, process_index, **options):
+    """An accelerator of one of several processes, of which there is this one alone."""
 
-    class Two:
-        num_processes = 2
+    class One:
+        def prepare_data_loader(self, loader):
+            return prepare_data_loader(
+                loader, num_processes=num_processes, process_index=process_index, **options
+            )
 
-    with pytest.raises(AugsubsetError, match="shared by accelerate's 2 processes, got one for 1"):
-        prepare(Two(), make())
+        def register_for_checkpointing(self, loader):
+            pass
+
+    Accelerator(cpu=True)  # what it prepares needs its state
+    return One()
 
 
-def test_a_loader_that_accelerate_prepared_is_refused():
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("n", [29, 32, 40])
+def test_each_step_has_the_rows_that_accelerate_deals_in_it(n, split, drop_last):
+    """A copy of each example, in order: as accelerate deals the data itself."""
+    data = TensorDataset(X[:n], torch.arange(n) % 3)
+    plain = DataLoader(data, batch_size=6, drop_last=drop_last)
+    indices = DataLoader(torch.arange(n), batch_size=6, drop_last=drop_last)
+    options = {"copies": 1, "raw": "none", "selector": AllSelector(), "return_index": True}
+    ours, theirs = [], []
+    for rank in range(3):
+        one = shared_by(3, rank, split_batches=split)
+        loader = accelerate.prepare(one, plain, make_model(), RandomOps.paper(), **options)
+        dealt = one.prepare_data_loader(indices)
+        assert len(loader) == len(dealt)
+        assert loader.batch_size == (2 if split else 6)
+        assert loader.total_batch_size == dealt.total_batch_size
+        ours.append([(w, index.tolist()) for *_, w, index in loader])
+        theirs.append([batch.tolist() for batch in dealt])
+    seen = []
+    for step in range(len(theirs[0])):
+        rows = [
+            index
+            for share in ours
+            for weight, index in zip(*share[step], strict=True)
+            if weight > 0 or drop_last
+        ]
+        dealt = [index for share in theirs for index in share[step]]
+        repeated = len(dealt) - len(rows)
+        assert repeated == 0 or (step == len(theirs[0]) - 1 and not drop_last)
+        assert sorted(rows) == sorted(dealt[: len(rows)] if repeated else dealt)
+        seen += rows
+    assert len(seen) == len(set(seen)) == (len(seen) if drop_last else n)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_seedable_sampler": True}])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loader_that_accelerate_prepared_already_is_the_same(shuffle, options):
+    one = shared_by(2, 1, **options)
+    plain = DataLoader(DATA, 8, shuffle=shuffle, drop_last=True)
+    for loader in (plain, one.prepare_data_loader(plain)):
+        ours = accelerate.prepare(one, loader, make_model(), RandomOps.paper(), **OPTIONS)
+        sampler = ours.loader._sampler
+        assert (sampler.num_replicas, sampler.rank) == (2, 1)
+        assert (sampler.plan.shuffle, sampler.drop_last) == (shuffle, True)
+        assert ours.batch_size == 8
+
+
+def test_what_accelerate_does_not_shard_so_is_refused():
+    def refused(error, match, loader, **options):
+        with pytest.raises(error, match=match):
+            accelerate.prepare(
+                shared_by(2, 0, **options), loader, make_model(), RandomOps.paper(), **OPTIONS
+            )
+
+    refused(TypeError, "must be a torch DataLoader, got SubsetAugmentLoader", make())
+    plain = DataLoader(DATA, 8)
+    options = {"dispatch_batches": True, "put_on_device": True}
+    refused(ValueError, "accelerate must shard, got dispatch_batches=True", plain, **options)
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield 0
+
+    endless = DataLoader(Endless(), 8)
+    refused(TypeError, "map-style dataset, got an IterableDataset", endless)
+    prepared = prepare_data_loader(endless, num_processes=2, process_index=0)
+    refused(ValueError, "accelerate must shard, got .* or an IterableDataset", prepared)
+    twice = DataLoader(DATA, 8, sampler=DistributedSampler(DATA, 2, 0))
+    refused(ValueError, "sharded already, got a DistributedSampler of 2 shares", twice)
+    skipped = skip_first_batches(shared_by(2, 0).prepare_data_loader(plain), 1)
+    refused(ValueError, "batch_sampler=SkipBatchSampler", skipped)
+
+    class Own(BatchSampler):
+        pass
+
+    own = DataLoader(DATA, batch_sampler=Own(RandomSampler(DATA), 8, False))
+    refused(ValueError, "got batch_sampler=Own", own)
+    prepared = prepare_data_loader(own, num_processes=2, process_index=0)
+    refused(ValueError, "got batch_sampler=Own", prepared)
+
+
+def test_a_loader_that_accelerate_prepared_needs_the_helper():
     prepared = Accelerator(cpu=True).prepare(DataLoader(DATA, batch_size=8, shuffle=True))
-    reason = r"got the subclass DataLoaderShard\. .* before a framework prepared it: we shard"
+    reason = r"got the subclass DataLoaderShard\. .* goes through .*accelerate\.prepare"
     with pytest.raises(TypeError, match=reason):
         SubsetAugmentLoader(prepared, make_model(), RandomOps.paper())
 
@@ -283,7 +390,13 @@ class Module(L.LightningModule):
         return self.net(x)
 
     def train_dataloader(self):
-        return make(self, **self.options)
+        return lightning.prepare(
+            self.trainer,
+            DataLoader(DATA, batch_size=8, shuffle=True),
+            self,
+            RandomOps.paper(),
+            **{**OPTIONS, **self.options},
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.05)
@@ -367,9 +480,23 @@ def test_a_loader_that_does_not_know_of_lightnings_ranks_is_refused():
             loader = DataLoader(DATA, batch_size=8, sampler=sampler)
             return SubsetAugmentLoader(loader, self, RandomOps.paper())
 
-    reason = r"all 1 ranks, got one for 2\. Construct it in train_dataloader\(\)"
+    reason = r"Trainer's 1 shares of the data, got one for 2\. Construct it in train_dataloader\(\)"
     with pytest.raises(AugsubsetError, match=reason):
         trainer().fit(Elsewhere())
+
+
+def test_lightning_says_how_many_share_the_data_and_which_share_is_whose():
+    """Under tensor parallelism fewer than there are ranks."""
+    loader = DataLoader(DATA, batch_size=8, shuffle=True, drop_last=True)
+    shares = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": 1})
+    sampler = lightning.prepare(shares, loader, make_model(), RandomOps.paper())._sampler
+    assert (sampler.num_replicas, sampler.rank) == (2, 1)
+    assert (sampler.plan.shuffle, sampler.drop_last) == (True, True)
+    own = DataLoader(DATA, batch_size=8, sampler=DistributedSampler(DATA, 4, 3))
+    sampler = lightning.prepare(shares, own, make_model(), RandomOps.paper())._sampler
+    assert (sampler.num_replicas, sampler.rank) == (4, 3)
+    with pytest.raises(TypeError, match="must be a torch DataLoader, got list"):
+        lightning.prepare(shares, [], make_model(), RandomOps.paper())
 
 
 # Hugging Face's Trainer.
@@ -505,7 +632,13 @@ def test_a_trainer_that_knows_of_other_ranks_than_the_loader_is_refused():
     """On processors it makes no group without use_cpu=True, and the loader shards all the same."""
     of_two = DataLoader(DATA, 8, sampler=DistributedSampler(DATA, 2, 0))
     loader = SubsetAugmentLoader(of_two, make_model(), RandomOps.paper())
-    arguments = SimpleNamespace(world_size=1, ignore_data_skip=True, gradient_accumulation_steps=1)
+    config = SimpleNamespace(split_batches=False, dispatch_batches=None)
+    arguments = SimpleNamespace(
+        world_size=1,
+        ignore_data_skip=True,
+        gradient_accumulation_steps=1,
+        accelerator_config=config,
+    )
     with pytest.raises(AugsubsetError, match="for the Trainer's 1 ranks, got one for 2"):
         HuggingFaceCallback().on_train_begin(
             arguments, SimpleNamespace(global_step=0), None, train_dataloader=loader
@@ -514,6 +647,12 @@ def test_a_trainer_that_knows_of_other_ranks_than_the_loader_is_refused():
     HuggingFaceCallback().on_train_begin(
         arguments, SimpleNamespace(global_step=0), None, train_dataloader=loader
     )
+    for name in ("split_batches", "dispatch_batches"):
+        arguments.accelerator_config = SimpleNamespace(**{**vars(config), name: True})
+        with pytest.raises(AugsubsetError, match="neither split_batches nor dispatch_batches"):
+            HuggingFaceCallback().on_train_begin(
+                arguments, SimpleNamespace(global_step=0), None, train_dataloader=loader
+            )
 
 
 # TensorBoard.
