@@ -14,26 +14,18 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
-from augsubset.batches import (
-    BatchParts,
-    class_labels,
-    digest_of_first,
-    digest_of_tensor,
-    is_classes,
-    known_labels,
-    known_targets,
-)
+from augsubset.batches import BatchParts
 from augsubset.delivery import BatchCheck, Delivery, Policy, Ready
 from augsubset.doctor import Loop, diagnose
 from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
+from augsubset.examples import looked_at
+from augsubset.finite import check_finite
 from augsubset.harvest import Harvest
 from augsubset.judgement import Diagnosis, Settings
 from augsubset.pixels import MeanStd, PixelRange
 from augsubset.probe import GradientProbe, model_device
-from augsubset.progress import progress_bar
 from augsubset.ranks import Ranks, world_size
 from augsubset.report import Picture, Shown, run_pictures, summary, write_run
 from augsubset.rng import MAX_SEED, forked_rng
@@ -59,8 +51,6 @@ from augsubset.timing import EpochClock
 __all__ = ["SubsetAugmentLoader"]
 
 _log = logging.getLogger(__name__)
-
-_NUM_DIGESTED = 8  # examples by which a checkpoint's dataset is known
 
 Event = dict[str, Any]
 
@@ -250,14 +240,12 @@ class SubsetAugmentLoader:
                 f"dataset must hold at least one example a rank, got {n} for "
                 f"{ranks.world_size} ranks."
             )
-        has_classes = is_classes(self._few_labels(selector))
-        known = self._class_labels() if has_classes else torch.zeros(1)
-        targets = known if has_classes else known_targets(self._source.dataset)
-        self._labels_digest = None if targets is None else digest_of_tensor(targets)
+        probed = self._probe if selector.needs_gradients else None
+        self._examples = looked_at(self._source, self._delivery, probed, progress)
         budget = (
             n  # the one rule that takes everything whatever the fraction
             if isinstance(selector, AllSelector)
-            else budget_from_fraction(fraction, n, len(torch.unique(known)))
+            else budget_from_fraction(fraction, n, self._examples.num_classes)
         )
         num_replicas, rank = order.num_replicas, order.rank
         if ranks is not None and num_replicas is None:
@@ -301,12 +289,12 @@ class SubsetAugmentLoader:
             ranks=ranks,
             timeout=timeout,
         )
-        self._labels = known if has_classes else None
-        self._tally = Tally(known if has_classes else torch.zeros(n, dtype=torch.int64))
+        classes = self._examples.classes
+        self._tally = Tally(torch.zeros(n, dtype=torch.int64) if classes is None else classes)
         self._recycle = recycle if recycle is None else check_int("recycle", recycle, 1)
         self._harvest = Harvest(n)
         if recycle is not None:
-            if not has_classes:
+            if classes is None:
                 raise ValueError(
                     "recycle must be None where labels are no class index an example, got "
                     f"recycle={recycle}."
@@ -342,7 +330,7 @@ class SubsetAugmentLoader:
                     self._schedule.before(epoch)
                     self._in_force = self._schedule.latest
                 assert self._in_force is not None
-                _check_finite(self._model, epoch)
+                check_finite(self._model, epoch)
                 self._sampler.set_selection(self._capped(self._in_force))
             self._sampler.set_epoch(epoch)
             self._next_epoch = epoch + 1
@@ -455,42 +443,6 @@ class SubsetAugmentLoader:
 
     def _capped(self, selection: Selection) -> Selection:
         return selection if self._max_weight is None else selection.capped(self._max_weight)
-
-    def _few_labels(self, selector: Selector) -> Any:
-        """Fetch a few examples as training will, and refuse what would fail later."""
-        batch, *spread = self._source.few(_NUM_DIGESTED)
-        self._delivery.check_names(batch)
-        x, y = self._delivery.original(batch)
-        if selector.needs_gradients:
-            self._probe.check(x, y)
-        half = len(spread) // 2
-        once, again = (
-            digest_of_first(map(self._delivery.split, each))
-            for each in (spread[:half], spread[half:])
-        )
-        if once != again:
-            _log.info(
-                "an example fetched twice is not the same: checkpoints cannot tell this dataset "
-                "from others of its length and labels"
-            )
-        self._example_digest = once if once == again else None
-        return y
-
-    def _class_labels(self) -> Tensor:
-        """Return every example's class: as the dataset offers them, or by fetching all once."""
-        known = known_labels(self._source.dataset)
-        if known is None:
-            _log.info("the dataset has no .targets or .labels: fetching every example for them")
-            gathered = []
-            loader = self._source.data_loader()
-            with progress_bar(self._progress, len(loader), "gathering labels", "batch") as bar:
-                for fetched in loader:
-                    batch, _ = opened(fetched)
-                    gathered.append(class_labels(self._delivery.split(batch).labels))
-                    if bar is not None:
-                        bar.update()
-            known = torch.cat(gathered)
-        return known
 
     # Ranks.
 
@@ -710,7 +662,7 @@ class SubsetAugmentLoader:
         device = self._device or model_device(self._model)
         self._source.to(device)
         with forked_rng(self._seed, [device]):
-            yield Shown(self._model, self._source, self._delivery, self._labels, device)
+            yield Shown(self._model, self._source, self._delivery, self._examples.classes, device)
 
     @property
     def dataset(self) -> Any:
@@ -747,7 +699,7 @@ class SubsetAugmentLoader:
         return {
             "version": 3,
             **self._identity(),
-            "example_digest": self._example_digest,
+            "example_digest": self._examples.digest,
             "epoch": self.epoch,
             "position": self._position if self.num_batches_left else len(self._sampler.plan),
             "num_replicas": self.num_replicas,
@@ -777,8 +729,8 @@ class SubsetAugmentLoader:
         keys = ("example_digest", "in_force", "schedule", "harvest", "history", "tally")
         check_state("state_dict", state, ("version", *keys, *self._identity()))
         check_state("state_dict", state, (), same={"version": 3, **self._identity()})
-        if None not in (state["example_digest"], self._example_digest):
-            check_state("state_dict", state, (), same={"example_digest": self._example_digest})
+        if None not in (state["example_digest"], self._examples.digest):
+            check_state("state_dict", state, (), same={"example_digest": self._examples.digest})
         at = self._sampler.checked(state)
         in_force = unpack_selection(state["in_force"], len(self._source))
         schedule = self._schedule.checked(state["schedule"])
@@ -808,7 +760,7 @@ class SubsetAugmentLoader:
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for keys and positions to mean the same."""
-        return {**self._sampler.identity, "labels_digest": self._labels_digest}
+        return {**self._sampler.identity, "labels_digest": self._examples.targets_digest}
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -837,39 +789,3 @@ def _check_types(model: Any, probe: Any, selector: Any, on_event: Any) -> None:
             "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
             f"got {type(selector).__name__}."
         )
-
-
-@torch.no_grad()
-def _check_finite(model: nn.Module, epoch: int) -> None:
-    """Refuse to train on where training made weights that are no numbers, and name the first.
-
-    On several ranks each looks at its own, which gradients keep the same; what is not finite on
-    one alone is raised there alone. A selection that probes comes first: it names gradients, and
-    on all ranks.
-    """
-    trained = {
-        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not is_lazy(parameter)
-    }
-    # Of floats of one byte, and of somebody's own kind of tensor, isfinite knows nothing.
-    known = {
-        name: values
-        for name, values in trained.items()
-        if type(values) is Tensor and not values.is_meta and values.layout == torch.strided
-        if values.is_floating_point() and values.element_size() > 1 and values.numel()
-    }
-    if not known:
-        return
-    # The largest value is no number where any is none; isfinite of all would be memory as large.
-    largest = [torch.linalg.vector_norm(values, torch.inf) for values in known.values()]
-    are_finite = torch.stack([each.isfinite().to(largest[0].device) for each in largest])
-    for (name, values), is_finite in zip(known.items(), are_finite.tolist(), strict=True):
-        if not is_finite:
-            number = int((~values.isfinite()).sum())
-            raise AugsubsetError(
-                f"the model's weights must be finite when an epoch starts, got {number} of "
-                f"{values.numel()} values of {name!r} that are not, at epoch {epoch}. A loss was "
-                "NaN or infinite: go back to an older checkpoint, and lower the learning rate, "
-                "clip gradients or check the loss scale."
-            )

@@ -41,6 +41,8 @@ ALLOWED = {
     "report": {"augment", "delivery", "diagnostics", "sampling", "savings", "source"},
     "delivery": {"augment", "batches", "pixels", "sampling"},
     "source": {"batches", "sampling"},
+    "finite": set(),
+    "examples": {"batches", "delivery", "probe", "source"},
     "doctor": {
         *("batches", "delivery", "gradients", "judgement", "probe", "sampling", "schedule"),
         *("selection", "source"),
@@ -52,6 +54,8 @@ ALLOWED = {
         "batches",
         "doctor",
         "delivery",
+        "examples",
+        "finite",
         "harvest",
         "judgement",
         "pixels",
