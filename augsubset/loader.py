@@ -137,7 +137,7 @@ class SubsetAugmentLoader:
             loader has a sampler or batch sampler of its own.
         AugsubsetError: If a second iterator is started while one is live, the dataset changed its
             length, weights are NaN or infinite when an epoch starts (each rank looks at its own),
-            or ranks are not sharded, or twice.
+            ranks are not sharded, or twice, or should probe a model that is spread over them.
 
     Cost:
         A selection is one forward pass over the data and a solve (see
@@ -240,6 +240,8 @@ class SubsetAugmentLoader:
                 f"dataset must hold at least one example a rank, got {n} for "
                 f"{ranks.world_size} ranks."
             )
+        if self._world_size > 1 and selector.needs_gradients:
+            self._probe.check_alone()
         probed = self._probe if selector.needs_gradients else None
         self._examples = looked_at(self._source, self._delivery, probed, progress)
         budget = (
@@ -416,6 +418,8 @@ class SubsetAugmentLoader:
 
     def _probed(self, indices: Tensor | None) -> Probed:
         """Probe some examples, or all of them."""
+        if indices is not None:
+            self._probe.check_alone()  # the model may have been spread over ranks since
         self._source.to(self._device or model_device(self._model))
         options: dict[str, Any] = {
             "prepare": lambda fetched: self._delivery.original(opened(fetched)[0]),

@@ -31,6 +31,12 @@ Forward = Callable[[nn.Module, Any], Tensor]
 _recorded: WeakSet[nn.Module] = WeakSet()  # models whose training passes are, now
 _HARVEST_CHUNK = 1 << 14  # recorded rows turned into residuals at once
 
+_SPREAD = (
+    "model must be whole on each rank to be probed, got one {}: a forward pass would wait for "
+    "other ranks. Take a selector without gradients, such as RandomSelector(), or a probe of a "
+    "model that is whole."
+)
+
 
 class Measured(NamedTuple):
     """One batch's gradients, on the model's device, float32.
@@ -151,6 +157,23 @@ class GradientProbe:
     def _linear_layers(self) -> dict[str, nn.Linear]:
         modules = self.model.named_modules()
         return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+    def check_alone(self) -> None:
+        """Refuse a model that a rank cannot run by itself, because others hold parts of it.
+
+        Ranks probe examples of their own, and as many batches as these are: a forward pass that
+        needs the others would wait for them in vain, or mix their examples with its own.
+
+        Raises:
+            AugsubsetError: If a parameter is a DTensor, as FSDP2 and tensor parallelism make
+                them, or a module is FSDP's.
+        """
+        for name, parameter in self.model.named_parameters():
+            if hasattr(parameter, "to_local"):
+                raise AugsubsetError(_SPREAD.format(f"of which {name!r} is a DTensor"))
+        for module in self.model.modules():
+            if type(module).__name__ == "FullyShardedDataParallel":
+                raise AugsubsetError(_SPREAD.format("with FullyShardedDataParallel in it"))
 
     def scan(
         self,

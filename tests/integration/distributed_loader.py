@@ -15,6 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -138,6 +145,59 @@ def tails(monkeypatch):
         else:
             assert found[: len(expected)] == expected
             assert all(weight == 0 for _, weight, _ in found[len(expected) :])
+
+
+def fewer_shares(monkeypatch):
+    """Half as many shares as ranks, as with tensor parallelism: every two have the same."""
+    half = world() // 2
+    share = DistributedSampler(TensorDataset(X, Y), half, dist.get_rank() // 2)
+    options = {"return_index": True, "selector": RandomSelector()}
+    loader = make(make_model(), 8, sampler=share, **options)
+    running = iter(loader)
+    next(running)
+    state = saved_and_read(loader.state_dict())
+    assert (state["num_replicas"], state["position"]) == (half, 8 * half)
+    again = make(make_model(), 8, sampler=share, **options)
+    again.load_state_dict(state)
+    assert rows_of(again) == rows_of(running)
+    found = gathered(rows_of(loader))
+    assert found[::2] == found[1::2]
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: False)
+        patch.delenv("WORLD_SIZE")
+        one = make(make_model(), 8, **options)
+        _, second = rows_of(one), rows_of(one)
+    assert in_turn(found[::2], 1) == second
+
+
+def spread(monkeypatch):
+    """Models that ranks hold together are refused where they would be probed; else they train."""
+
+    def fsdp1(model):
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+    def tensor_parallel(model):
+        parallelize_module(model, mesh, {"1": ColwiseParallel(), "3": RowwiseParallel()})
+        return model
+
+    mesh = init_device_mesh("cpu", (world(),))
+    kinds = {
+        "is a DTensor": (lambda model: fully_shard(model, mesh=mesh), tensor_parallel),
+        "FullyShardedDataParallel in it": (fsdp1,),
+    }
+    for reason, wraps in kinds.items():
+        for wrapped in wraps:
+            with pytest.raises(AugsubsetError, match=f"must be whole on each rank.*{reason}"):
+                make(wrapped(make_model()), 8)
+            model = make_model()
+            loader = make(model, 8)
+            model = wrapped(model)  # in place, where it is no wrapper
+            if reason == "is a DTensor":
+                with pytest.raises(AugsubsetError, match=f"must be whole on each rank.*{reason}"):
+                    next(iter(loader))
+            if wrapped is not tensor_parallel:  # whose ranks have the same rows
+                found, _ = train(model, make(model, 8, selector=RandomSelector()), num_epochs=1)
+                assert found.isfinite().all()
 
 
 def compiled(monkeypatch):
