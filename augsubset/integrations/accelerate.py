@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
+from augsubset.errors import AugsubsetError
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.sampling import loader_options, loader_order, sharded
 
@@ -84,19 +86,69 @@ def prepare(
         The loader, with all that it has. ``accelerator.prepare`` passes it through untouched.
 
     Raises:
-        TypeError: As :class:`~augsubset.SubsetAugmentLoader`.
-        ValueError: Likewise, if accelerate dispatches batches, or if something else shards too.
+        TypeError: If there is no Accelerator, and as :class:`~augsubset.SubsetAugmentLoader`.
+        ValueError: As that, if accelerate dispatches batches, or if something else shards too.
     """
+    if isinstance(accelerator, type) or not hasattr(accelerator, "prepare_data_loader"):
+        name = getattr(accelerator, "__name__", type(accelerator).__name__)
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {name}.")
     ours = SubsetAugmentLoader(_sharded(accelerator, loader), model, augment, **options)
-    accelerator.register_for_checkpointing(ours)
+    if accelerator not in _states:
+        _states[accelerator] = _States()
+        accelerator.register_for_checkpointing(_states[accelerator])
+    _states[accelerator].add(ours)
     return _Prepared(ours)
+
+
+class _States:
+    """The states of an accelerator's loaders in its checkpoints, as far as they are still in use.
+
+    accelerate keeps what is registered as long as itself: a loader would stay, with model and
+    data, that was let go of when it did not fit into memory.
+    """
+
+    def __init__(self) -> None:
+        self._loaders: list[ReferenceType[SubsetAugmentLoader]] = []
+
+    def add(self, loader: SubsetAugmentLoader) -> None:
+        self._loaders.append(ref(loader))
+
+    @property
+    def _in_use(self) -> list[SubsetAugmentLoader]:
+        return [loader for each in self._loaders if (loader := each()) is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loaders": [loader.state_dict() for loader in self._in_use]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        states = state["loaders"]
+        if len(states) != len(self._in_use):
+            raise AugsubsetError(
+                f"the checkpoint must be of {len(self._in_use)} SubsetAugmentLoaders as there are, "
+                f"got one of {len(states)}. Prepare as many, in the same order."
+            )
+        for loader, each in zip(self._in_use, states, strict=True):
+            loader.load_state_dict(each)
+
+
+_states: WeakKeyDictionary[Any, _States] = WeakKeyDictionary()
 
 
 def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
     """Let accelerate shard a DataLoader, and take over which share it made of it."""
+    options = loader_options(loader)
     if not issubclass(type(loader), DataLoaderAdapter):
         loader_order(loader)  # refuses any other before accelerate goes at it
-        loader = accelerator.prepare_data_loader(loader)
+        # Without workers, which a stateful one would start for itself.
+        loader = accelerator.prepare_data_loader(
+            DataLoader(
+                loader.dataset,
+                loader.batch_size,
+                sampler=loader.sampler,
+                drop_last=loader.drop_last,
+                collate_fn=loader.collate_fn,
+            )
+        )
     if issubclass(type(loader), DataLoaderDispatcher) or isinstance(
         loader.dataset, IterableDataset
     ):
@@ -122,6 +174,6 @@ def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
         sampler=sampler,
         drop_last=batches.drop_last,
         collate_fn=loader.collate_fn,
-        **{**loader_options(loader), "batch_size": batches.batch_size // split},
+        **{**options, "batch_size": batches.batch_size // split},
     )
     return sharded(was, num_replicas, rank)

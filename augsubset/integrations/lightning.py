@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,14 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 __all__ = ["SubsetAugmentCallback", "prepare"]
+
+_log = logging.getLogger(__name__)
+
+# What of the Trainer would change runs in silence.
+_REFUSED = {
+    "overfit_batches": "each epoch has rows of its own. Train on a Subset of the dataset",
+    "reload_dataloaders_every_n_epochs": "a new loader would know nothing of earlier selections",
+}
 
 
 def prepare(
@@ -43,9 +52,20 @@ def prepare(
         options: As of :class:`~augsubset.SubsetAugmentLoader`.
 
     Raises:
-        TypeError: As :class:`~augsubset.SubsetAugmentLoader`.
-        ValueError: Likewise.
+        TypeError: If there is no Trainer, and as :class:`~augsubset.SubsetAugmentLoader`.
+        ValueError: As that.
+        AugsubsetError: As that, and if a Trainer that resumes has no
+            :class:`SubsetAugmentCallback`; one that does not is warned of.
     """
+    if isinstance(trainer, type) or not hasattr(trainer, "distributed_sampler_kwargs"):
+        raise TypeError(f"trainer must be a lightning Trainer, got {_named(trainer)}.")
+    if not any(isinstance(callback, SubsetAugmentCallback) for callback in trainer.callbacks):
+        if trainer.ckpt_path is not None:
+            raise AugsubsetError(
+                "the Trainer must have a SubsetAugmentCallback among its callbacks to resume: the "
+                "loader would begin with another epoch than Lightning."
+            )
+        _log.warning("no SubsetAugmentCallback: from this run's checkpoints none can be resumed")
     shares = trainer.distributed_sampler_kwargs
     own = isinstance(loader, DataLoader) and type(loader.sampler) is DistributedSampler
     if shares is not None and not own:
@@ -53,20 +73,26 @@ def prepare(
     return SubsetAugmentLoader(loader, model, augment, **options)
 
 
+def _named(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 class SubsetAugmentCallback(Callback):
     """Keep Lightning's epochs and the loader's together, and log what was selected.
 
     Return the loader of :func:`prepare` from the hook ``train_dataloader()``; Lightning hands it
-    on as it is. Its state is saved and restored by this callback, within an epoch too.
+    on as it is. The loader's epoch is always Lightning's; its state is saved and restored by this
+    callback, within an epoch too.
 
     Raises:
-        AugsubsetError: When training starts, if there is no SubsetAugmentLoader, or it is for
-            another number of ranks than the Trainer's data is.
+        AugsubsetError: When training starts, if there is no SubsetAugmentLoader, it is for another
+            number of ranks than the Trainer's data is, or the Trainer would reload it or have the
+            same batches in every epoch.
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
-        self._logged = 0
+        self._logged = 0  # entries of the loader's history
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the loader, and put a restored state into it."""
@@ -78,13 +104,19 @@ class SubsetAugmentCallback(Callback):
                 f"{loader.num_replicas}. Construct it in train_dataloader(), by "
                 "augsubset.integrations.lightning.prepare."
             )
+        for name, instead in _REFUSED.items():
+            if value := getattr(trainer, name):
+                raise AugsubsetError(f"{name} must be 0, got {value}: {instead}.")
         if self._restored is not None:
-            loader.load_state_dict(self._restored)
+            loader.load_state_dict(self._restored["loader"])
+            self._logged = self._restored["logged"]
             self._restored = None
-            # Lightning takes an epoch whose last batch was trained on for a whole one, and goes on
-            # with the next: what is left of it, nothing, would stand for that one.
-            if loader.num_batches_left == 0:
-                loader.set_epoch(loader.epoch + 1)
+        self._logged = min(self._logged, len(loader.history))  # 0 for a new loader
+        loader.set_epoch(trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the loader's epoch with Lightning's, which ends some before the loader does."""
+        self._loader(trainer).set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of new selections."""
@@ -101,12 +133,15 @@ class SubsetAugmentCallback(Callback):
         self._logged = len(history)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the loader's state to a checkpoint."""
-        checkpoint["augsubset"] = self._loader(trainer).state_dict()
+        """Add the loader's state to a checkpoint, if there is a loader by then."""
+        if trainer.train_dataloader is not None:
+            state = self._loader(trainer).state_dict()
+            checkpoint["augsubset"] = {"loader": state, "logged": self._logged}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Remember the state until there is a loader."""
-        self._restored = checkpoint.get("augsubset")
+        """Remember the state until there is a loader; a test of a checkpoint has none."""
+        if trainer.state.fn == "fit":
+            self._restored = checkpoint.get("augsubset")
 
     @staticmethod
     def _loader(trainer: Any) -> SubsetAugmentLoader:

@@ -2,6 +2,8 @@
 
 import csv
 import itertools
+import weakref
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DataLoaderConfiguration
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -268,6 +272,65 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mo
     assert_same_batches([*before, *after], whole)
 
 
+def test_what_was_let_go_of_is_neither_kept_nor_saved(tmp_path):
+    """As where a batch size is found by trying."""
+    accelerator = Accelerator(cpu=True)
+    models, model, loader = [], None, None
+    for batch_size in (16, 8):
+        del model, loader
+        accelerator.free_memory()
+        assert not any(model() for model in models)
+        model = make_model()
+        models.append(weakref.ref(model))
+        loader = accelerated(accelerator, model, batch_size=batch_size)
+    running = iter(loader)
+    next(running)
+    accelerator.save_state(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    again = accelerated(accelerator)
+    accelerator.load_state(tmp_path)
+    assert_same_batches(list(again), list(running))
+
+
+def test_an_accelerator_may_have_several_loaders(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    loaders = [accelerated(accelerator, seed=seed) for seed in (1, 2)]
+    for number, loader in enumerate(loaders, 1):
+        list(itertools.islice(loader, number))
+    running = iter(loaders[1])
+    next(running)
+    accelerator.save_state(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    again = [accelerated(accelerator, seed=seed) for seed in (1, 2)]
+    accelerator.load_state(tmp_path)
+    assert [each.epoch for each in again] == [each.epoch for each in loaders] == [1, 1]
+    assert_same_batches(list(again[1]), list(running))
+    accelerator = Accelerator(cpu=True)
+    one = accelerated(accelerator)
+    with pytest.raises(AugsubsetError, match=r"must be of 1 SubsetAugmentLoaders .*, got one of 2"):
+        accelerator.load_state(tmp_path)
+    assert one.epoch == 0
+
+
+def test_accelerates_own_loader_gets_no_workers():
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_stateful_dataloader=True)
+    )
+    loader = DataLoader(DATA, 8, num_workers=1, persistent_workers=True)
+    ours = accelerate.prepare(accelerator, loader, make_model(), RandomOps.paper(), **OPTIONS)
+    assert not active_children()
+    list(ours)
+    assert len(active_children()) == 1
+
+
+def test_accelerates_helper_needs_an_accelerator():
+    arguments = DataLoader(DATA, 8), make_model(), RandomOps.paper()
+    with pytest.raises(TypeError, match=r"must be an accelerate\.Accelerator, got NoneType"):
+        accelerate.prepare(None, *arguments)
+    with pytest.raises(TypeError, match=r"must be an accelerate\.Accelerator, got Accelerator"):
+        accelerate.prepare(Accelerator, *arguments)
+
+
 def shared_by(num_processes, process_index, **options):
     """An accelerator of one of several processes, of which there is this one alone."""
 
@@ -417,12 +480,16 @@ class Module(L.LightningModule):
 def trainer(**options):
     return L.Trainer(
         accelerator="cpu",
-        max_epochs=3,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[SubsetAugmentCallback()],
-        **{"devices": 1, "logger": False, **options},
+        **{
+            "callbacks": [SubsetAugmentCallback()],
+            "devices": 1,
+            "logger": False,
+            "max_epochs": 3,
+            **options,
+        },
     )
 
 
@@ -464,6 +531,127 @@ def test_lightning_logs_the_figures_of_each_selection_once(tmp_path):
     assert float(rows[1]["augsubset/covered"]) > float(rows[0]["augsubset/covered"])
 
 
+def test_lightning_logs_each_selection_once_whatever_is_resumed(tmp_path):
+    """Also those of an epoch that a stop did not let end."""
+
+    def logged(folder):
+        with open(folder / "lightning_logs" / "version_0" / "metrics.csv") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("augsubset/num_selected")]
+        return [float(row["augsubset/epoch"]) for row in rows]
+
+    def fit(folder, stop=None, **options):
+        module = Module(stop, tmp_path, selector=RandomSelector(), every=1)
+        trainer(logger=CSVLogger(folder), log_every_n_steps=1).fit(module, **options)
+
+    fit(tmp_path / "whole")
+    length = len(make(selector=RandomSelector()))
+    for stop in (length, length + 2):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(tmp_path / f"first {stop}", stop)
+        resume = {"ckpt_path": tmp_path / "stopped.ckpt", "weights_only": True}
+        fit(tmp_path / f"again {stop}", **resume)
+        before = logged(tmp_path / f"first {stop}") if stop > length else []
+        assert [*before, *logged(tmp_path / f"again {stop}")] == logged(tmp_path / "whole")
+
+
+class Epochs(Module):
+    """Collects Lightning's epoch and the loader's with each batch."""
+
+    def __init__(self, *arguments, lr=0.05, **options):
+        super().__init__(*arguments, **{"selector": RandomSelector(), **options})
+        self.lr, self.epochs = lr, []
+
+    def training_step(self, batch, batch_idx):
+        self.epochs.append((self.current_epoch, self.trainer.train_dataloader.epoch))
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+    def test_dataloader(self):
+        return DataLoader(TensorDataset(X.float(), torch.arange(N) % 3), 8)
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_an_epoch_that_lightning_ends_early_resumes_as_it_went_on(tmp_path, stop):
+    whole = Epochs()
+    trainer(limit_train_batches=3).fit(whole)
+    assert whole.epochs == [(epoch, epoch) for epoch in range(3) for _ in range(3)]
+    first, again = Epochs(stop, tmp_path), Epochs()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer(limit_train_batches=3).fit(first)
+    resume = {"ckpt_path": tmp_path / "stopped.ckpt", "weights_only": True}
+    trainer(limit_train_batches=3).fit(again, **resume)
+    assert_same_batches([*first.seen, *again.seen], whole.seen)
+
+
+def test_the_loaders_epoch_is_lightnings_wherever_a_run_begins(tmp_path):
+    ended = trainer(max_epochs=2)
+    module = Epochs()
+    ended.fit(module)
+    ended.save_checkpoint(tmp_path / "ended.ckpt")
+    # One trainer goes on.
+    ended.fit_loop.max_epochs = 4
+    ended.fit(module)
+    assert sorted(set(module.epochs)) == [(epoch, epoch) for epoch in range(4)]
+    # A test of a checkpoint leaves nothing to a run that begins anew.
+    other, module = trainer(max_epochs=2), Epochs()
+    resume = {"ckpt_path": tmp_path / "ended.ckpt", "weights_only": True}
+    other.test(module, **resume, verbose=False)
+    other.fit(module)
+    assert sorted(set(module.epochs)) == [(0, 0), (1, 1)]
+    assert [e["epoch"] for e in other.train_dataloader.history if e["event"] == "epoch"] == [0, 1]
+    # A checkpoint from before there was a loader of ours.
+    checkpoint = torch.load(tmp_path / "ended.ckpt", weights_only=True)
+    del checkpoint["augsubset"]
+    checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+    torch.save(checkpoint, tmp_path / "plain.ckpt")
+    module = Epochs()
+    trainer(max_epochs=4).fit(module, ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert sorted(set(module.epochs)) == [(2, 2), (3, 3)]
+
+
+def test_lightnings_tuner_runs_and_leaves_the_run_as_it_was(tmp_path):
+    alone = Epochs()
+    trainer(max_epochs=1).fit(alone)
+    module = Epochs()
+    tuned = trainer(max_epochs=1, default_root_dir=tmp_path)
+    Tuner(tuned).lr_find(module, num_training=5, update_attr=False)
+    module.seen.clear()
+    tuned.fit(module)
+    assert_same_batches(module.seen, alone.seen)
+
+
+@pytest.mark.parametrize("name", ["overfit_batches", "reload_dataloaders_every_n_epochs"])
+def test_what_lightning_would_change_in_silence_is_refused(name):
+    with pytest.raises(AugsubsetError, match=f"{name} must be 0, got 1: "):
+        trainer(**{name: 1}).fit(Epochs())
+
+
+def test_without_the_callback_a_run_cannot_be_resumed(tmp_path, caplog):
+    def fit(**options):
+        plain = trainer(max_epochs=1, callbacks=[])
+        plain.fit(Epochs(), **options)
+        return plain
+
+    with caplog.at_level("WARNING", "augsubset"):
+        fit().save_checkpoint(tmp_path / "ended.ckpt")
+    assert "no SubsetAugmentCallback" in caplog.text
+    with pytest.raises(AugsubsetError, match=r"must have a SubsetAugmentCallback .* to resume"):
+        fit(ckpt_path=tmp_path / "ended.ckpt", weights_only=True)
+
+
+def test_lightnings_helper_needs_a_trainer():
+    arguments = DataLoader(DATA, 8), make_model(), RandomOps.paper()
+    with pytest.raises(TypeError, match="must be a lightning Trainer, got NoneType"):
+        lightning.prepare(None, *arguments)
+    with pytest.raises(TypeError, match="must be a lightning Trainer, got the class Trainer"):
+        lightning.prepare(L.Trainer, *arguments)
+
+
 def test_lightning_without_our_loader_is_refused():
     class Plain(Module):
         def train_dataloader(self):
@@ -488,7 +676,10 @@ def test_a_loader_that_does_not_know_of_lightnings_ranks_is_refused():
 def test_lightning_says_how_many_share_the_data_and_which_share_is_whose():
     """Under tensor parallelism fewer than there are ranks."""
     loader = DataLoader(DATA, batch_size=8, shuffle=True, drop_last=True)
-    shares = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": 1})
+    shares = SimpleNamespace(
+        distributed_sampler_kwargs={"num_replicas": 2, "rank": 1},
+        callbacks=[SubsetAugmentCallback()],
+    )
     sampler = lightning.prepare(shares, loader, make_model(), RandomOps.paper())._sampler
     assert (sampler.num_replicas, sampler.rank) == (2, 1)
     assert (sampler.plan.shuffle, sampler.drop_last) == (True, True)
