@@ -137,15 +137,18 @@ def test_scripts_with_other_libraries_run(script):
 
 
 @pytest.mark.distributed
-@scripts("accelerate", "ddp", "trainer")
+@pytest.mark.parametrize(
+    "script",
+    ["accelerate_augsubset", "ddp_plain", "ddp_augsubset", "trainer_augsubset"],
+)
 def test_scripts_run_on_two_ranks(script):
-    assert_two_epochs(run_apart([*TORCHRUN, script]))
+    """Ours, and the one that runs on nothing else."""
+    assert_two_epochs(run_apart([*TORCHRUN, EXAMPLES / f"{script}.py"]))
 
 
 @pytest.mark.distributed
-@scripts("lightning")
-def test_scripts_that_start_their_own_ranks_run_on_two(script):
-    assert_two_epochs(run_apart([script, "--devices", "2"]))
+def test_a_script_that_starts_its_own_ranks_runs_on_two():
+    assert_two_epochs(run_apart([EXAMPLES / "lightning_augsubset.py", "--devices", "2"]))
 
 
 def test_resuming_the_trainer_takes_the_three_lines_that_the_page_names():
