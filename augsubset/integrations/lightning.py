@@ -95,7 +95,10 @@ class SubsetAugmentCallback(Callback):
         self._logged = 0  # entries of the loader's history
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the loader, and put a restored state into it."""
+        """Find the loader, put a restored state into it, and begin with Lightning's epoch.
+
+        Later epochs keep together by themselves: each iterator is the next.
+        """
         loader = self._loader(trainer)
         shares = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         if shares != loader.num_replicas:
@@ -113,10 +116,6 @@ class SubsetAugmentCallback(Callback):
             self._restored = None
         self._logged = min(self._logged, len(loader.history))  # 0 for a new loader
         loader.set_epoch(trainer.current_epoch)
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Keep the loader's epoch with Lightning's, which ends some before the loader does."""
-        self._loader(trainer).set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the figures of new selections."""
