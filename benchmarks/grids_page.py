@@ -70,7 +70,8 @@ def setting_of(grid: Grid, results: Records) -> str:
     cells = [cell for cell in grid.cells if cell.strong != "none"]
     rates = {cell.every for cell in cells if cell.every < 10_000 and cell.fraction < 1}
     cell = cells[0]
-    environments = [each["environment"] for arm in results.values() for each in arm.values()]
+    records = [each for arm in results.values() for each in arm.values()]
+    environments = [each["environment"] for each in records]
     length = f"schedule of {cell.epochs} epochs" if cell.seconds is None else f"{cell.seconds} s"
     return (
         f"`python -m benchmarks.train {grid.name} --data {cell.data.upper()}`. {cell.model}, batch "
@@ -78,8 +79,8 @@ def setting_of(grid: Grid, results: Records) -> str:
         f"copies: {_or(each.copies for each in cells)}, "
         f"strong policy {_or(each.strong for each in cells)}, "
         f"R = {_or(sorted(rates)) if rates else cell.every}, "
-        f"{_or(each.precision for each in cells)}"
-        f"{', CUDA graphs' if cell.graphed else ''}; "
+        f"{_or(each['cell']['precision'] for each in records)}"
+        f"{', CUDA graphs' if any(each['cell'].get('graphed') for each in records) else ''}; "
         f"{len(environments)} of {len(grid.cells)} cells; "
         f"{_or(each['device'] for each in environments)}, "
         f"torch {_or(each['torch'] for each in environments)}, "

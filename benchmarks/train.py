@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ class Grid:
     parts: tuple[str, ...] = ()
 
 
-def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
+def load_grid(path: str | Path) -> Grid:
     """Return the grid of a TOML file, or of that name in ``benchmarks/grids``.
 
     ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
@@ -71,7 +73,7 @@ def load_grid(path: str | Path, changes: dict[str, Any] | None = None) -> Grid:
     cells = []
     for seed in written["seeds"]:
         for arm in written["arm"]:
-            shared = {**written.get("setting", {}), **arm, "seed": seed, **(changes or {})}
+            shared = {**written.get("setting", {}), **arm, "seed": seed}
             lists = {
                 key: value
                 for key, value in shared.items()
@@ -122,57 +124,94 @@ def load_results(grid: Grid, folder: Path | None = None) -> dict[str, dict[int, 
     return found
 
 
-def _run(cell: Cell, root: str | None, folder: Path) -> tuple[str, float, float]:
-    """Run one cell and write its record; return the arm, the accuracy and the time."""
-    begin = time.perf_counter()
-    record = run_cell(cell, data_of(cell, root))
-    write_whole(folder / f"{cell.name}.json", (json.dumps(record, indent=1) + "\n").encode())
-    accuracy: float = record["result"]["accuracies"][-1]
-    return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
+class _OutOfTimeError(Exception):
+    """A cell was stopped: it would have been over the budget."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How cells are run: what is the same for all of them, and not a part of the grid.
+
+    Args:
+        root: Where the data is.
+        folder: Of the records.
+        changes: Where a cell runs, whatever the grid says: its record has it, its name does not.
+        end: Seconds since the epoch at which a cell stops between two of its epochs.
+    """
+
+    root: str | None
+    folder: Path
+    changes: Mapping[str, Any]
+    end: float
+
+    def __call__(self, cell: Cell) -> tuple[str, float, float]:
+        """Run one cell and write its record; return the arm, the accuracy and the time."""
+        begin, name = time.perf_counter(), cell.name
+        cell = replace(cell, **self.changes)
+        record = run_cell(cell, data_of(cell, self.root), self._check)
+        text = json.dumps(record, indent=1) + "\n"
+        write_whole(self.folder / f"{name}.json", text.encode())
+        accuracy: float = record["result"]["accuracies"][-1]
+        return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
+
+    def _check(self, epoch: int, accuracy: float | None) -> None:
+        if time.time() >= self.end:
+            raise _OutOfTimeError
 
 
 def run_grid(
-    grid: Grid, folder: Path, root: str | None, *, jobs: int = 1, budget_minutes: float | None
+    grid: Grid,
+    folder: Path,
+    root: str | None,
+    *,
+    jobs: int = 1,
+    budget_minutes: float | None,
+    changes: Mapping[str, Any] | None = None,
 ) -> int:
     """Run what is missing, and return how many cells still are.
 
-    With a budget no cell is started that would be over it if it took as long as the longest so far.
-    A cell that fails raises, once those beside it are done.
+    With a budget no cell is started that would be over it if it took as long as the longest so far,
+    and one that is over it is stopped after its epoch and run anew another time. A cell that fails
+    raises, once those beside it are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in grid.cells if not (folder / f"{cell.name}.json").is_file()]
     print(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are done")
+    limit = math.inf if budget_minutes is None else 60 * budget_minutes
     begin, longest = time.perf_counter(), 0.0
+    run = _Run(root, folder, changes or {}, time.time() + limit)
     left: Iterator[Cell] = iter(missing)
     done = 0
 
     def next_cell() -> Cell | None:
         spent = time.perf_counter() - begin
-        if budget_minutes is not None and spent + longest > 60 * budget_minutes:
-            return None
-        return next(left, None)
+        return None if spent + longest > limit or limit <= 0 else next(left, None)
 
-    def note(found: tuple[str, float, float]) -> None:
+    def note(get: Callable[[], tuple[str, float, float]]) -> None:
         nonlocal done, longest
-        name, accuracy, seconds = found
+        try:
+            name, accuracy, seconds = get()
+        except _OutOfTimeError:
+            longest = math.inf  # nothing more is started
+            return
         done, longest = done + 1, max(longest, seconds)
         print(f"  {name}: {100 * accuracy:.2f} % in {seconds:.0f} s", flush=True)
 
     if jobs == 1:
         while (cell := next_cell()) is not None:
-            note(_run(cell, root, folder))
+            note(partial(run, cell))
         return len(missing) - done
     # Fresh processes: threads of this one do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running: set[Future[tuple[str, float, float]]] = set()
         while True:
             while len(running) < jobs and (cell := next_cell()) is not None:
-                running.add(pool.submit(_run, cell, root, folder))
+                running.add(pool.submit(run, cell))
             if not running:
                 return len(missing) - done
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for each in finished:
-                note(each.result())
+                note(each.result)
 
 
 def estimate(grid: Grid, measured: dict[tuple[Any, ...], Costs]) -> dict[str, Any]:
@@ -210,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", default=os.environ.get("AUGSUBSET_CIFAR10"))
     parser.add_argument("--out", type=Path, help="folder of results, or with --estimate a file")
-    parser.add_argument("--budget-minutes", type=float, help="start nothing that would take longer")
+    parser.add_argument("--budget-minutes", type=float, help="end cleanly after so long")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side; times are worse")
     parser.add_argument("--device", help="run on it, whatever the grid says: data is kept there")
     parser.add_argument("--estimate", action="store_true", help="measure what it would take")
@@ -229,15 +268,23 @@ def main(arguments: list[str] | None = None) -> None:
     estimates: dict[str, Any] = {}
     measured: dict[tuple[Any, ...], Costs] = {}
     for name in given.grids:
-        grid = load_grid(name, changes)
+        grid = load_grid(name)
         if given.estimate:
+            grid = replace(grid, cells=tuple(replace(cell, **changes) for cell in grid.cells))
             estimates[grid.name] = estimate(grid, measured)
             continue
         budget = given.budget_minutes
         if budget is not None:
             budget -= (time.perf_counter() - begin) / 60
         folder = RESULTS / grid.name if given.out is None else given.out
-        left = run_grid(grid, folder, given.data, jobs=given.jobs, budget_minutes=budget)
+        left = run_grid(
+            grid,
+            folder,
+            given.data,
+            jobs=given.jobs,
+            budget_minutes=budget,
+            changes=changes,
+        )
         print(f"{left} cells are left: run it again to go on" if left else "all cells are done")
     if given.estimate and given.out is not None:
         record = {"environment": environment(), "grids": estimates}

@@ -7,6 +7,7 @@ def records(values, balanced=None, selections=(), tail=None, **dynamics):
     """Return a record a seed, of accuracies in percent."""
     return {
         seed: {
+            "cell": {"precision": "float32"},
             "environment": ENVIRONMENT,
             "result": {
                 "accuracies": [0.1, value / 100],

@@ -197,16 +197,29 @@ def test_a_setting_reaches_the_plan(setting, value):
     assert getattr(cell().plan(60), setting) != planned
 
 
-def test_a_device_brings_what_it_is_good_at(monkeypatch):
-    """Images on it, networks in bfloat16, channels last, whatever the grid says."""
-    ran = []
-    monkeypatch.setattr(training, "run_grid", lambda grid, *rest, **options: ran.append(grid))
-    main(["smoke", "--device", "cuda"])
-    assert ran
-    for each in ran[0].cells:
+def test_a_device_brings_what_it_is_good_at_and_its_runs_are_the_grids(tmp_path, monkeypatch):
+    """Images on it, networks in bfloat16, channels last, and found under the grid's names."""
+    monkeypatch.setattr(training, "run_cell", ran := Ran())
+    path, out = write_grid(tmp_path / "g.toml", RANDOM), tmp_path / "out"
+    main([str(path), "--out", str(out), "--device", "cuda"])
+    assert len(ran.cells) == 4
+    for each in ran.cells:
         assert (each.device, each.precision) == ("cuda", "bfloat16")
         assert each.channels_last
         assert each.resident
+    found = load_results(load_grid(path), out)
+    assert {len(by_seed) for by_seed in found.values()} == {2}
+
+
+class Ran:
+    """In the place of runs: what was to be run."""
+
+    def __init__(self):
+        self.cells = []
+
+    def __call__(self, cell, data, after_epoch):
+        self.cells.append(cell)
+        return {"result": {"accuracies": [0.5]}}
 
 
 def test_a_cell_is_a_function_of_itself():
@@ -341,13 +354,26 @@ def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def run(cell, root, folder):
+    def run(self, cell):
         now[0] += 50
         return cell.arm, 0.5, 50.0
 
-    monkeypatch.setattr(training, "_run", run)
+    monkeypatch.setattr(training._Run, "__call__", run)
     left = run_grid(grid, tmp_path / "out", None, budget_minutes=2.0)
     assert left == 2  # a third would end at 150 of 120 seconds
+
+
+def test_a_cell_that_is_over_the_budget_stops_between_epochs(tmp_path, monkeypatch, capsys):
+    """Also the first one, of which nobody knows how long it takes; and it is run anew later."""
+    path, out = write_grid(tmp_path / "g.toml", RANDOM), tmp_path / "out"
+    now = iter([0.0, 30.0, 90.0])  # the second epoch ends late
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: next(now))
+        main([str(path), "--out", str(out), "--budget-minutes", "1"])
+    assert "4 cells are left" in capsys.readouterr().out
+    assert list(out.iterdir()) == []
+    main([str(path), "--out", str(out)])
+    assert "all cells are done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
