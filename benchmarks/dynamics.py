@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,16 @@ from augsubset.selection import budget_from_fraction
 from benchmarks.datasets import FolderData, ImageData, tail_classes
 from benchmarks.harness import environment
 
-__all__ = ["Recorded", "Track", "coverage", "gini", "never_selected", "top_overlap"]
+__all__ = [
+    "Recorded",
+    "Track",
+    "coverage",
+    "gini",
+    "gradient_norms",
+    "never_selected",
+    "norm_of_sum",
+    "top_overlap",
+]
 
 _TOP = (0.01, 0.05, 0.1, 0.2, 0.3)  # shares of the data whose most selected are compared
 _GALLERY = 10
@@ -36,8 +46,7 @@ def coverage(gradients: LastLayerGradients, selection: Selection) -> dict[str, f
     norm of what the selection's own weights miss of the summed gradients. ``nearest_error``: the
     same with cluster sizes for weights. All over the summed norms, so that 1 is as good as nothing.
     """
-    residual = gradients.residual.double()
-    norms = residual.norm(dim=1)
+    norms = gradient_norms(gradients)
     is_selected = torch.zeros(len(gradients), dtype=torch.bool)
     is_selected[selection.indices] = True
     error, sizes = 0.0, torch.zeros(len(gradients), dtype=torch.float64)
@@ -50,15 +59,37 @@ def coverage(gradients: LastLayerGradients, selection: Selection) -> dict[str, f
         distances, nearest = gradients.distances(rows, picks).double().min(1)
         error += float(distances.sum())
         sizes.index_add_(0, picks[nearest], torch.ones(len(rows), dtype=torch.float64))
-    total, scale = residual.sum(0), float(norms.sum())
-    own = selection.weights @ residual[selection.indices]
+    scale, ones = float(norms.sum()), torch.ones_like(sizes)
+    own = torch.zeros_like(sizes).index_add(0, selection.indices, selection.weights.double())
     return {
         "error": error / scale,
-        "gradient_error": float((total - own).norm()) / scale,
-        "nearest_error": float((total - sizes @ residual).norm()) / scale,
-        "gradient_norm": float(total.norm()) / scale,
+        "gradient_error": norm_of_sum(gradients, ones - own) / scale,
+        "nearest_error": norm_of_sum(gradients, ones - sizes) / scale,
+        "gradient_norm": norm_of_sum(gradients, ones) / scale,
         "summed_norms": scale,
     }
+
+
+def gradient_norms(gradients: LastLayerGradients) -> Tensor:
+    """Return the norm of each gradient, over all layers that were probed. ``(n,)`` float64."""
+    squares = torch.zeros(len(gradients), dtype=torch.float64)
+    for left, right in _layers(gradients):
+        squares += left.square().sum(1) * (1.0 if right is None else right.square().sum(1))
+    return squares.sqrt()
+
+
+def norm_of_sum(gradients: LastLayerGradients, weights: Tensor) -> float:
+    """Return the norm of the weighted sum of the gradients, over all layers that were probed."""
+    squares = 0.0
+    for left, right in _layers(gradients):
+        total = weights @ left if right is None else (weights[:, None] * left).T @ right
+        squares += float(total.square().sum())
+    return math.sqrt(squares)
+
+
+def _layers(gradients: LastLayerGradients) -> list[tuple[Tensor, Tensor | None]]:
+    pairs = [(gradients.residual, gradients.inputs), *gradients.earlier]
+    return [(left.double(), None if right is None else right.double()) for left, right in pairs]
 
 
 def top_overlap(mine: Tensor, others: Tensor, count: int) -> float:

@@ -28,6 +28,7 @@ from augsubset.errors import check_choice, check_int
 from augsubset.rng import mix_seed
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.coreset import class_members
+from benchmarks.dynamics import gradient_norms, norm_of_sum
 
 __all__ = [
     "RULES",
@@ -274,9 +275,9 @@ def _relative_error(gradients: LastLayerGradients, selection: Selection) -> floa
 
     The norm of the full gradient would be the natural scale, but nears zero in training.
     """
-    rows = gradients.residual.double()
-    gap = rows.sum(0) - selection.weights @ rows[selection.indices]
-    return float(gap.norm() / rows.norm(dim=1).sum())
+    missed = torch.ones(len(gradients), dtype=torch.float64)
+    missed.index_add_(0, selection.indices, -selection.weights.double())
+    return norm_of_sum(gradients, missed) / float(gradient_norms(gradients).sum())
 
 
 class AdaptiveBudget:
@@ -297,10 +298,7 @@ class AdaptiveBudget:
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
         """Return a coreset of at most ``budget`` examples."""
-        norms = gradients.residual.double().norm(dim=1)
-        if gradients.inputs is not None:
-            norms = norms * gradients.inputs.double().norm(dim=1)
-        tolerance = self._error * float(norms.sum())
+        tolerance = self._error * float(gradient_norms(gradients).sum())
         found = select_coreset(gradients, tolerance=tolerance, seed=seed)
         if len(found) > budget:
             found = select_coreset(gradients, budget=budget, seed=seed)

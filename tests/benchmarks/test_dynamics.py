@@ -10,19 +10,53 @@ from augsubset import LastLayerGradients, MaxLossSelector, RandomSelector, selec
 from benchmarks import dynamics
 from benchmarks.datasets import load_digits_images
 from benchmarks.dynamics import Recorded, Track, coverage, gini, never_selected, top_overlap
+from benchmarks.rules import _relative_error
 from tests.benchmarks.test_rules import gradients_of
 
 
-def test_a_coresets_coverage_is_its_certificate():
-    gradients = gradients_of()
+def formed(gradients):
+    """Return the gradients as rows of a matrix, the outer products formed."""
+    pairs = [(gradients.residual, gradients.inputs), *gradients.earlier]
+    rows = [
+        left.double() if right is None else torch.einsum("nc,nd->ncd", left, right).flatten(1)
+        for left, right in ((a.double(), None if b is None else b.double()) for a, b in pairs)
+    ]
+    return torch.cat(rows, 1)
+
+
+def with_earlier(gradients):
+    generator = torch.Generator().manual_seed(1)
+    parts = (torch.randn(len(gradients), size, generator=generator) for size in (4, 2))
+    return replace(gradients, earlier=(tuple(parts),))
+
+
+EVERY_KIND = pytest.mark.parametrize(
+    "gradients",
+    [gradients_of(), gradients_of(inputs=5), with_earlier(gradients_of(inputs=5))],
+    ids=["logits", "last layer", "earlier layers"],
+)
+
+
+@EVERY_KIND
+def test_a_coresets_coverage_is_its_certificate(gradients):
     found = select_coreset(gradients, budget=12)
     seen = coverage(gradients, found)
-    scale = float(gradients.residual.double().norm(dim=1).sum())
+    scale = float(formed(gradients).norm(dim=1).sum())
     assert seen["summed_norms"] == pytest.approx(scale)
     assert seen["error"] * scale == pytest.approx(found.certificate.error)
     assert seen["gradient_error"] * scale == pytest.approx(found.certificate.gradient_error)
     assert seen["nearest_error"] == pytest.approx(seen["gradient_error"])  # its weights are sizes
     assert seen["gradient_norm"] * scale == pytest.approx(found.certificate.gradient_norm)
+
+
+@EVERY_KIND
+def test_a_selection_of_other_weights_misses_what_these_miss(gradients):
+    found = RandomSelector().select(gradients, budget=12, seed=0, epoch=0)
+    rows = formed(gradients)
+    missed = (rows.sum(0) - found.weights.double() @ rows[found.indices]).norm()
+    expected = pytest.approx(float(missed / rows.norm(dim=1).sum()))
+    assert coverage(gradients, found)["gradient_error"] == expected
+    assert _relative_error(gradients, found) == expected
 
 
 def test_a_class_without_a_pick_counts_in_full():
