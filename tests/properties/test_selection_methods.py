@@ -190,6 +190,31 @@ def test_the_error_of_a_budget_as_a_tolerance_takes_no_more_than_that(ground):
     assert found.certificate.error <= tolerance
 
 
+@given(tie_free_ground_sets(max_size=9, max_classes=1), st.floats(0.001, 1))
+def test_a_tolerance_takes_at_most_a_logarithm_more_than_the_fewest(ground, share):
+    """Each pick closes 1 / k* of what is missing, k* being the size of the smallest cover.
+
+    So all picks but the last number at most k* ln(missing at the start / missing before the last):
+    the paper prints 1 + ln n alone for the size.
+    """
+    distances, n = reference.pairwise(ground.features), len(ground.features)
+    loosest = min(reference.cost(distances, [j]) for j in range(n))
+    tolerance = share * loosest
+    found = select_coreset(ground.features, tolerance=tolerance)
+    fewest = next(
+        size
+        for size in range(1, n + 1)
+        for subset in combinations(range(n), size)
+        if reference.cost(distances, list(subset)) <= tolerance * (1 + 1e-9) + 1e-12
+    )
+    assert fewest <= len(found)
+    if len(found) > 1:
+        before_last = reference.cost(distances, found.indices[:-1].tolist())
+        missing = max(before_last - tolerance, 1e-12)
+        at_start = n * float(distances.max()) - tolerance
+        assert len(found) <= 1 + fewest * math.log(at_start / missing) + 1e-6
+
+
 def test_any_finite_tolerance_is_met():
     """Bug: one beyond 2**1024 levels overflows."""
     for scale in (1.0, 1e-30):
