@@ -102,7 +102,7 @@ class Cell:
         base_every: How long a frozen base stays.
         init: A file of weights to start from, of a network with another last layer.
         workers: Processes that load.
-        observe: See ``Recorded``; times are then not the rule's own.
+        observe: See ``Recorded``; times are then not the rule's own. Not of "all".
         shadows: Rules to compare on this run's model: each a name, options and a fraction.
         evaluate_every: Epochs between evaluations.
         precision: Of forward and backward passes.
@@ -169,6 +169,11 @@ class Cell:
             raise ValueError('graphed must be False on device="cpu": CUDA graphs need a GPU.')
         make_rule(self.rule, self.rule_options)
         self.make_shadows()
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether there is something to observe, and it is."""
+        return self.observe and self.rule != "all"
 
     def make_shadows(self) -> dict[str, tuple[Any, float]]:
         """Return the rules to compare, by name."""
@@ -251,7 +256,7 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
     if cell.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rule = Recorded(
-        make_rule(cell.rule, cell.rule_options), data, cell.observe, cell.make_shadows()
+        make_rule(cell.rule, cell.rule_options), data, cell.is_observed, cell.make_shadows()
     )
     base = None
     if cell.base != "none":
@@ -357,7 +362,7 @@ class Costs:
         plan = cell.plan(num_examples)
         steps = -(-(originals + copies) // cell.batch_size)
         epochs = plan.epochs if plan.steps is None else plan.steps / steps
-        probed = make_rule(cell.rule, cell.rule_options).needs_gradients
+        probed = cell.is_observed or make_rule(cell.rule, cell.rule_options).needs_gradients
         an_epoch = (originals + copies) * self.row + copies * self.copy * (cell.strong != "none")
         return epochs * (an_epoch + (self.selection / cell.every if probed else 0.0))
 

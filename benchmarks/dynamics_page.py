@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +45,8 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
     pictures["results-dynamics.svg"] = lambda path: draw_dynamics(shadows, path)
     pictures["results-selected.svg"] = lambda path: draw_selected(shadows, path)
     pictures["results-times-selected.svg"] = lambda path: draw_times_selected(shadows, path)
+    pictures["results-overlap.svg"] = lambda path: draw_overlap(shadows, path)
+    pictures["results-top-overlap.svg"] = lambda path: draw_top_overlap(shadows, path)
     environment = record["environment"]
     return [
         "## What rules select as a network trains",
@@ -60,6 +62,18 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         *lines,
         "",
         "![What rules select over the epochs](results-dynamics.svg)",
+        "",
+        "Figure 3a of the paper is the overlap of coresets and max-loss subsets of 30%, by epoch; "
+        "it says that it grows after the first phase of training. Here, at 30%, it "
+        f"{_moves(shadows)}. By share:",
+        "",
+        "![Overlap with max-loss over the epochs, by share](results-overlap.svg)",
+        "",
+        "Figure 6 is the overlap of the N examples that each selects most often over a run, of "
+        "subsets of 30%; it says that it grows with N. Here, with ties broken at random, in "
+        f"expectation: {_tops(shadows)}. A random subset's is about N / n, whatever it is.",
+        "",
+        "![Overlap of the most selected with those of max-loss](results-top-overlap.svg)",
         "",
         "How much of the data was selected at least once, by share and rule; what is left at the "
         "end is never selected. Max-loss stays with the same examples longest; random subsets "
@@ -150,6 +164,42 @@ def draw_dynamics(shadows: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
+def _moves(shadows: Mapping[str, Any]) -> str:
+    """Return how the coreset's overlap with max-loss at 30% moves from a run's start to its end."""
+    found = [each["overlap_with_max_loss"] for each in shadows["coreset 0.3"]["selections"]]
+    first, last = fmean(found[1:4]), fmean(found[-3:])  # the network of epoch 0 is untrained
+    word = "grows" if last > first else "falls"
+    return f"{word} from {first:.0%} in epochs 1 to 3 to {last:.0%} in the last three"
+
+
+def _tops(shadows: Mapping[str, Any]) -> str:
+    """Return the coreset's overlap with max-loss among the most selected, at 30%, in words."""
+    found = shadows["coreset 0.3"]["top_overlap"]
+    return ", ".join(f"{found[top]:.0%} of the top {float(top):.0%}" for top in found)
+
+
+def draw_overlap(shadows: Mapping[str, Any], path: Path) -> None:
+    """Draw the overlap with max-loss over the epochs, a panel a budget."""
+
+    def curve(track: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        entries = track["selections"]
+        epochs = [entry["epoch"] for entry in entries]
+        return epochs, [entry["overlap_with_max_loss"] for entry in entries]
+
+    _draw_budgets(shadows, path, curve, ("epoch", "overlap with max-loss"), ("random", "coreset"))
+
+
+def draw_top_overlap(shadows: Mapping[str, Any], path: Path) -> None:
+    """Draw the overlap of the N most selected with those of max-loss, a panel a budget."""
+
+    def curve(track: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+        tops = track["top_overlap"]
+        return [100 * float(top) for top in tops], list(tops.values())
+
+    labels = ("N, % of the data", "overlap of the N most selected")
+    _draw_budgets(shadows, path, curve, labels, ("random", "coreset"))
+
+
 def draw_selected(shadows: Mapping[str, Any], path: Path) -> None:
     """Draw the share of the data selected so far over the epochs, a panel a budget."""
 
@@ -176,8 +226,9 @@ def at_least(track: Mapping[str, Any]) -> tuple[list[int], list[float]]:
 def _draw_budgets(
     shadows: Mapping[str, Any],
     path: Path,
-    curve: Callable[[Mapping[str, Any]], tuple[list[int], list[float]]],
+    curve: Callable[[Mapping[str, Any]], tuple[Sequence[float], list[float]]],
     labels: tuple[str, str],
+    rules: Sequence[str] = ("random", "coreset", "max-loss"),
 ) -> None:
     from benchmarks.page import COLOURS
 
@@ -185,7 +236,7 @@ def _draw_budgets(
     figure = new_figure(11, 2.9)
     axes = figure.subplots(1, len(shares), sharey=True)
     for axis, share in zip(axes, shares, strict=True):
-        for rule in ("random", "coreset", "max-loss"):
+        for rule in rules:
             x, y = curve(shadows[f"{rule} {share:.3g}"])
             axis.plot(x, y, color=COLOURS[rule], label=rule, lw=1.6)
         axis.set(xlabel=labels[0], title=f"{share:.0%} a selection", ylim=(0, 1))

@@ -222,6 +222,12 @@ class Ran:
         return {"result": {"accuracies": [0.5]}}
 
 
+def test_what_selects_everything_is_not_observed():
+    everything = run(rule="all", fraction=1.0, observe=True)["dynamics"]["selections"]
+    assert not any("error" in entry for entry in everything)
+    assert "error" in run(rule="random", observe=True)["dynamics"]["selections"][0]
+
+
 def test_a_cell_is_a_function_of_itself():
     first, again = run(rule="coreset"), run(rule="coreset")
     other = run(rule="coreset", seed=1)
@@ -472,6 +478,8 @@ def test_costs_add_up():
     assert costs.of(found, 60) == 4 * (84 + 240 + 50)
     assert costs.of(cell(rule="random", copies=2, epochs=4), 60) == 4 * (84 + 240)
     assert costs.of(cell(rule="random", copies=2, epochs=4, strong="none"), 60) == 4 * 84
+    observed = cell(rule="random", copies=2, epochs=4, every=2, observe=True)
+    assert costs.of(observed, 60) == 4 * (84 + 240 + 50)
     # Two passes of 60 rows are 4 steps an epoch; one epoch of the 48 + 12 rows in place is 2.
     in_place = cell(rule="random", raw="unselected", epochs=4, passes=2)
     assert costs.of(in_place, 60) == 8 * (60 + 120)
