@@ -43,6 +43,11 @@ _OF_NO_SHARE = _asked(
             "adaptive budget, error 0.1",
             "random each epoch 30%",
         ),
+        (
+            "The coreset: better than none in as many steps?",
+            "coreset",
+            "none, as many steps as 30%",
+        ),
         # Of the ablations.
         *(
             (
@@ -73,7 +78,10 @@ _OF_A_SHARE = _asked(
                 f"{rule} SHARE",
                 "none, as many steps as SHARE",
             )
-            for rule in ("random", "max-loss", "coreset", "coreset, uniform weights")
+            for rule in (
+                *("random", "random each epoch", "max-loss", "coreset"),
+                *("coreset, uniform weights", "coreset, weights of mean 1", "not learned early"),
+            )
         ),
         *(
             (
@@ -118,6 +126,33 @@ _OF_A_SHARE = _asked(
             "Coreset, weights of mean 1, or random, SHARE?",
             "coreset, weights of mean 1 SHARE",
             "random SHARE",
+        ),
+        (
+            "Coreset, weights of mean 1, SHARE: better than none?",
+            "coreset, weights of mean 1 SHARE",
+            "none",
+        ),
+        (
+            "Coreset, weights of mean 1, or max-loss, SHARE?",
+            "coreset, weights of mean 1 SHARE",
+            "max-loss SHARE",
+        ),
+        # As old as each other: an epoch.
+        *(
+            question
+            for rule in ("Coreset", "Max-loss")
+            for question in (
+                (
+                    f"{rule} or random, both each epoch, SHARE?",
+                    f"{rule.lower()} each epoch SHARE",
+                    "random each epoch SHARE",
+                ),
+                (
+                    f"{rule}, SHARE: better each epoch?",
+                    f"{rule.lower()} each epoch SHARE",
+                    f"{rule.lower()} SHARE",
+                ),
+            )
         ),
         ("Random, SHARE: better weighted n / k?", "random, weighted n / k SHARE", "random SHARE"),
         (

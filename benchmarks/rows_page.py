@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.answers import Answer, answers, in_parts, points
-from benchmarks.paper_page import PAPER, Estimates, disagreements, hours_of, in_small, told, where
+from benchmarks.answers import Answer, answers, in_parts
+from benchmarks.paper_page import (
+    PAPER,
+    Estimates,
+    disagreements,
+    hours_of,
+    in_small,
+    other_reading,
+    printed_of,
+    told,
+    told_or_open,
+    where,
+)
 from benchmarks.times_page import ratio_of
 from benchmarks.train import load_grid, load_results
 
@@ -83,7 +94,7 @@ def _table(title: str) -> Mapping[str, Any]:
 
 def _against(table: Mapping[str, Any]) -> list[str]:
     """Return where our grid of a table is against it, and the first of the others that is."""
-    grid, printed = load_grid(table["grid"]), table["values"]
+    grid, printed = load_grid(table["grid"]), printed_of(table)
     ours = in_parts(grid, load_results(grid))[table.get("part", "")]
     at_size = _told(grid.name, answers(ours), printed)
     others = (_told(each["grid"], in_small(each)[1], printed) for each in table.get("small", ()))
@@ -92,25 +103,20 @@ def _against(table: Mapping[str, Any]) -> list[str]:
 
 def _told(name: str, found: list[Answer], printed: Mapping[str, str]) -> str:
     """Return where a grid is against the printed numbers, or nothing."""
-    told_so = [told(answer, printed) for answer in disagreements(found, printed)]
+    against = disagreements(found, printed)
+    told_so = [told(answer, printed) for answer in against]
+    told_so += other_reading(against, found, printed)
     return f"{where(name)}: {'; '.join(told_so)}" if told_so else ""
 
 
 def _of_question(name: str, words: str, table: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """Yield what a grid says to a question, if it does, and whether that is against the paper."""
-    printed = table.get("values", {})
+    printed = printed_of(table) if table else {}
     small = next((each for each in table.get("small", ()) if each["grid"] == name), {"grid": name})
     for answer in in_small(small)[1]:
         if answer.question.words == words:
             is_against = bool(disagreements([answer], printed))
-            yield is_against, f"{where(name)}: {_told_or_open(answer, printed)}"
-
-
-def _told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:
-    if answer.is_resolved:
-        return told(answer, printed)
-    question = answer.question
-    return f"{question.first} over {question.second}: {points(answer.gap)}, unresolved"
+            yield is_against, f"{where(name)}: {told_or_open(answer, printed)}"
 
 
 def _ratio(ratio: Mapping[str, Any], estimates: Estimates) -> str:
