@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Records = Mapping[str, Mapping[int, dict[str, Any]]]  # by arm, then by seed
+Read = Callable[[Mapping[int, dict[str, Any]]], dict[int, float]]
 Each = TypeVar("Each")
 
 _RESOLVED_BELOW = 0.05  # Holm-corrected p
@@ -112,11 +113,16 @@ def in_parts(grid: Grid, arms: Mapping[str, Each]) -> dict[str, dict[str, Each]]
     }
 
 
-def answers(results: Records) -> list[Answer]:
-    """Return what records say to each question they have both arms for, corrected by Holm."""
-    found = []
+def answers(results: Records, read: Read | None = None) -> list[Answer]:
+    """Return what records say to each question they have both arms for, corrected by Holm.
+
+    Args:
+        results: Of one table.
+        read: Takes what is compared out of an arm's records, by seed; the accuracy by default.
+    """
+    found, read = [], read or accuracies
     for question in questions(results):
-        first, second = (accuracies(results[arm]) for arm in (question.first, question.second))
+        first, second = (read(results[arm]) for arm in (question.first, question.second))
         if set(first) & set(second):
             found.append((question, difference(first, second)))
     corrected = holm([gap.p for _, gap in found])
@@ -137,20 +143,22 @@ def answer_to(name: str, words: str) -> Answer:
     raise ValueError(f"{name} has no answer to {words!r} yet.")
 
 
-def question_table(results: Records) -> list[str]:
-    """Return what is asked of a grid, answered where it is resolved."""
+def question_table(results: Records, read: Read | None = None) -> list[str]:
+    """Return what is asked of a grid, answered where it is resolved; see :func:`answers`."""
     lines = [
-        "| question | pairs | difference, points | 95% interval | p (Holm) | better |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| question | pairs | difference, points | spread | 95% interval | p (Holm) | better |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    found = answers(results)
+    found = answers(results, read)
     for answer in found:
         gap = answer.gap
-        interval = f"{signed(gap.low)} to {signed(gap.high)}" if gap.num_pairs > 1 else ""
-        shown = shown_p(answer.p) if gap.num_pairs > 1 else ""
+        spread, interval, shown = "", "", ""
+        if gap.num_pairs > 1:
+            spread, shown = f"{gap.spread:.2f}", shown_p(answer.p)
+            interval = f"{signed(gap.low)} to {signed(gap.high)}"
         better = f"**{answer.winner}**" if answer.is_resolved else "unresolved"
         lines.append(
-            f"| {answer.question.words} | {gap.num_pairs} | {signed(gap.mean)} | {interval} | "
-            f"{shown} | {better} |"
+            f"| {answer.question.words} | {gap.num_pairs} | {signed(gap.mean)} | {spread} | "
+            f"{interval} | {shown} | {better} |"
         )
     return lines if found else []

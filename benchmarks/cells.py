@@ -237,7 +237,7 @@ def data_of(cell: Cell, root: str | Path | None) -> Data:
         changed = (cell.limit, cell.test_limit, cell.imbalance, cell.noise or None)
         if any(each is not None for each in changed):
             raise ValueError(f"limit, imbalance and noise must not be given for {cell.data}.")
-        return data
+        return replace(data, num_workers=cell.workers)
     data = data.limited(cell.limit, cell.test_limit)
     if cell.imbalance is not None:
         data = data.long_tailed(cell.imbalance)

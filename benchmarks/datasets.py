@@ -180,13 +180,21 @@ class FolderData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the classes and numbers of files: not of their bytes."""
-        targets = [_targets(self.train_set), _targets(self.test_set)]
-        return hashlib.sha256(repr(targets).encode()).hexdigest()
+        """SHA-256 of the files' names, sizes and classes, in order: not of their bytes."""
+        files = [_files(self.train_set), _files(self.test_set)]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield test images and labels."""
         yield from DataLoader(self.test_set, batch_size, num_workers=self.num_workers)
+
+
+def _files(dataset: Any) -> list[tuple[str, int, int]]:
+    """Return (name below its class, size, class) of each file."""
+    if isinstance(dataset, Subset):
+        files = _files(dataset.dataset)
+        return [files[i] for i in dataset.indices]
+    return [(path.name, path.stat().st_size, target) for path, target in dataset.files]
 
 
 def _targets(dataset: Any) -> list[int]:
@@ -338,6 +346,10 @@ def load_caltech256(
         size: Of the images.
         per_class: Training images a class; the others are for testing.
         num_workers: Processes that decode test images.
+
+    Raises:
+        FileNotFoundError: If there are no such folders.
+        ValueError: If no image is left to test on.
     """
     check_int("per_class", per_class, 1)
     files = _class_folders(Path(root) / "caltech256" / "256_ObjectCategories", "*.jpg")
@@ -347,6 +359,11 @@ def load_caltech256(
     for path, target in files:
         seen[target] = seen.get(target, 0) + 1
         (train if seen[target] <= per_class else test).append((path, target))
+    if not test:
+        raise ValueError(
+            f"per_class must leave images to test on, got per_class={per_class} for at most "
+            f"{max(seen.values())} a class."
+        )
     shape = _to_size(size, round(size * 8 / 7))
     return FolderData(
         "caltech256",

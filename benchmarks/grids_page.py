@@ -201,16 +201,25 @@ def _tail_table(results: Records) -> list[str]:
             for arm, records in results.items()
         ),
         "",
+        "The same questions of the recall of the tail:",
+        "",
+        *question_table(results, _tail_recalls),
+        "",
     ]
 
 
 def _recall_of_tail(records: Mapping[int, dict[str, Any]]) -> str:
-    found = [each["result"].get("tail_accuracy") for each in records.values()]
-    recalls = [100 * recall for recall in found if recall is not None]  # older records have none
+    recalls = list(_tail_recalls(records).values())
     if not recalls:
         return " | "
     spread = f"{stdev(recalls):.2f}" if len(recalls) > 1 else ""
     return f"{fmean(recalls):.2f} | {spread}"
+
+
+def _tail_recalls(records: Mapping[int, dict[str, Any]]) -> dict[int, float]:
+    """Return the recall of the tail by seed, in percent; older records have none."""
+    found = {seed: each["result"].get("tail_accuracy") for seed, each in records.items()}
+    return {seed: 100 * recall for seed, recall in found.items() if recall is not None}
 
 
 # --------------------------------------------------------------------------------------- in short

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from benchmarks.answers import accuracies, answer_to, points
+from benchmarks.answers import accuracies, answer_to, points, shown_p
 from benchmarks.paired import difference
 from benchmarks.train import load_grid, load_results
 
@@ -43,9 +43,9 @@ def leads_section() -> list[str]:
         "## What a pilot suggested, and what came of it",
         "",
         f"- **Are appended copies gradient steps, more than augmentation?** At equal epochs full "
-        f"augmentation appended is {points(in_all)} above none; none, trained for as many steps, "
-        f"is {points(of_steps)} above none: {of_steps.mean / in_all.mean:.0%} of that gain is "
-        "steps.",
+        f"augmentation appended is {points(in_all)} above none (p = {shown_p(in_all.p)}); none, "
+        f"trained for as many steps, is {points(of_steps)} above none (p = {shown_p(of_steps.p)}): "
+        f"{of_steps.mean / in_all.mean:.0%} of that gain is steps.",
         "- **Is in place better than appended, at equal steps?** "
         f"{_answered('small-steps', 'Is in place better than appended?')}; at 30%: "
         f"{_answered('small-steps', 'Random, 30%: better in place?')}.",
@@ -65,7 +65,7 @@ def leads_section() -> list[str]:
         f"{_answered('small-steps', 'Random, 30%: better when fresh?')}; in place: "
         f"{_answered('in-place', 'Fresh random, 30%, in place: better than as old?')}.",
         "- **Does the rule matter less than augmenting at all?** In place at 30% the means of "
-        f"{len(rules)} rules span {span:.2f} points, of {gain:.2f} that augmenting everything in "
-        "place gains over none.",
+        f"{len(rules)} rules span {span:.2f} points, beside {gain:.2f} that augmenting everything "
+        "in place has over none: means alone, of which the table above says what is resolved.",
         "",
     ]

@@ -15,6 +15,12 @@ from benchmarks.train import load_grid, load_results
 __all__ = ["observed", "own_runs_section"]
 
 _GRIDS = ("table1-cifar10-short", "small-observed")
+_ONLY = "small-only"
+_ALONE = {
+    "random each epoch, augmented": ("random, augmented", "#2a78b5", "-"),
+    "random each epoch, not augmented": ("random, not augmented", "#2a78b5", "--"),
+    "coreset each epoch, augmented": ("coreset, augmented", "#2b8a4b", "-"),
+}
 _DRAWN = {
     "random 10%": ("random", "#2a78b5"),
     "max-loss 10%": ("max-loss", "#d1742a"),
@@ -53,11 +59,22 @@ def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         pictures["results-own-runs.svg"] = lambda path: draw_own_runs(short, path)
         lines += [
             "The first of these, by epoch: accuracy over that of max-loss (figure 3b of the "
-            "paper), accuracy by the share of the data selected so far (figures 3c and 5, here "
-            "beside all originals), the cost, and the overlap with what max-loss would select of "
+            "paper), accuracy by the share of the data selected so far (beside all originals), the "
+            "cost, and the overlap with what max-loss would select of "
             "the same gradients (figure 3a). Means over the seeds that all four have.",
             "",
             "![Rules in runs of their own, by epoch](results-own-runs.svg)",
+            "",
+        ]
+    alone = load_results(load_grid(_ONLY))
+    if set(_ALONE) <= set(alone):
+        pictures["results-only.svg"] = lambda path: draw_alone(alone, path)
+        lines += [
+            f"Where only the subset is trained on (`{_ONLY}`, chosen anew each epoch, in as many "
+            "steps each): accuracy by the share of the data that was trained on so far, figures 3c "
+            "and 5 of the paper, in small. Means over the seeds.",
+            "",
+            "![Accuracy by the share of the data trained on so far](results-only.svg)",
             "",
         ]
     return [
@@ -142,3 +159,29 @@ def draw_own_runs(found: Mapping[str, Mapping[int, dict[str, Any]]], path: Path)
         axis.spines[["top", "right"]].set_visible(False)
     gap.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def draw_alone(results: Records, path: Path) -> None:
+    """Draw accuracy by the share of the data that was trained on so far."""
+    figure = new_figure(6.4, 3.6)
+    axis = figure.subplots()
+    for arm, (label, colour, style) in _ALONE.items():
+        points = zip(*(_by_share(record) for record in results[arm].values()), strict=True)
+        means = [tuple(map(fmean, zip(*each, strict=True))) for each in points]
+        axis.plot(
+            *zip(*means, strict=True), style, color=colour, label=label, marker="o", ms=3, lw=1.6
+        )
+    axis.set(xlabel="data trained on so far, %", ylabel="test accuracy, %", xlim=(0, 100))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _by_share(record: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the share of the data selected at each evaluation of a run, and the accuracy."""
+    entries, every = record["dynamics"]["selections"], record["cell"]["evaluate_every"]
+    found = []
+    for number, accuracy in enumerate(record["result"]["accuracies"], start=1):
+        entry = entries[min(number * every, len(entries)) - 1]
+        found.append((100 * entry["selected_so_far"], 100 * accuracy))
+    return found

@@ -18,6 +18,7 @@ __all__ = [
     "PAPER",
     "Estimates",
     "disagreements",
+    "gain_of",
     "in_small",
     "not_run",
     "other_reading",
@@ -257,14 +258,15 @@ def _gain_table(table: Mapping[str, Any], ours: Records, printed: Mapping[str, s
     found = {table["grid"]: ours}
     found |= {small["grid"]: in_small(small)[0] for small in table.get("small", ())}
     found = {name: each for name, each in found.items() if _gain(each, "full, appended")}
-    theirs = {arm: {0: float(re.match(r"[\d.]+", text)[0])} for arm, text in printed.items()}  # type: ignore[index]
+    theirs = {arm: float(re.match(r"[\d.]+", text)[0]) for arm, text in printed.items()}  # type: ignore[index]
+    low, high = theirs["none"], theirs["full, appended"]
     arms = [arm for arm in printed if arm not in ("none", "full, appended")]
     if not found:
         return []
     names = " | ".join(f"ours {where(name)}" for name in found)
     lines = [f"| arm | paper | {names} |", f"|{' --- |' * (2 + len(found))}"]
     for arm in arms:
-        values = [_share(theirs["none"], theirs["full, appended"], theirs[arm])]
+        values = [f"{100 * (theirs[arm] - low) / (high - low):.0f}%"]
         values += [_gain(each, arm) for each in found.values()]
         if any(values[1:]):
             lines.append(f"| {arm} | {' | '.join(values)} |")
@@ -274,18 +276,21 @@ def _gain_table(table: Mapping[str, Any], ours: Records, printed: Mapping[str, s
 
 def _gain(results: Records, arm: str) -> str:
     """Return the share of full augmentation's gain that an arm has; nothing if it was not run."""
-    if not {"none", "full, appended", arm} <= set(results):
-        return ""
-    return _share(*(accuracies(results[each]) for each in ("none", "full, appended", arm)))
+    share = gain_of(results, arm)
+    return "" if share is None else f"{share:.0f}%"
 
 
-def _share(none: Mapping[int, float], full: Mapping[int, float], arm: Mapping[int, float]) -> str:
-    """Return the share in percent, of the means over the seeds that all three have."""
-    seeds = set(none) & set(full) & set(arm)
+def gain_of(results: Records, arm: str) -> float | None:
+    """Return the share of full augmentation's gain, in percent, over the seeds that all have."""
+    ends = ("none", "full, appended", arm)
+    if not set(ends) <= set(results):
+        return None
+    runs = [accuracies(results[each]) for each in ends]
+    seeds = set.intersection(*map(set, runs))
     if not seeds:
-        return ""
-    low, high, mine = (fmean(each[seed] for seed in seeds) for each in (none, full, arm))
-    return f"{100 * (mine - low) / (high - low):.0f}%"
+        return None
+    low, high, mine = (fmean(each[seed] for seed in seeds) for each in runs)
+    return 100 * (mine - low) / (high - low)
 
 
 def _printed_table(printed: Mapping[str, str]) -> list[str]:

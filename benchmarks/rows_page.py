@@ -66,6 +66,10 @@ def _result(row: Row, estimates: Estimates) -> str:
         rest.append(_ratio(row["ratio"], estimates))
     if "result" in row:
         rest.append(row["result"])
+    if "took" in row:
+        took = row["took"]
+        hours = estimates[took["grid"]]["arms"][took["arm"]] * took["of"]
+        rest.append(took["words"].format(hours=hours))
     for key in ("grid", "steps"):
         if key in row:
             rest.append(_state(row[key], estimates, named=key == "steps"))

@@ -19,13 +19,13 @@ __all__ = ["ratio_of", "times_section"]
 Runs = Mapping[int, Mapping[str, Any]]
 _WORKER_SHARES = ("5%", "10%", "30%")
 _LOADER = Path(__file__).parent / "results" / "loader.json"
-_WHERE = {"paper": "batches", "one by one": "one by one"}
+_WHERE = {"randaugment": "batches", "one by one": "one by one"}
 
 
 def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
     """Return where the time goes, and speed-ups with augmentation either way."""
     results = load_results(load_grid("times"))
-    if "full, paper" not in results or "full, one by one" not in results:
+    if "full, randaugment" not in results or "full, one by one" not in results:
         return []
     buckets = ("selection", "step", "augmentation", "loading")
     seconds = {
@@ -56,7 +56,7 @@ def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         faster += "" if theirs is None else f"{theirs:.2f}x"
         lines.append(f"| {name or arm} | {_WHERE.get(strong, '')} | {parts} | {total} | {faster} |")
     pictures["results-times.svg"] = lambda path: draw_times(seconds, path)
-    record = next(iter(results["full, paper"].values()))
+    record = next(iter(results["full, randaugment"].values()))
     environment, slow = record["environment"], seconds["full, one by one"]
     return [
         "## Where the time goes",
@@ -65,10 +65,11 @@ def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "CIFAR-10 images, four copies, two epochs and one selection (R = 2; at the paper's R = 20 "
         "a selection is a tenth of that an epoch). Medians of three runs on one core, the total "
         "with its least and most; times as fast as full are geometric means over pairs of one "
-        "seed, with a t interval of their logarithms. *Batches*: our policies on the training "
-        "device, here the same core. *One by one*: torchvision's RandAugment on PIL images, what a "
-        "worker process does, its time counted in full as the paper counts it; workers that are "
-        "idle otherwise hide it. *Paper*: table 5, an A40, augmentation on its host. "
+        "seed, with a t interval of their logarithms. *Batches*: RandAugment as our policy on the "
+        "training device, here the same core. *One by one*: the same as torchvision's on PIL "
+        "images, what a worker process does, its time counted in full as the paper counts it; "
+        "workers that are idle otherwise hide it. *Paper*: table 5, an A40, augmentation on its "
+        "host. "
         f"{environment['device']}, commit {environment['commit']}.",
         "",
         *lines,
@@ -85,7 +86,7 @@ def times_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "epochs included ([the loader's figures](loader.md#what-it-costs)).",
         "",
         *_on_gpu(),
-        *_table_five(seconds),
+        *_table_five(results),
     ]
 
 
@@ -112,11 +113,11 @@ def _on_gpu() -> list[str]:
     return [
         f"**On a GPU.** `python -m benchmarks.train {grid.name} --data CIFAR10`, one cell at a "
         "time: 10,000 images, four copies, batches of 512, images resident, bfloat16, passes as "
-        "CUDA graphs. Medians of the epochs after the first, one seed; a selection is that before "
-        "the first. Augmentation is the time from a batch's first kernel of it to the last, on a "
-        "stream beside the network's, most of it the launching; the rest is what is left of the "
-        f"epoch. {environment['device']}, torch {environment['torch']}, commit "
-        f"{environment['commit']}.",
+        "CUDA graphs. Medians of the two epochs after the first, one seed: no interval is known. A "
+        "selection is that before the first. Augmentation is the time from a batch's first kernel "
+        "of it to the last, on a stream beside the network's, most of it the launching; the rest "
+        f"is what is left of the epoch. {environment['device']}, torch {environment['torch']}, "
+        f"commit {environment['commit']}.",
         "",
         *lines,
         "",
@@ -138,7 +139,7 @@ def _with_selection(spent: Mapping[str, float], every: int = 20) -> float:
     return spent["total"] + spent["selection"] / every
 
 
-def _table_five(seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _table_five(results: Mapping[str, Runs]) -> list[str]:
     """Return the paper's table 5, whole, beside ours by its way of counting."""
     gpu = {arm: _epoch_of(each) for arm, each in load_results(load_grid("times-gpu")).items()}
     lines = [
@@ -149,15 +150,17 @@ def _table_five(seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
     svhn = PAPER["faster-svhn"]
     workers = {f"coreset {share}": against_workers(share) for share in _WORKER_SHARES}
     for arm, theirs in PAPER["faster"].items():
-        slow, fast = seconds["full, one by one"], seconds.get(f"{arm}, one by one")
-        ours = "not run" if fast is None else f"{slow['total'] / fast['total']:.2f}x"
+        fast = results.get(f"{arm}, one by one")
+        ours = "not run"
+        if fast is not None:
+            ours = f"{ratio_of(results['full, one by one'], fast)[0]:.2f}x"
         on_gpu = "not run"
         if arm in gpu and "full" in gpu:
             on_gpu = f"{_with_selection(gpu['full']) / _with_selection(gpu[arm]):.2f}x"
         over = f"{workers[arm]:.2f}x" if arm in workers else "not run"
         lines.append(f"| {arm} | {theirs:.2f}x | {svhn[arm]:.2f}x | {ours} | {on_gpu} | {over} |")
     return [
-        "Table 5 of the paper, times as fast as full augmentation. Ours one by one are medians of "
+        "Table 5 of the paper, times as fast as full augmentation. Ours one by one are those of "
         "the first table above, with R = 2; on a GPU those of the second, augmented in batches; "
         "over two workers those of a loop without a training step, which only waits for them, and "
         "whose probe is of a linear model, R = 20.",
@@ -191,6 +194,6 @@ def draw_times(seconds: Mapping[str, Mapping[str, float]], path: Path) -> None:
     from benchmarks.page import draw_bars
 
     figure = new_figure(9, 0.28 * len(seconds) + 1.0)
-    names = {arm: arm.replace(", paper", ", batches") for arm in seconds}
+    names = {arm: arm.replace(", randaugment", ", batches") for arm in seconds}
     draw_bars(figure.subplots(), {names[arm]: spent for arm, spent in seconds.items()})
     save_figure(figure, path)

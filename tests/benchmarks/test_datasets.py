@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import mnist, svhn
 
+from benchmarks.cells import Cell, data_of, run_cell
 from benchmarks.datasets import (
     load_caltech256,
     load_cifar10,
@@ -71,25 +72,18 @@ def test_digits_are_split_once_and_for_all():
 # Generated trees of the formats.
 
 
-def test_svhn_is_read_from_its_mat_files(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(svhn, "check_integrity", lambda *_: True)
-    written = {}
+def write_svhn(root):
+    rng, written = np.random.default_rng(0), {}
     for part, n in (("train", 30), ("test", 20)):
         pixels = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
         labels = (np.arange(n) % 10 + 1).astype(np.uint8)[:, None]  # 10 stands for zero
-        scipy.io.savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels, "y": labels})
+        scipy.io.savemat(root / f"{part}_32x32.mat", {"X": pixels, "y": labels})
         written[part] = pixels
-    data = load_svhn(tmp_path)
-    assert data.x_train.shape == (30, 3, 32, 32)
-    assert data.x_test.dtype == torch.uint8
-    assert torch.equal(data.x_train[4, 1], torch.from_numpy(written["train"][:, :, 1, 4]))
-    assert data.y_train[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    return written["train"]
 
 
-def test_mnist_is_read_from_its_idx_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist, "check_integrity", lambda *_: True)
-    folder = tmp_path / "MNIST" / "raw"
+def write_mnist(root):
+    folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
     for part in ("train", "t10k"):
@@ -97,10 +91,7 @@ def test_mnist_is_read_from_its_idx_files(tmp_path, monkeypatch):
         labels = struct.pack(">II", 2049, 12) + bytes(range(10)) + b"\0\1"
         (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    data = load_mnist(tmp_path)
-    assert data.x_train.shape == (12, 1, 28, 28)
-    assert torch.equal(data.x_train[3, 0], torch.from_numpy(pixels[3]))
-    assert data.y_test.tolist() == [*range(10), 0, 1]
+    return pixels
 
 
 def write_image(path, level, size=(40, 30), mode="RGB"):
@@ -108,12 +99,61 @@ def write_image(path, level, size=(40, 30), mode="RGB"):
     Image.new(mode, size, level if mode == "L" else (level, 0, 0)).save(path, "JPEG")
 
 
-def test_caltech256_is_split_by_class(tmp_path):
-    root = tmp_path / "caltech256" / "256_ObjectCategories"
+def write_caltech256(root, per_class=61):
+    folder = root / "caltech256" / "256_ObjectCategories"
     for c, name in enumerate(["001.ak47", "002.flag", "257.clutter"]):
-        for number in range(5 + c):
+        for number in range(per_class + c):
             mode = "L" if number == 0 else "RGB"  # some of its files are gray
-            write_image(root / name / f"{c + 1:03}_{number + 1:04}.jpg", 40 * c, mode=mode)
+            write_image(folder / name / f"{c + 1:03}_{number + 1:04}.jpg", 40 * c, mode=mode)
+    return folder
+
+
+def write_tinyimagenet(root):
+    for c, wnid in enumerate(["n01", "n02"]):
+        for number in range(3):
+            write_image(root / "train" / wnid / "images" / f"{number}.JPEG", 90 * c, (64, 64))
+    lines = []
+    for number, wnid in enumerate(["n02", "n01", "n02"]):
+        write_image(root / "val" / "images" / f"val_{number}.JPEG", 90, (64, 64))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+
+
+def write_imagenet(root):
+    for part, count in (("train", 3), ("val", 2)):
+        for wnid in ("n01440764", "n01443537"):
+            for number in range(count):
+                write_image(root / part / wnid / f"{number}.JPEG", 10, (300, 260))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Let torchvision read files that are not the published ones."""
+    for module in (svhn, mnist):
+        monkeypatch.setattr(module, "check_integrity", lambda *_: True)
+
+
+def test_svhn_is_read_from_its_mat_files(tmp_path, unchecked):
+    written = write_svhn(tmp_path)
+    data = load_svhn(tmp_path)
+    assert data.x_train.shape == (30, 3, 32, 32)
+    assert data.x_test.dtype == torch.uint8
+    assert torch.equal(data.x_train[4, 1], torch.from_numpy(written[:, :, 1, 4]))
+    assert data.y_train[:11].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+def test_mnist_is_read_from_its_idx_files(tmp_path, unchecked):
+    pixels = write_mnist(tmp_path)
+    data = load_mnist(tmp_path)
+    assert data.x_train.shape == (12, 1, 28, 28)
+    assert torch.equal(data.x_train[3, 0], torch.from_numpy(pixels[3]))
+    assert data.y_test.tolist() == [*range(10), 0, 1]
+
+
+def test_caltech256_is_split_by_class(tmp_path):
+    folder = write_caltech256(tmp_path, per_class=5)
+    with pytest.raises(ValueError, match="per_class must leave images to test on, got per_class=7"):
+        load_caltech256(tmp_path, per_class=7)
     data = load_caltech256(tmp_path, size=24, per_class=4)
     assert data.num_classes == 3
     assert torch.bincount(data.y_train).tolist() == [4, 4, 4]
@@ -123,17 +163,13 @@ def test_caltech256_is_split_by_class(tmp_path):
     batches = list(data.test_batches(4))
     assert [len(y) for _, y in batches] == [4, 2]
     assert data.digest != load_caltech256(tmp_path, size=24, per_class=3).digest
+    # Another image in a file's place is other data.
+    write_image(folder / "002.flag" / "002_0002.jpg", 40, (41, 90))
+    assert data.digest != load_caltech256(tmp_path, size=24, per_class=4).digest
 
 
 def test_tinyimagenet_is_read_with_its_annotations(tmp_path):
-    for c, wnid in enumerate(["n01", "n02"]):
-        for number in range(3):
-            write_image(tmp_path / "train" / wnid / "images" / f"{number}.JPEG", 90 * c, (64, 64))
-    lines = []
-    for number, wnid in enumerate(["n02", "n01", "n02"]):
-        write_image(tmp_path / "val" / "images" / f"val_{number}.JPEG", 90, (64, 64))
-        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t62\t62\n")
-    (tmp_path / "val" / "val_annotations.txt").write_text("".join(lines))
+    write_tinyimagenet(tmp_path)
     data = load_tinyimagenet(tmp_path)
     assert data.y_train.tolist() == [0, 0, 0, 1, 1, 1]
     ((x, y),) = data.test_batches(10)
@@ -142,10 +178,7 @@ def test_tinyimagenet_is_read_with_its_annotations(tmp_path):
 
 
 def test_imagenet_folders_are_read(tmp_path):
-    for part, count in (("train", 3), ("val", 2)):
-        for wnid in ("n01440764", "n01443537"):
-            for number in range(count):
-                write_image(tmp_path / part / wnid / f"{number}.JPEG", 10, (300, 260))
+    write_imagenet(tmp_path)
     data = load_imagenet(tmp_path)
     assert data.y_train.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.train_set[0][0].shape == (3, 224, 224)
@@ -153,6 +186,41 @@ def test_imagenet_folders_are_read(tmp_path):
     write_image(tmp_path / "val" / "n09999999" / "0.JPEG", 10)
     with pytest.raises(ValueError, match="must hold the same classes, got 2 and 3"):
         load_imagenet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("svhn", write_svhn),
+        ("mnist", write_mnist),
+        ("caltech256", write_caltech256),
+        ("tinyimagenet", write_tinyimagenet),
+        ("imagenet", write_imagenet),
+    ],
+)
+def test_every_format_goes_through_a_cell(name, write, tmp_path, unchecked):
+    write(tmp_path)
+    values = {"data": name, "rule": "coreset", "fraction": 0.5, "epochs": 1, "copies": 1}
+    cell = Cell.of({"arm": "some", "seed": 0, "batch_size": 6, "every": 1, **values})
+    data = data_of(cell, tmp_path)
+    record = run_cell(cell, data)
+    assert record["environment"]["data"] == {"name": name, "sha256": data.digest}
+    assert 0 <= record["result"]["accuracies"][-1] <= 1
+    assert 0 < record["result"]["augmented"] < record["result"]["rows"]
+
+
+def test_files_for_testing_are_decoded_by_the_cells_workers(tmp_path):
+    write_imagenet(tmp_path)
+    cell = Cell.of({"arm": "some", "seed": 0, "data": "imagenet", "workers": 2})
+    assert data_of(cell, tmp_path).num_workers == 2
+
+
+@pytest.mark.parametrize("kind", ["any", "other"])
+def test_a_cells_noise_and_long_tail_reach_its_data(kind):
+    data = load_digits_images().long_tailed(100).with_noise(0.5, kind)
+    values = {"data": "digits", "imbalance": 100, "noise": 0.5, "noise_kind": kind}
+    assert data_of(Cell.of({"arm": "some", "seed": 0, **values}), None).digest == data.digest
+    assert data.digest != load_digits_images().long_tailed(10).with_noise(0.5, kind).digest
 
 
 def test_missing_folders_are_refused(tmp_path):

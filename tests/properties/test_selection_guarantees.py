@@ -179,6 +179,24 @@ def test_value_is_at_least_1_minus_1_over_e_of_the_best(ground):
 # Contract 6: the certificate.
 
 
+@pytest.mark.parametrize("similarity", ["shifted", "shifted_sq", "exp"])
+@given(ground=ground_sets(max_size=12, max_classes=1), data=st.data())
+def test_gains_never_grow(similarity, ground, data):
+    """Submodular and monotone: what a row adds to a set it adds to each part of it, or more."""
+    levels = levels_of(ground.features, similarity)
+    n = len(ground.features)
+    whole = data.draw(st.sets(st.integers(0, n - 1)))
+    part = data.draw(st.sets(st.sampled_from(sorted(whole)))) if whole else set()
+
+    def gains(chosen):
+        lost = [levels.lost[j] for j in chosen]
+        coverage = np.minimum.reduce([np.full(n, levels.start, np.int32), *lost])
+        return marginal_gains(levels.lost, coverage)
+
+    assert (gains(part) >= gains(whole)).all()
+    assert (gains(whole) >= 0).all()
+
+
 def assert_error_bounds_gradient(features: torch.Tensor, selection) -> None:
     exact = features.double()
     estimate = (selection.weights[:, None] * exact[selection.indices]).sum(0)
