@@ -220,6 +220,6 @@ def build_model(name: str, data: Any, seed: int) -> nn.Module:
     check_choice("model", name, tuple(MODELS))
     make: Callable[..., nn.Module] = MODELS[name]
     if name == "mlp":
-        make = partial(mlp, size=data.x_train.shape[-1])
+        make = partial(mlp, size=data.train_set[0][0].shape[-1])
     with forked_rng(seed):
         return make(data.channels, data.num_classes)

@@ -201,7 +201,8 @@ def test_imagenet_folders_are_read(tmp_path):
 def test_every_format_goes_through_a_cell(name, write, tmp_path, unchecked):
     write(tmp_path)
     values = {"data": name, "rule": "coreset", "fraction": 0.5, "epochs": 1, "copies": 1}
-    cell = Cell.of({"arm": "some", "seed": 0, "batch_size": 6, "every": 1, **values})
+    values |= {"model": "mlp", "batch_size": 6, "every": 1, "base": "none"}
+    cell = Cell.of({"arm": "some", "seed": 0, **values})
     data = data_of(cell, tmp_path)
     record = run_cell(cell, data)
     assert record["environment"]["data"] == {"name": name, "sha256": data.digest}
