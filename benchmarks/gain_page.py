@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.paper_page import PAPER, gain_of, in_small, printed_of, where
+from benchmarks.paper_page import PAPER, gain_of, printed_of, where
 from benchmarks.pictures import new_figure, save_figure
 from benchmarks.times_page import ratio_of
 from benchmarks.train import load_grid, load_results
@@ -54,7 +54,7 @@ def gains() -> dict[str, Bars]:
     (table,) = [each for each in PAPER["table"] if each["title"] == _TABLE]
     found = {}
     for name in (table["grid"], "table1-cifar10-short", "small-epochs"):
-        results, _ = in_small({"grid": name})
+        results = load_results(load_grid(name))
         shares = {arm: gain_of(results, arm) for arm in printed_of(table)}
         bars = _by_rule({arm: share for arm, share in shares.items() if share is not None})
         if bars:

@@ -21,13 +21,13 @@ _FIRST = (
     *("frontier", "frontier-epochs", "ablations", "ablations-epochs"),
 )
 # What is no table of accuracies: pages of their own, and what CI runs.
-_ELSEWHERE = ("dynamics", "small-observed", "times", "times-gpu", "smoke")
+_ELSEWHERE = ("dynamics", "times", "times-gpu", "smoke")
 
 
 def grids_but(others: Iterable[str]) -> list[str]:
     """Return the grids on file in the order of the page, but for these and for pages' own."""
     names = sorted(path.stem for path in GRIDS.glob("*.toml"))
-    without = {*others, *_ELSEWHERE}
+    without = {*others, *_ELSEWHERE, *(name for name in names if name.endswith("-observed"))}
     return [each for each in dict.fromkeys((*_FIRST, *names)) if each not in without]
 
 

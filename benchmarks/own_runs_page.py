@@ -10,11 +10,11 @@ from typing import Any
 from benchmarks.answers import Records
 from benchmarks.grids_page import setting_of
 from benchmarks.pictures import new_figure, save_figure
-from benchmarks.train import load_grid, load_results
+from benchmarks.train import GRIDS, load_grid, load_results
 
 __all__ = ["observed", "own_runs_section"]
 
-_GRIDS = ("table1-cifar10-short", "small-observed")
+_SHORT = "table1-cifar10-short"
 _ONLY = "small-only"
 _ALONE = {
     "random each epoch, augmented": ("random, augmented", "#2a78b5", "-"),
@@ -27,6 +27,16 @@ _DRAWN = {
     "coreset 10%": ("coreset", "#2b8a4b"),
     "coreset, uniform weights 10%": ("coreset, uniform weights", "#8e5bb5"),
 }
+
+
+def _names() -> list[str]:
+    """Return the grids that measure what rules select in their own runs."""
+    names = [_SHORT, "small-observed", *sorted(path.stem for path in GRIDS.glob("*.toml"))]
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if any(cell.is_observed and not cell.shadows for cell in load_grid(name).cells)
+    ]
 
 
 def observed(results: Records) -> dict[str, Mapping[int, dict[str, Any]]]:
@@ -46,19 +56,17 @@ def _last_selections(records: Mapping[int, dict[str, Any]]) -> list[Mapping[str,
 def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
     """Return what rules select in runs that follow them."""
     lines = []
-    for name in _GRIDS:
+    for name in _names():
         grid = load_grid(name)
         results = load_results(grid)
         found = observed(results)
         if found:
-            lines += [setting_of(grid, results), "", *_table(found), ""]
-    if not lines:
-        return []
-    short = observed(load_results(load_grid(_GRIDS[0])))
+            lines += [f"**{grid.title}.** {setting_of(grid, results)}", "", *_table(found), ""]
+    short = observed(load_results(load_grid(_SHORT)))
     if all(_has_curve(short.get(arm, {})) for arm in _DRAWN):
         pictures["results-own-runs.svg"] = lambda path: draw_own_runs(short, path)
         lines += [
-            "The first of these, by epoch: accuracy over that of max-loss (figure 3b of the "
+            f"Of `{_SHORT}`, by epoch: accuracy over that of max-loss (figure 3b of the "
             "paper), accuracy by the share of the data selected so far (beside all originals), the "
             "cost, and the overlap with what max-loss would select of "
             "the same gradients (figure 3a). Means over the seeds that all four have.",
@@ -77,6 +85,8 @@ def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
             "![Accuracy by the share of the data trained on so far](results-only.svg)",
             "",
         ]
+    if not lines:
+        return []
     return [
         "## What each rule selects in its own run",
         "",

@@ -24,7 +24,7 @@ from benchmarks.paper_page import PAPER, Estimates, paper_section
 from benchmarks.rows_page import map_section
 from benchmarks.tables import between
 from benchmarks.times_page import times_section
-from benchmarks.train import load_grid, load_results
+from benchmarks.train import RESULTS, load_grid, load_results
 
 __all__ = ["PAGE", "render"]
 
@@ -63,6 +63,8 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "share initial weights and order. This page is written by "
         "`python -m benchmarks.results_page` from the records in "
         "`benchmarks/results`; a test holds it to them.",
+        "",
+        _records(),
         "",
         *in_short([*grids, *filter(None, papers)]),
         *(line for name in grids for line in grid_section(name)),
@@ -111,6 +113,20 @@ def _scope() -> str:
         "whether the paper's numbers, of networks trained for 200 epochs on all images with four "
         "copies, hold: where ours is against the paper's order, it is so in "
         f"small, and {at_size}."
+    )
+
+
+def _records() -> str:
+    """Return what each record has, and how many lack some of it."""
+    paths = sorted(RESULTS.glob("*/*.json"))
+    environments = [json.loads(path.read_text())["environment"] for path in paths]
+    older = sum("torchvision" not in each for each in environments)
+    return (
+        f"{len(paths)} runs are on record, each with its whole configuration, commit, seed, "
+        "processor or GPU, Python, torch, a digest of the data, the loss of each epoch and the "
+        "accuracy at each evaluation: after every epoch on the GPU, every 20th in most of the "
+        f"small tables. {older} of them, the first, do not name the versions of torchvision, NumPy "
+        "and SciPy, nor the machine's cores and memory."
     )
 
 

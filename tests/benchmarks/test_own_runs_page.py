@@ -1,6 +1,8 @@
 """What rules select in runs of their own: of measured selections alone, the first left out."""
 
-from benchmarks.own_runs_page import own_runs_section
+import pytest
+
+from benchmarks.own_runs_page import _by_share, own_runs_section
 from tests.runs import records
 
 
@@ -45,6 +47,24 @@ def test_curves_are_drawn_where_all_four_rules_have_them(recorded, tmp_path):
     path = tmp_path / "own.svg"
     pictures["results-own-runs.svg"](path)
     assert "overlap with max-loss" in path.read_text()
+
+
+def test_accuracy_stands_over_what_was_trained_on_so_far(recorded, tmp_path):
+    """At each evaluation, the last one included: of five epochs after two, four and five."""
+    arms = ("random each epoch, augmented", "random each epoch, not augmented")
+    arms += ("coreset each epoch, augmented",)
+    entries = [{"selected_so_far": share} for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    runs = records([30.0, 50.0], selections=entries)
+    for record in runs.values():
+        record["cell"]["evaluate_every"] = 2
+        record["result"]["accuracies"].insert(0, 0.0)
+    shares, found = zip(*_by_share(runs[1]), strict=True)
+    assert (shares, found) == ((20, 40, 50), pytest.approx((0, 10, 50)))
+    recorded("small-only", dict.fromkeys(arms, runs))
+    pictures = {}
+    assert "![Accuracy by the share of the data" in "\n".join(own_runs_section(pictures))
+    pictures["results-only.svg"](tmp_path / "only.svg")
+    assert "data trained on so far" in (tmp_path / "only.svg").read_text()
 
 
 def test_nothing_is_said_of_no_runs(recorded):

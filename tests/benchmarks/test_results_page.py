@@ -16,7 +16,10 @@ from benchmarks.tables import between
 from benchmarks.train import GRIDS, load_grid, load_results
 from tests.runs import records
 
-ELSEWHERE = ("dynamics", "small-observed", "times", "times-gpu", "smoke")
+ELSEWHERE = {
+    *("dynamics", "times", "times-gpu", "smoke"),
+    *(path.stem for path in GRIDS.glob("*-observed.toml")),
+}
 
 
 def test_the_page_on_file_is_that_of_the_records(page):
