@@ -37,7 +37,7 @@ def test_speed_ups_are_of_what_was_augmented_one_by_one(recorded, tmp_path):
         {
             "full, one by one": timed(12.0),
             "coreset 10%, one by one": timed(4.0),
-            "coreset 10%, randaugment": timed(1.0),
+            "coreset 10%, paper": timed(1.0),
         },
     )
     assert speed_ups() == {"coreset": {"10%": pytest.approx(3)}}
