@@ -147,7 +147,7 @@ def _headlines(who: str, found: Iterable[Answer], printed: Mapping[str, str]) ->
     listed = "; ".join(told(answer, printed) for answer in against)
     other = "; ".join(other_reading(against, found, printed))
     return [
-        f"**{who} disagrees with the paper**: {listed}.{f' {other}.' if other else ''}",
+        f"**{who} disagrees with the paper**: {listed}{f'; {other}' if other else ''}.",
         "",
     ]
 
@@ -163,7 +163,7 @@ def other_reading(
         if each.question.first != _of_mean_one(each.question.first)
     ]
     words = [told_or_open(said[pair], printed) for pair in pairs if pair in said]
-    return [f"With the released code's reading of the weights: {'; '.join(words)}"] if words else []
+    return [f"with the released code's reading of the weights: {'; '.join(words)}"] if words else []
 
 
 def told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:

@@ -137,7 +137,7 @@ def test_both_readings_of_the_weights_are_told_where_one_disagrees(recorded):
     )
     told = "coreset, weights of mean 1 10% over random 10%: +0.02 points"
     text = section("table1-cifar10")
-    assert f"With the released code's reading of the weights: {told}" in text
+    assert f"with the released code's reading of the weights: {told}" in text
     (headline,) = [line for line in text.splitlines() if "disagrees with the paper" in line]
     assert headline.startswith("**Ours in small")
     assert "unresolved." in headline
