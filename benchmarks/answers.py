@@ -11,23 +11,26 @@ from benchmarks.questions import Question, questions
 from benchmarks.train import Grid, load_grid, load_results
 
 __all__ = [
+    "RESOLVED_BELOW",
     "Answer",
     "Records",
     "accuracies",
     "answer_to",
     "answers",
     "in_parts",
+    "paired",
     "points",
     "question_table",
     "shown_p",
     "signed",
 ]
 
-Records = Mapping[str, Mapping[int, dict[str, Any]]]  # by arm, then by seed
-Read = Callable[[Mapping[int, dict[str, Any]]], dict[int, float]]
+Runs = Mapping[int, dict[str, Any]]  # by seed
+Records = Mapping[str, Runs]  # by arm
+Read = Callable[[Runs], dict[int, float]]
 Each = TypeVar("Each")
 
-_RESOLVED_BELOW = 0.05  # Holm-corrected p
+RESOLVED_BELOW = 0.05  # Holm-corrected p
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Answer:
     @property
     def is_resolved(self) -> bool:
         """Whether one arm is told to be better; NaN tells nothing."""
-        return self.p < _RESOLVED_BELOW
+        return self.p < RESOLVED_BELOW
 
     @property
     def better(self) -> str:
@@ -70,9 +73,22 @@ class Answer:
         return f"resolved, p = {shown_p(self.p)}" if self.is_resolved else "unresolved"
 
 
-def accuracies(records: Mapping[int, dict[str, Any]]) -> dict[int, float]:
+def accuracies(records: Runs) -> dict[int, float]:
     """Return each seed's last accuracy, in percent."""
     return {seed: 100 * each["result"]["accuracies"][-1] for seed, each in records.items()}
+
+
+def paired(first: Runs, second: Runs) -> tuple[Runs, Runs]:
+    """Return the runs of the seeds that both have, on one kind of device and in one precision.
+
+    A grid may go on where it was not begun: what differs by more than the arm is no pair.
+    """
+
+    def where(record: Mapping[str, Any]) -> tuple[Any, ...]:
+        return record["environment"]["device"], record["cell"]["precision"]
+
+    seeds = [seed for seed in first if seed in second and where(first[seed]) == where(second[seed])]
+    return {seed: first[seed] for seed in seeds}, {seed: second[seed] for seed in seeds}
 
 
 def signed(value: float) -> str:
@@ -90,7 +106,7 @@ def shown_p(p: float) -> str:
     """Return p with two digits, or as many as show on which side of the bound it is."""
     for digits in range(2, 17):
         text = f"{p:.{digits}g}"
-        if (float(text) < _RESOLVED_BELOW) == (p < _RESOLVED_BELOW):
+        if (float(text) < RESOLVED_BELOW) == (p < RESOLVED_BELOW):
             return text
     return repr(p)
 
@@ -122,7 +138,7 @@ def answers(results: Records, read: Read | None = None) -> list[Answer]:
     """
     found, read = [], read or accuracies
     for question in questions(results):
-        first, second = (read(results[arm]) for arm in (question.first, question.second))
+        first, second = map(read, paired(results[question.first], results[question.second]))
         if set(first) & set(second):
             found.append((question, difference(first, second)))
     corrected = holm([gap.p for _, gap in found])

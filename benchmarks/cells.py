@@ -310,7 +310,7 @@ def start_from(model: nn.Module, path: str) -> None:
 
 
 def run_cell(
-    cell: Cell, data: Data, after_epoch: Callable[[int, float | None], None] | None = None
+    cell: Cell, data: Data, before_epoch: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """Train, and return the record."""
     found = environment(data, cell.device)  # of the code that starts, whatever happens meanwhile
@@ -326,7 +326,7 @@ def run_cell(
         test,
         cell.plan(len(data.y_train)),
         evaluate_every=cell.evaluate_every,
-        after_epoch=after_epoch,
+        before_epoch=before_epoch,
     )
     if cell.strong == "none":
         result = replace(result, augmented=0)

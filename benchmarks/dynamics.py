@@ -34,16 +34,8 @@ __all__ = [
     "top_overlap",
 ]
 
-_TOP = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-)  # shares of the data whose most selected are compared
+# Shares of the data whose most selected are compared.
+_TOP = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 _GALLERY = 10
 
 

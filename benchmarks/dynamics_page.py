@@ -70,8 +70,8 @@ def dynamics_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "![Overlap with max-loss over the epochs, by share](results-overlap.svg)",
         "",
         "Figure 6 is the overlap of the N examples that each selects most often over a run, of "
-        "subsets of 30%; it says that it grows with N. Here, with ties broken at random, in "
-        f"expectation: {_tops(shadows)}. A random subset's is about N / n, whatever it is.",
+        "subsets of 30%; it says that it grows with N, as that of unrelated rankings does, being "
+        f"N / n. Here, with ties broken at random, in expectation: {_tops(shadows)}.",
         "",
         "![Overlap of the most selected with those of max-loss](results-top-overlap.svg)",
         "",
@@ -168,8 +168,7 @@ def _moves(shadows: Mapping[str, Any]) -> str:
     """Return how the coreset's overlap with max-loss at 30% moves from a run's start to its end."""
     found = [each["overlap_with_max_loss"] for each in shadows["coreset 0.3"]["selections"]]
     first, last = fmean(found[1:4]), fmean(found[-3:])  # the network of epoch 0 is untrained
-    word = "grows" if last > first else "falls"
-    return f"{word} from {first:.0%} in epochs 1 to 3 to {last:.0%} in the last three"
+    return f"goes from {first:.0%} in epochs 1 to 3 to {last:.0%} in the last three"
 
 
 def _tops(shadows: Mapping[str, Any]) -> str:

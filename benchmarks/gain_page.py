@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.paper_page import PAPER, gain_of, printed_of, where
+from benchmarks.paper_page import PAPER, gain_of, printed_of, share_of_gain, table_of, where
 from benchmarks.pictures import new_figure, save_figure
 from benchmarks.times_page import ratio_of
 from benchmarks.train import load_grid, load_results
@@ -13,12 +13,7 @@ from benchmarks.train import load_grid, load_results
 __all__ = ["gain_section", "gains", "speed_ups"]
 
 _TABLE = "Table 1: CIFAR-10, ResNet20"
-_LABELS = {
-    "random": "random",
-    "max-loss": "max-loss",
-    "coreset": "coreset",
-    "coreset, weights of mean 1": "coreset, weights of mean 1",
-}
+_RULES = ("random", "max-loss", "coreset", "coreset, weights of mean 1")
 _SHARES = ("5%", "10%", "15%", "20%", "25%", "30%")
 
 Bars = Mapping[str, Mapping[str, float]]  # by rule, then by share
@@ -41,8 +36,8 @@ def gain_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "",
         "Figures 1 and 4 of the paper, of CIFAR-10: above, the share of full augmentation's gain "
         "over none, at equal epochs, where copies are also steps; below, times as fast as full "
-        "augmentation with four copies. Bars below zero are cut off at -100%; what of the "
-        "differences is resolved is in the tables, as are spreads.",
+        "augmentation with four copies, ours on one core with R = 2. Bars below zero are cut off "
+        "at -100%; what of the differences is resolved is in the tables, as are spreads.",
         "",
         "![Share of the gain and speed-up, by share and rule](results-gain.svg)",
         "",
@@ -51,8 +46,7 @@ def gain_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
 
 def gains() -> dict[str, Bars]:
     """Return shares of full augmentation's gain at equal epochs, in percent, by grid."""
-    (table,) = [each for each in PAPER["table"] if each["title"] == _TABLE]
-    found = {}
+    table, found = table_of(_TABLE), {}
     for name in (table["grid"], "table1-cifar10-short", "small-epochs"):
         results = load_results(load_grid(name))
         shares = {arm: gain_of(results, arm) for arm in printed_of(table)}
@@ -63,10 +57,9 @@ def gains() -> dict[str, Bars]:
 
 
 def _printed_gains() -> dict[str, float]:
-    (table,) = [each for each in PAPER["table"] if each["title"] == _TABLE]
-    values = {arm: float(text.split()[0]) for arm, text in table["values"].items()}
+    values = {arm: float(text.split()[0]) for arm, text in table_of(_TABLE)["values"].items()}
     low, high = values["none"], values["full, appended"]
-    return {arm: 100 * (value - low) / (high - low) for arm, value in values.items()}
+    return {arm: share_of_gain(low, high, value) for arm, value in values.items()}
 
 
 def speed_ups() -> Bars:
@@ -90,7 +83,7 @@ def _by_rule(values: Mapping[str, float]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for arm, value in values.items():
         rule, _, share = arm.rpartition(" ")
-        if rule in _LABELS and share in _SHARES:
+        if rule in _RULES and share in _SHARES:
             found.setdefault(rule, {})[share] = value
     return found
 
@@ -110,12 +103,13 @@ def draw_gain(panels: Mapping[str, Bars], speeds: Mapping[str, Bars], path: Path
         ((panels, "share of the gain, %"), (speeds, "times as fast as full"))
     ):
         for axis, (title, bars) in zip(rows[line], row.items(), strict=False):
-            rules = [rule for rule in _LABELS if rule in bars]
+            rules = [rule for rule in _RULES if rule in bars]
             shares = [share for share in _SHARES if any(share in bars[rule] for rule in rules)]
             width = 0.8 / len(rules)
             for number, rule in enumerate(rules):
-                at = [i + (number - (len(rules) - 1) / 2) * width for i in range(len(shares))]
-                values = [max(bars[rule].get(share, 0.0), -100.0) for share in shares]
+                shift = (number - (len(rules) - 1) / 2) * width
+                at = [i + shift for i, share in enumerate(shares) if share in bars[rule]]
+                values = [max(bars[rule][share], -100.0) for share in shares if share in bars[rule]]
                 labelled[rule] = axis.bar(at, values, width, color=colours[rule])
             axis.axhline(0, color="#222222", lw=0.8)
             axis.set(title=title.replace("`", ""), ylabel=label)

@@ -233,12 +233,15 @@ def in_short(names: Iterable[str]) -> list[str]:
         for part, results in in_parts(grid, load_results(grid)).items():
             title = grid.title if grid.title.startswith("Table") else grid.title.split(":")[0]
             where = f"{title}, {part}" if part else title
-            for answer in answers(results):
+            asked = [(answer, "") for answer in answers(results)]
+            asked += [(each, ", recall of the tail") for each in answers(results, _tail_recalls)]
+            for answer, of in asked:
                 unresolved += not answer.is_resolved
                 if answer.is_resolved:
                     ends = sorted((abs(answer.gap.low), abs(answer.gap.high)))
+                    points = f"{abs(answer.gap.mean):.2f} points"
                     lines.append(
-                        f"- {where}: *{answer.better}* is {abs(answer.gap.mean):.2f} points above "
+                        f"- {where}{of}: *{answer.better}* is {points} above "
                         f"*{answer.worse}* ({ends[0]:.2f} to {ends[1]:.2f}, "
                         f"p = {shown_p(answer.p)}, {answer.gap.num_pairs} seeds)."
                     )

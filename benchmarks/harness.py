@@ -122,6 +122,7 @@ def train(
     plan: TrainingPlan,
     *,
     evaluate_every: int = 1,
+    before_epoch: Callable[[int], None] | None = None,
     after_epoch: Callable[[int, float | None], None] | None = None,
 ) -> RunResult:
     """Train and return the record: the one loop that all arms of all benchmarks go through.
@@ -134,6 +135,7 @@ def train(
         data: To evaluate on.
         plan: Of the run.
         evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
+        before_epoch: Called with each epoch before it begins; what it raises ends the run.
         after_epoch: Called with each epoch and its accuracy, ``None`` where it was not evaluated.
     """
     device = next(model.parameters()).device
@@ -152,6 +154,8 @@ def train(
     in_classes = torch.full((data.num_classes,), math.nan)
     step, epoch, seconds, is_over = 0, 0, 0.0, False
     while not is_over:
+        if before_epoch is not None:
+            before_epoch(epoch)
         model.train()
         total, begin = torch.zeros((), device=device), time.perf_counter()
         batches, first = iter(loader), step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from benchmarks.answers import Answer, Records, accuracies, answers, in_parts, points, shown_p
 from benchmarks.cells import Cell
 from benchmarks.grids_page import part_tables, setting_of
+from benchmarks.questions import Question
 from benchmarks.train import Grid, load_grid, load_results
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "paper_gap",
     "paper_section",
     "printed_of",
+    "share_of_gain",
+    "table_of",
     "told",
     "told_or_open",
     "where",
@@ -207,20 +211,21 @@ def _never_table(table: Mapping[str, Any], results: Records) -> list[str]:
 # --------------------------------------------------------------------------------------- in small
 
 
-def in_small(small: Mapping[str, str]) -> tuple[Records, list[Answer]]:
+def in_small(small: Mapping[str, Any]) -> tuple[Records, list[Answer]]:
     """Return what a small grid has, under the names of the paper's table, and what it answers.
 
     Args:
-        small: The name of a ``grid``, and the ``share`` that its arms leave out of their names.
+        small: The name of a ``grid``, and the paper's ``names`` of arms that it calls otherwise.
     """
     results = load_results(load_grid(small["grid"]))
-    if "share" in small:
-        share = rf" {small['share']}, \1augmented"
-        results = {
-            re.sub(r", (not )?augmented", share, arm, count=1): each
-            for arm, each in results.items()
-        }
-    return results, answers(results)
+    names = small.get("names", {})
+
+    def named(question: Question) -> Question:
+        first, second = (names.get(arm, arm) for arm in (question.first, question.second))
+        return replace(question, first=first, second=second)
+
+    found = [replace(each, question=named(each.question)) for each in answers(results)]
+    return {names.get(arm, arm): each for arm, each in results.items()}, found
 
 
 def _small_table(table: Mapping[str, Any], printed: Mapping[str, str]) -> list[str]:
@@ -243,7 +248,10 @@ def _small_table(table: Mapping[str, Any], printed: Mapping[str, str]) -> list[s
         if arm not in table["values"] and not ours.strip(" |"):
             continue  # the other reading, which none of these grids has
         lines.append(f"| {arm} | {theirs} | {ours} |")
-    settings = "; ".join(f"`{grid.name}`: {_small_setting(grid)}" for grid in grids)
+    named = {small["grid"]: small.get("names", {}) for small in table["small"]}
+    settings = "; ".join(
+        f"`{grid.name}`: {_small_setting(grid, named[grid.name])}" for grid in grids
+    )
     words = f"These are other settings, and say nothing of the paper's: {settings}."
     return [words, "", *lines, ""]
 
@@ -266,7 +274,7 @@ def _gain_table(table: Mapping[str, Any], ours: Records, printed: Mapping[str, s
     names = " | ".join(f"ours {where(name)}" for name in found)
     lines = [f"| arm | paper | {names} |", f"|{' --- |' * (2 + len(found))}"]
     for arm in arms:
-        values = [f"{100 * (theirs[arm] - low) / (high - low):.0f}%"]
+        values = [f"{share_of_gain(low, high, theirs[arm]):.0f}%"]
         values += [_gain(each, arm) for each in found.values()]
         if any(values[1:]):
             lines.append(f"| {arm} | {' | '.join(values)} |")
@@ -290,7 +298,18 @@ def gain_of(results: Records, arm: str) -> float | None:
     if not seeds:
         return None
     low, high, mine = (fmean(each[seed] for seed in seeds) for each in runs)
-    return 100 * (mine - low) / (high - low)
+    return share_of_gain(low, high, mine)
+
+
+def share_of_gain(low: float, high: float, value: float) -> float:
+    """Return how far a value is from low to high, in percent."""
+    return 100 * (value - low) / (high - low)
+
+
+def table_of(title: str) -> Mapping[str, Any]:
+    """Return one of the paper's tables."""
+    (found,) = [each for each in PAPER["table"] if each["title"] == title]
+    return found
 
 
 def _printed_table(printed: Mapping[str, str]) -> list[str]:
@@ -311,9 +330,10 @@ def _images(cell: Cell) -> str:
     return f"{'all' if cell.limit is None else f'{cell.limit:,}'} images{cut}"
 
 
-def _small_setting(grid: Grid) -> str:
-    """Return what of a small grid is not as in the paper."""
-    cell = next(each for each in grid.cells if each.strong != "none")
+def _small_setting(grid: Grid, names: Iterable[str]) -> str:
+    """Return what of a small grid, or of its arms of these names, is not as in the paper."""
+    names = list(names) or [cell.arm for cell in grid.cells]
+    cell = next(each for each in grid.cells if each.strong != "none" and each.arm in names)
     length = f"{cell.epochs} epochs"
     if cell.passes is not None:
         length = f"in every arm as many steps as {cell.epochs} epochs of {cell.passes:g} n rows"

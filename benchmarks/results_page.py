@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "four copies, five runs. The paper's numbers as printed. "
         "Estimates are `python -m benchmarks.train GRID --estimate`, from two steps of each "
         f"network on one core of {processor or 'no machine yet'}. With `--device cuda` images stay "
-        "on the GPU and networks run in bfloat16; `--budget-minutes` ends a call between cells.",
+        "on the GPU and networks run in bfloat16; a cell has its device on record, and pairs are "
+        "of one kind of device. `--budget-minutes` ends a call between cells, or in one between "
+        "epochs.",
         "",
         *(line for table in PAPER["table"] for line in paper_section(table, estimates)),
         *map_section(estimates),
@@ -119,15 +122,20 @@ def _scope() -> str:
 def _records() -> str:
     """Return what each record has, and how many lack some of it."""
     paths = sorted(RESULTS.glob("*/*.json"))
-    environments = [json.loads(path.read_text())["environment"] for path in paths]
-    older = sum("torchvision" not in each for each in environments)
+    records = [json.loads(path.read_text()) for path in paths]
+    older = sum("torchvision" not in each["environment"] for each in records)
+    often = Counter(each["cell"]["evaluate_every"] for each in records)
+    shown = ", ".join(f"{count} every {_nth(every)} epoch" for every, count in often.most_common())
     return (
         f"{len(paths)} runs are on record, each with its whole configuration, commit, seed, "
         "processor or GPU, Python, torch, a digest of the data, the loss of each epoch and the "
-        "accuracy at each evaluation: after every epoch on the GPU, every 20th in most of the "
-        f"small tables. {older} of them, the first, do not name the versions of torchvision, NumPy "
-        "and SciPy, nor the machine's cores and memory."
+        f"accuracy at each evaluation ({shown}). {older} of them, the first, do not name the "
+        "versions of torchvision, NumPy and SciPy, nor the machine's cores and memory."
     )
+
+
+def _nth(number: int) -> str:
+    return {1: "single", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,16 +7,15 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from benchmarks.answers import Runs, paired
 from benchmarks.paired import summary_of
 from benchmarks.paper_page import PAPER
 from benchmarks.pictures import new_figure, save_figure
 from benchmarks.train import load_grid, load_results
 
-__all__ = ["ratio_of", "times_section"]
+__all__ = ["log_ratios", "ratio_of", "times_section"]
 
-Runs = Mapping[int, Mapping[str, Any]]
 _WORKER_SHARES = ("5%", "10%", "30%")
 _LOADER = Path(__file__).parent / "results" / "loader.json"
 _WHERE = {"paper": "batches", "one by one": "one by one"}
@@ -173,13 +172,17 @@ def _table_five(results: Mapping[str, Runs]) -> list[str]:
 
 def ratio_of(slow: Runs, fast: Runs) -> tuple[float, float, float]:
     """Return how many times as fast runs are, over the seeds that both have, and its interval."""
-    logs = [
-        math.log(slow[seed]["result"]["seconds"]["total"] / record["result"]["seconds"]["total"])
-        for seed, record in fast.items()
-        if seed in slow
-    ]
-    found = summary_of(logs)
+    found = summary_of(list(log_ratios(slow, fast).values()))
     return math.exp(found.mean), math.exp(found.low), math.exp(found.high)
+
+
+def log_ratios(slow: Runs, fast: Runs) -> dict[int, float]:
+    """Return the logarithm of how many times as fast a run is, by seed."""
+    pairs = paired(slow, fast)
+    totals = [
+        {seed: each["result"]["seconds"]["total"] for seed, each in runs.items()} for runs in pairs
+    ]
+    return {seed: math.log(total / totals[1][seed]) for seed, total in totals[0].items()}
 
 
 def against_workers(share: str) -> float:

@@ -25,7 +25,7 @@ from typing import Any
 
 from augsubset.checkpoint import write_whole
 from benchmarks.cells import Cell, Costs, costs_of, data_of, run_cell
-from benchmarks.datasets import stand_in
+from benchmarks.datasets import FolderData, stand_in
 from benchmarks.harness import environment
 
 __all__ = ["Grid", "estimate", "load_grid", "load_results", "run_grid"]
@@ -147,14 +147,18 @@ class _Run:
     def __call__(self, cell: Cell) -> tuple[str, float, float]:
         """Run one cell and write its record; return the arm, the accuracy and the time."""
         begin, name = time.perf_counter(), cell.name
-        cell = replace(cell, **self.changes)
-        record = run_cell(cell, data_of(cell, self.root), self._check)
+        data = data_of(cell, self.root)
+        changes = dict(self.changes)
+        if isinstance(data, FolderData):  # files stay where they are
+            changes.pop("resident", None)
+        cell = replace(cell, **changes)
+        record = run_cell(cell, data, self._check)
         text = json.dumps(record, indent=1) + "\n"
         write_whole(self.folder / f"{name}.json", text.encode())
         accuracy: float = record["result"]["accuracies"][-1]
         return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
 
-    def _check(self, epoch: int, accuracy: float | None) -> None:
+    def _check(self, epoch: int) -> None:
         if time.time() >= self.end:
             raise _OutOfTimeError
 
@@ -171,8 +175,9 @@ def run_grid(
     """Run what is missing, and return how many cells still are.
 
     With a budget no cell is started that would be over it if it took as long as the longest so far,
-    and one that is over it is stopped after its epoch and run anew another time. A cell that fails
-    raises, once those beside it are done.
+    and one that is over it is stopped before its next epoch, to be run anew another time: a cell
+    that takes longer than any budget is never done. A cell that fails raises, once those beside it
+    are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in grid.cells if not (folder / f"{cell.name}.json").is_file()]
@@ -193,6 +198,7 @@ def run_grid(
             name, accuracy, seconds = get()
         except _OutOfTimeError:
             longest = math.inf  # nothing more is started
+            print("  a cell was stopped: if it was the first, it needs a larger budget", flush=True)
             return
         done, longest = done + 1, max(longest, seconds)
         print(f"  {name}: {100 * accuracy:.2f} % in {seconds:.0f} s", flush=True)
@@ -235,6 +241,8 @@ def estimate(grid: Grid, measured: dict[tuple[Any, ...], Costs]) -> dict[str, An
             measured[key] = costs_of(whole, data, n)
             print(f"  {cell.model}, {strong}: {measured[key]}", flush=True)
         hours[cell.arm] = hours.get(cell.arm, 0.0) + measured[key].of(cell, n) / 3600
+    for arm, took in hours.items():
+        print(f"  {arm}: {took:.2f} h")
     print(f"{grid.name}: {sum(hours.values()):.1f} h", flush=True)
     return {"hours": sum(hours.values()), "arms": hours}
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.answers import answer_to, in_parts, question_table, shown_p
 from benchmarks.decisions_page import DECISIONS, decision_table
-from benchmarks.dynamics_page import at_least, dynamics_section
+from benchmarks.dynamics_page import _moves, _tops, at_least, dynamics_section
 from benchmarks.grids_page import arm_table, grid_section, in_short
 from benchmarks.leads_page import leads_section
 from benchmarks.paper_page import PAPER, paper_section
@@ -81,6 +81,36 @@ def test_the_summary_says_what_is_resolved_and_counts_the_rest(recorded):
     text = "\n".join(in_short(["small-steps"]))
     assert "*full, appended* is 3.04 points above *none*" in text
     assert "1 other questions" in text
+
+
+def test_runs_of_different_devices_are_no_pairs():
+    none, full = records([60.0, 61.0, 60.5]), records([63.1, 64.0, 63.4])
+    full[1]["environment"] = {**full[1]["environment"], "device": "another machine"}
+    full[2]["cell"] = {"precision": "bfloat16"}
+    line = question_table({"none": none, "full, appended": full})[-1]
+    assert line.startswith("| Does augmenting everything help? | 1 | +3.10 |")
+
+
+def test_the_recall_of_the_tail_is_among_what_is_resolved(recorded):
+    arms = {"none": [20.0, 21.0, 20.5, 20.2], "random 30%": [30.0, 31.2, 30.4, 30.3]}
+    recorded(
+        "small-imbalanced",
+        {arm: records([50.0, 50.1, 50.2, 50.3], tail=tail) for arm, tail in arms.items()},
+    )
+    text = "\n".join(in_short(["small-imbalanced"]))
+    assert "recall of the tail: *random 30%* is 10.05 points above *none*" in text
+    assert "1 other questions" in text  # that of the accuracies, which are the same
+
+
+def test_what_moves_over_epochs_and_tops_is_told_as_it_is():
+    overlaps = [0.9, 0.1, 0.2, 0.3, 0.5, 0.6, 0.4]
+    track = {
+        "selections": [{"overlap_with_max_loss": each} for each in overlaps],
+        "top_overlap": {"0.01": 0.25, "0.3": 0.6},
+    }
+    shadows = {"coreset 0.3": track}
+    assert _moves(shadows) == "goes from 20% in epochs 1 to 3 to 50% in the last three"
+    assert _tops(shadows) == "25% of the top 1%, 60% of the top 30%"
 
 
 def test_one_run_shows_no_spread():

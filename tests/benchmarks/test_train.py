@@ -217,7 +217,7 @@ class Ran:
     def __init__(self):
         self.cells = []
 
-    def __call__(self, cell, data, after_epoch):
+    def __call__(self, cell, data, before_epoch):
         self.cells.append(cell)
         return {"result": {"accuracies": [0.5]}}
 
@@ -369,17 +369,34 @@ def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
     assert left == 2  # a third would end at 150 of 120 seconds
 
 
-def test_a_cell_that_is_over_the_budget_stops_between_epochs(tmp_path, monkeypatch, capsys):
-    """Also the first one, of which nobody knows how long it takes; and it is run anew later."""
+@pytest.mark.parametrize(("times", "left"), [([0.0, 30.0, 90.0], 4), ([0.0, 30.0, 59.0], 3)])
+def test_a_cell_stops_before_an_epoch_that_is_over_the_budget(
+    times, left, tmp_path, monkeypatch, capsys
+):
+    """Also the first one, of which nobody knows how long it takes; what is done is kept."""
     path, out = write_grid(tmp_path / "g.toml", RANDOM), tmp_path / "out"
-    now = iter([0.0, 30.0, 90.0])  # the second epoch ends late
+    now = iter([*times, 90.0])  # the budget is set, then two epochs begin; another cell's is late
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: next(now))
         main([str(path), "--out", str(out), "--budget-minutes", "1"])
-    assert "4 cells are left" in capsys.readouterr().out
-    assert list(out.iterdir()) == []
+    shown = capsys.readouterr().out
+    assert f"{left} cells are left" in shown
+    assert "a cell was stopped" in shown
+    assert len(list(out.iterdir())) == 4 - left
     main([str(path), "--out", str(out)])
     assert "all cells are done" in capsys.readouterr().out
+
+
+def test_files_are_not_kept_on_a_device(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        for name in ("n01", "n02"):
+            write_image(tmp_path / part / name / "0.JPEG", 9, (40, 30))
+    monkeypatch.setattr(training, "run_cell", ran := Ran())
+    arm = "[[arm]]\nname = 'some'\nrule = 'random'\n"
+    path = tmp_path / "g.toml"
+    path.write_text(f"title = 'files'\nseeds = [0]\n[setting]\ndata = 'imagenet'\n{arm}")
+    main([str(path), "--out", str(tmp_path / "out"), "--data", str(tmp_path), "--device", "cuda"])
+    assert [(each.device, each.resident) for each in ran.cells] == [("cuda", False)]
 
 
 @pytest.mark.slow
