@@ -66,6 +66,6 @@ def leads_section() -> list[str]:
         f"{_answered('in-place', 'Fresh random, 30%, in place: better than as old?')}.",
         "- **Does the rule matter less than augmenting at all?** In place at 30% the means of "
         f"{len(rules)} rules span {span:.2f} points, beside {gain:.2f} that augmenting everything "
-        "in place has over none: means alone, of which the table above says what is resolved.",
+        "in place has over none: means alone, without a test.",
         "",
     ]
