@@ -125,7 +125,7 @@ def _records() -> str:
     records = [json.loads(path.read_text()) for path in paths]
     older = sum("torchvision" not in each["environment"] for each in records)
     often = Counter(each["cell"]["evaluate_every"] for each in records)
-    shown = ", ".join(f"{count} every {_nth(every)} epoch" for every, count in often.most_common())
+    shown = ", ".join(f"{count} every {_nth(every)}" for every, count in often.most_common())
     return (
         f"{len(paths)} runs are on record, each with its whole configuration, commit, seed, "
         "processor or GPU, Python, torch, a digest of the data, the loss of each epoch and the "
@@ -135,7 +135,7 @@ def _records() -> str:
 
 
 def _nth(number: int) -> str:
-    return {1: "single", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
+    return {1: "epoch", 2: "2nd epoch", 3: "3rd epoch"}.get(number, f"{number}th epoch")
 
 
 def main(arguments: list[str] | None = None) -> None:
