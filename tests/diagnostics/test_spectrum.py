@@ -116,9 +116,9 @@ def test_what_is_too_large_to_hold_is_iterated():
 
 
 def test_real_images_under_weak_and_strong_augmentation():
-    data = load_digits_images(40)
+    data = load_digits_images(8)
     model = build_model("mlp", data, 0)
-    rows = RowKeys(0, 0, torch.arange(40), 1)
+    rows = RowKeys(0, 0, torch.arange(8), 1)
     pictures = {"weak": CropFlip(1, flip=0.0), "strong": RandomOps.paper()}
     moved = {}
     for name, policy in pictures.items():

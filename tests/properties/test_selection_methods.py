@@ -1,6 +1,5 @@
 """Contracts 2, 4, 5, 7 and 8 beyond exact greedy: similarities, tolerances, parts, draws."""
 
-import gc
 import math
 import re
 import tracemalloc
@@ -496,7 +495,6 @@ def test_peak_memory_stays_under_the_least_that_is_accepted(n, width, num_classe
     least = int(re.search(r"at least (\d+)", str(refusal.value)).group(1))
     options["max_memory"] = least
     select_coreset(gradients, fraction=0.3, **options)  # compiles
-    gc.collect()
     tracemalloc.start()
     select_coreset(gradients, fraction=0.3, **options)
     peak = tracemalloc.get_traced_memory()[1]
