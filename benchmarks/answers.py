@@ -18,7 +18,7 @@ __all__ = [
     "answer_to",
     "answers",
     "in_parts",
-    "paired",
+    "pairs_of",
     "points",
     "question_table",
     "shown_p",
@@ -78,7 +78,7 @@ def accuracies(records: Runs) -> dict[int, float]:
     return {seed: 100 * each["result"]["accuracies"][-1] for seed, each in records.items()}
 
 
-def paired(first: Runs, second: Runs) -> tuple[Runs, Runs]:
+def pairs_of(first: Runs, second: Runs) -> tuple[Runs, Runs]:
     """Return the runs of the seeds that both have, on one kind of device and in one precision.
 
     A grid may go on where it was not begun: what differs by more than the arm is no pair.
@@ -138,7 +138,7 @@ def answers(results: Records, read: Read | None = None) -> list[Answer]:
     """
     found, read = [], read or accuracies
     for question in questions(results):
-        first, second = map(read, paired(results[question.first], results[question.second]))
+        first, second = map(read, pairs_of(results[question.first], results[question.second]))
         if set(first) & set(second):
             found.append((question, difference(first, second)))
     corrected = holm([gap.p for _, gap in found])

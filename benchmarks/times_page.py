@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-from benchmarks.answers import Runs, paired
+from benchmarks.answers import Runs, pairs_of
 from benchmarks.paired import summary_of
 from benchmarks.paper_page import PAPER
 from benchmarks.pictures import new_figure, save_figure
@@ -178,11 +178,11 @@ def ratio_of(slow: Runs, fast: Runs) -> tuple[float, float, float]:
 
 def log_ratios(slow: Runs, fast: Runs) -> dict[int, float]:
     """Return the logarithm of how many times as fast a run is, by seed."""
-    pairs = paired(slow, fast)
-    totals = [
-        {seed: each["result"]["seconds"]["total"] for seed, each in runs.items()} for runs in pairs
-    ]
-    return {seed: math.log(total / totals[1][seed]) for seed, total in totals[0].items()}
+    slower, faster = (
+        {seed: each["result"]["seconds"]["total"] for seed, each in runs.items()}
+        for runs in pairs_of(slow, fast)
+    )
+    return {seed: math.log(total / faster[seed]) for seed, total in slower.items()}
 
 
 def against_workers(share: str) -> float:
