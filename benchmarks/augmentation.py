@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.augmentation --data CIFAR10 --out FILE`` takes each row two operations of
 fourteen on one core, in turn with the peers on the same images, and prints a line a figure: the
-value, its target, met or MISSED. ``--quick`` leaves the large images out. With ``--device cuda``
-it sweeps 64 to 4,096 rows, eager and compiled, with the kernels that were launched.
+value, its target, met or MISSED. With ``--device cuda`` it sweeps 64 to 4,096 rows, eager and
+compiled, with the kernels that were launched. ``--quick`` leaves the large images out.
 
 Kornia's modules draw per row, but a batch gets one list of them; here they get the rows of each
 operation, as a user would group them, or all rows behind a gate. torchvision's RandAugment runs
@@ -325,10 +325,10 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     return {"figures": [figure.as_record() for figure in figures], "measured": measured}
 
 
-def on_device(images: Tensor, device: torch.device, repeats: int) -> dict[str, Any]:
+def on_device(images: Tensor, device: torch.device, repeats: int, quick: bool) -> dict[str, Any]:
     """Sweep the number of rows on a GPU: eager, compiled, Kornia grouped, torchvision per batch."""
     found: dict[str, Any] = {}
-    for size, largest in ((32, 4096), (LARGE, 512)):
+    for size, largest in ((32, 4096), (LARGE, 0 if quick else 512)):
         for num_rows in (64, 256, 512, 1024, 4096):
             if num_rows > largest:
                 continue
@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.device == "cpu":
             result = on_one_core(images, given.repeats, given.quick)
         else:
-            result = on_device(images, torch.device(given.device), given.repeats)
+            result = on_device(images, torch.device(given.device), given.repeats, given.quick)
         record = {"environment": environment(data), "augmentation": result}
     finally:
         torch.set_num_threads(threads)
