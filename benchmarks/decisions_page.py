@@ -33,6 +33,8 @@ DECISIONS = (
         (
             ("small-steps", "Coreset of uniform weights or random, 10%?", "="),
             ("small-steps", "Coreset of uniform weights or random, 30%?", "="),
+            ("table1-cifar10-short", "Coreset of uniform weights or random, 10%?", "="),
+            ("table1-cifar10-short", "Coreset of uniform weights or random, 30%?", "="),
         ),
     ),
     (
@@ -42,6 +44,8 @@ DECISIONS = (
             ("small-steps", "Coreset, 10%: uniform or cluster weights?", "+"),
             ("small-steps", "Coreset, 30%: uniform or cluster weights?", "+"),
             ("small-epochs", "Coreset, 10%: uniform or cluster weights?", "+"),
+            ("table1-cifar10-short", "Coreset, 10%: uniform or cluster weights?", "+"),
+            ("table1-cifar10-short", "Coreset, 30%: uniform or cluster weights?", "+"),
         ),
     ),
     (
@@ -63,6 +67,27 @@ DECISIONS = (
         (
             ("small-steps", "Does augmenting everything help?", "+"),
             ("small-steps", "Is in place better than appended?", "="),
+        ),
+    ),
+    (
+        "Training is too short to overfit",
+        "no strong augmentation, and as many steps",
+        (
+            (
+                "table1-cifar10-short",
+                "Augmenting everything: better than as many steps without?",
+                "=",
+            ),
+            (
+                "table1-cifar10-short",
+                "Everything in place: better than none, in as many steps as 10%?",
+                "-",
+            ),
+            (
+                "table1-cifar10-short",
+                "Everything in place: better than none, in as many steps as 30%?",
+                "-",
+            ),
         ),
     ),
     (

@@ -11,11 +11,24 @@ from benchmarks.cells import Cell
 from benchmarks.paired import summary_of
 from benchmarks.train import GRIDS, Grid, load_grid, load_results
 
-__all__ = ["arm_table", "grid_section", "grids_but", "in_short", "part_tables", "setting_of"]
+__all__ = [
+    "SHORT",
+    "arm_table",
+    "grid_section",
+    "grids_but",
+    "in_short",
+    "part_tables",
+    "setting_of",
+]
 
+# The paper's tables in few epochs.
+SHORT = (
+    *("table1-cifar10-short", "table1-imbalanced-short", "table2-short"),
+    *("table3-short", "table6-short"),
+)
 # In the order of the page; grids that are not named follow, by name.
 _FIRST = (
-    "table1-cifar10-short",
+    *SHORT,
     *("small-steps", "small-epochs", "small-time", "small-noise", "small-noise-epochs"),
     *("small-imbalanced", "small-imbalanced-epochs", "small-only", "in-place"),
     *("frontier", "frontier-epochs", "ablations", "ablations-epochs"),

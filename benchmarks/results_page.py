@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.decisions_page import decision_table
 from benchmarks.dynamics_page import dynamics_section, gallery_section, never_selected_section
 from benchmarks.gain_page import gain_section
-from benchmarks.grids_page import grid_section, grids_but, in_short
+from benchmarks.grids_page import SHORT, grid_section, grids_but, in_short
 from benchmarks.leads_page import leads_section
 from benchmarks.own_runs_page import own_runs_section
 from benchmarks.paper_page import PAPER, Estimates, paper_section
@@ -98,14 +98,12 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
 
 def _scope() -> str:
     """Return what was run, and what that can tell."""
-    short = load_grid("table1-cifar10-short")
-    seeds = [len(records) for records in load_results(short).values()]
+    short = "; ".join(filter(None, map(_in_short, SHORT)))
     at_size = "the paper's own tables were not run but where this page shows runs of them"
-    if seeds:
+    if short:
         at_size = (
-            "of the paper's own tables one was run, of the whole data, its network and four "
-            f"copies, at 10% and in {short.cells[0].epochs} epochs, on a GPU, with "
-            f"{min(seeds)} to {max(seeds)} seeds an arm so far"
+            "the paper's tables were run with its network, all images and four copies only in "
+            f"schedules of minutes, on a GPU: {short}"
         )
     return (
         "Does a coreset beat a random subset? Most of what was run here is small: 1,500 CIFAR-10 "
@@ -114,9 +112,20 @@ def _scope() -> str:
         "rules apart on these images: all seeds share them, and under noise their wrong labels, so "
         "that how much another sample would change is not known. It cannot tell "
         "whether the paper's numbers, of networks trained for 200 epochs on all images with four "
-        "copies, hold: where ours is against the paper's order, it is so in "
-        f"small, and {at_size}."
+        "copies, hold: where ours is against the paper's order, it is so in small or in few "
+        f"epochs, and {at_size}."
     )
+
+
+def _in_short(name: str) -> str:
+    """Return the title of a grid of few epochs, and how many runs its arms have, if any."""
+    grid = load_grid(name)
+    found = load_results(grid)
+    counts = sorted({len(found.get(cell.arm, ())) for cell in grid.cells})
+    if not found:
+        return ""
+    runs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    return f"{grid.title.split(':')[0].replace('Table', 'table')}, {runs} seeds an arm"
 
 
 def _records() -> str:

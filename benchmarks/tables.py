@@ -60,15 +60,15 @@ def table(columns: list[str], rows: list[str]) -> list[str]:
 
 
 def write_tables(docs: Path, results: Path) -> None:
-    """Bring the tables of three pages in line with three records.
+    """Bring the tables of three pages in line with four records.
 
     Args:
         docs: Folder of the pages, overwritten.
         results: Folder of the records.
     """
-    selection, augmentation, loader = (
+    selection, augmentation, on_gpu, loader = (
         json.loads((results / f"{name}.json").read_text())
-        for name in ("selection", "augmentation", "loader")
+        for name in ("selection", "augmentation", "augmentation-gpu", "loader")
     )
     columns = ["figure", "measured", "target", ""]
 
@@ -90,7 +90,13 @@ def write_tables(docs: Path, results: Path) -> None:
         for name, each in operations.items()
     ]
     named = ["operation", *OPERATION_KINDS.values()]
-    page.write_text(between(text, "operations", table(named, rows)))
+    text = between(text, "operations", table(named, rows))
+    ways = list(next(iter(on_gpu["augmentation"].values())))
+    rows = []
+    for batch, each in on_gpu["augmentation"].items():
+        cells = (f"{each[way]['milliseconds']:.2f} ({each[way]['launches']})" for way in ways)
+        rows.append(f"| {batch.split()[0]} | {' | '.join(cells)} |")
+    page.write_text(between(text, "on a GPU", table(["rows", *ways], rows)))
 
     page = docs / "loader.md"
     rows = [figure_row(figure) for each in loader["workloads"].values() for figure in each]

@@ -160,7 +160,7 @@ def test_a_small_grid_answers_the_same_under_either_name(recorded):
     """One difference has one p: the paper's names of its arms change no questions."""
     alone = {"random": LOW, "coreset": HIGH, "coreset each epoch": HIGH, "random each epoch": LOW}
     recorded("small-only", {f"{arm}, augmented": values for arm, values in alone.items()})
-    (small,) = TABLES["table3"]["small"]
+    (small,) = (each for each in TABLES["table3"]["small"] if "names" in each)
     _, found = in_small(small)
     own = answers(load_results(load_grid("small-only")))
     assert [(each.p, each.question.words) for each in found] == [

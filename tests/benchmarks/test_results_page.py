@@ -134,7 +134,8 @@ def test_how_much_of_full_augmentations_gain_is_steps(page):
         float(re.search(rf"\| {arm} \| 5 \| ([\d.]+) ", at_epochs)[1])
         for arm in ("none", "full, appended")
     )
-    longer = float(re.search(r"\| none \| 5 \| ([\d.]+) ", text)[1])
+    at_steps = text.split("## Equal steps:")[1]
+    longer = float(re.search(r"\| none \| 5 \| ([\d.]+) ", at_steps)[1])
     share = float(re.search(r"(\d+)% of that gain is steps", text)[1])
     assert share == pytest.approx(100 * (longer - none) / (full - none), abs=1)
     assert 40 < share < 60
@@ -276,6 +277,9 @@ def test_the_page_begins_with_what_was_run(page):
     runs = {len(each) for grid in (steps, only) for each in load_results(grid).values()}
     assert runs == {5}
     assert "five seeds" in scope
+    short = load_results(load_grid("table1-cifar10-short"))
+    assert {len(each) for each in short.values()} == {5}
+    assert "on a GPU: table 1 in seven epochs, 5 seeds an arm" in scope
     assert "It cannot tell whether the paper's numbers" in scope
 
 

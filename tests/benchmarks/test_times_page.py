@@ -54,12 +54,16 @@ def test_an_epoch_on_a_gpu_is_of_later_epochs_and_a_twentieth_of_a_selection():
     rows = {row[0]: row for row in tables()["loading, s"]}
     records = load_results(load_grid("times-gpu"))
 
-    def spent(arm):
-        (record,) = records[arm].values()
-        first, *later = record["result"]["epoch_seconds"]
+    def spent(arm, seed):
+        first, *later = records[arm][seed]["result"]["epoch_seconds"]
         return median(epoch["total"] for epoch in later) + first["selection"] / 20
 
-    assert rows["coreset 10%"][-1] == f"{spent('full') / spent('coreset 10%'):.2f}x"
+    ratios = [spent("full", seed) / spent("coreset 10%", seed) for seed in records["full"]]
+    assert len(ratios) > 1
+    mean = math.prod(ratios) ** (1 / len(ratios))
+    assert rows["coreset 10%"][-2] == f"{mean:.2f}x"
+    low, high = map(float, rows["coreset 10%"][-1].split(" to "))
+    assert low < min(mean, high)
     assert rows["full"][-1] == "1.00x"
 
 
@@ -69,7 +73,7 @@ def test_the_papers_table_of_speed_ups_is_whole():
     assert rows["coreset 15%"][1:] == ["4.46x", "3.40x", "not run", "not run", "not run"]
     assert (
         rows["coreset 10%"][-2]
-        == {row[0]: row for row in tables()["loading, s"]}["coreset 10%"][-1]
+        == {row[0]: row for row in tables()["loading, s"]}["coreset 10%"][-2]
     )
 
 
