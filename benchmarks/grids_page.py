@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.answers import Records, accuracies, answers, in_parts, question_table, shown_p
+from benchmarks.answers import (
+    Answer,
+    Records,
+    accuracies,
+    answers,
+    in_parts,
+    question_table,
+    shown_p,
+)
 from benchmarks.cells import Cell
 from benchmarks.paired import summary_of
 from benchmarks.train import GRIDS, Grid, load_grid, load_results
@@ -239,24 +247,27 @@ def _tail_recalls(records: Mapping[int, dict[str, Any]]) -> dict[int, float]:
 
 
 def in_short(names: Iterable[str]) -> list[str]:
-    """Return every difference that is resolved, and how many are not."""
-    lines, unresolved = [], 0
+    """Return every difference that is resolved, table by table, and how many are not."""
+    lines: list[str] = []
+    unresolved = 0
     for name in names:
         grid = load_grid(name)
         for part, results in in_parts(grid, load_results(grid)).items():
             title = grid.title if grid.title.startswith("Table") else grid.title.split(":")[0]
-            where = f"{title}, {part}" if part else title
             asked = [(answer, "") for answer in answers(results)]
-            asked += [(each, ", recall of the tail") for each in answers(results, _tail_recalls)]
-            for answer, of in asked:
-                unresolved += not answer.is_resolved
-                if answer.is_resolved:
-                    ends = sorted((abs(answer.gap.low), abs(answer.gap.high)))
-                    points = f"{abs(answer.gap.mean):.2f} points"
-                    lines.append(
-                        f"- {where}{of}: *{answer.better}* is {points} above "
-                        f"*{answer.worse}* ({ends[0]:.2f} to {ends[1]:.2f}, "
-                        f"p = {shown_p(answer.p)}, {answer.gap.num_pairs} seeds)."
-                    )
-    tail = f"{unresolved} other questions of the tables below are unresolved so far."
-    return ["## What is resolved", "", *lines, "" if lines else "Nothing yet.", tail, ""]
+            asked += [(each, "recall of the tail: ") for each in answers(results, _tail_recalls)]
+            told = [f"- {of}{_told(answer)}" for answer, of in asked if answer.is_resolved]
+            unresolved += len(asked) - len(told)
+            if told:
+                lines += [f"**{title}{f', {part}' if part else ''}**", "", *told, ""]
+    tail = f"Other questions of the tables below, unresolved so far: {unresolved}."
+    return ["## What is resolved", "", *(lines or ["Nothing yet.", ""]), tail, ""]
+
+
+def _told(answer: Answer) -> str:
+    """Return a resolved answer, the better arm first."""
+    low, high = sorted((abs(answer.gap.low), abs(answer.gap.high)))
+    return (
+        f"*{answer.better}* is {abs(answer.gap.mean):.2f} points above *{answer.worse}* "
+        f"({low:.2f} to {high:.2f}, p = {shown_p(answer.p)}, {answer.gap.num_pairs} seeds)."
+    )

@@ -87,6 +87,8 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "of one kind of device. `--budget-minutes` ends a call between cells, or in one between "
         "epochs.",
         "",
+        _left_of_short(),
+        "",
         *(line for table in PAPER["table"] for line in paper_section(table, estimates)),
         *map_section(estimates),
     ]
@@ -114,6 +116,21 @@ def _scope() -> str:
         "whether the paper's numbers, of networks trained for 200 epochs on all images with four "
         "copies, hold: where ours is against the paper's order, it is so in small or in few "
         f"epochs, and {at_size}."
+    )
+
+
+def _left_of_short() -> str:
+    """Return the command that goes on with the grids of few epochs, and what is left of them."""
+    cells = {name: (load_results(load_grid(name)), load_grid(name).cells) for name in SHORT}
+    left = {
+        name: len(planned) - sum(map(len, found.values()))
+        for name, (found, planned) in cells.items()
+    }
+    counts = ", ".join(f"`{name}` {left[name]} of {len(cells[name][1])}" for name in SHORT)
+    return (
+        f"On a GPU, `python -m benchmarks.train {' '.join(SHORT)} --data CIFAR10 --jobs 8` runs "
+        f"the tables in few epochs, seed by seed, and goes on where it was stopped. Cells left: "
+        f"{counts}."
     )
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.gain_page import gain_section, gains, speed_ups
+from benchmarks import gain_page
+from benchmarks.gain_page import draw_gain, gain_section, gains, speed_ups
 from tests.runs import records
 
 
@@ -49,3 +50,14 @@ def test_speed_ups_are_of_what_was_augmented_one_by_one(recorded, tmp_path):
     text = (tmp_path / "gain.svg").read_text()
     assert "ours in small (small-epochs)" in text
     assert "times as fast as full" in text
+
+
+def test_bars_stand_where_their_values_are_and_end_at_minus_100(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(gain_page, "save_figure", lambda figure, path: figures.append(figure))
+    bars = {"random": {"10%": 28.0}, "coreset": {"10%": -151.0, "30%": -39.0}}
+    draw_gain({"ours": bars}, {"ours": {"coreset": {"10%": 3.0}}}, tmp_path / "gain.svg")
+    gain, speed = figures[0].axes
+    assert sorted(bar.get_height() for bar in gain.patches) == [-100.0, -39.0, 28.0]
+    assert [bar.get_height() for bar in speed.patches] == [3.0]
+    assert [label.get_text() for label in gain.get_xticklabels()] == ["10%", "30%"]

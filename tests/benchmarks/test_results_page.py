@@ -79,8 +79,8 @@ def test_the_summary_says_what_is_resolved_and_counts_the_rest(recorded):
         },
     )
     text = "\n".join(in_short(["small-steps"]))
-    assert "*full, appended* is 3.04 points above *none*" in text
-    assert "1 other questions" in text
+    assert "**Equal steps**\n\n- *full, appended* is 3.04 points above *none*" in text
+    assert "unresolved so far: 1." in text
 
 
 def test_runs_of_different_devices_are_no_pairs():
@@ -99,7 +99,7 @@ def test_the_recall_of_the_tail_is_among_what_is_resolved(recorded):
     )
     text = "\n".join(in_short(["small-imbalanced"]))
     assert "recall of the tail: *random 30%* is 10.05 points above *none*" in text
-    assert "1 other questions" in text  # that of the accuracies, which are the same
+    assert "unresolved so far: 1." in text  # that of the accuracies, which are the same
 
 
 def test_what_moves_over_epochs_and_tops_is_told_as_it_is():
@@ -281,6 +281,14 @@ def test_the_page_begins_with_what_was_run(page):
     assert {len(each) for each in short.values()} == {5}
     assert "on a GPU: table 1 in seven epochs, 5 seeds an arm" in scope
     assert "It cannot tell whether the paper's numbers" in scope
+
+
+def test_the_page_says_what_is_left_of_the_tables_in_few_epochs(recorded):
+    recorded("table2-short", {"none": [50.0, 51.0], "random 10%": [52.0]})
+    text, _ = render()
+    assert "`table2-short` 47 of 50" in text
+    assert "`table6-short` 35 of 35" in text
+    assert "on a GPU: table 2 at 10% in seven epochs, 0 to 2 seeds an arm." in text
 
 
 def test_how_often_examples_are_selected_is_counted_from_the_record():
