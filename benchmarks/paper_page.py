@@ -159,14 +159,14 @@ def _headlines(who: str, found: Iterable[Answer], printed: Mapping[str, str]) ->
 def other_reading(
     against: Iterable[Answer], found: Iterable[Answer], printed: Mapping[str, str]
 ) -> list[str]:
-    """Return what the released code's weights say where a coreset's disagree with the paper."""
+    """Return what the released code's weights say where a coreset's disagree with the paper.
+
+    Nothing of what disagrees with it itself: that is told already.
+    """
     said = {(each.question.first, each.question.second): each for each in found}
-    pairs = [
-        (_of_mean_one(each.question.first), each.question.second)
-        for each in against
-        if each.question.first != _of_mean_one(each.question.first)
-    ]
-    words = [told_or_open(said[pair], printed) for pair in pairs if pair in said]
+    told_so = {(each.question.first, each.question.second) for each in against}
+    pairs = {(_of_mean_one(first), second) for first, second in told_so} - told_so
+    words = [told_or_open(each, printed) for pair, each in said.items() if pair in pairs]
     return [f"with the released code's reading of the weights: {'; '.join(words)}"] if words else []
 
 
