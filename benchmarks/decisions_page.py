@@ -70,7 +70,7 @@ DECISIONS = (
         ),
     ),
     (
-        "Training is too short to overfit",
+        "Training is short",
         "no strong augmentation, and as many steps",
         (
             (

@@ -37,7 +37,14 @@ SHORT = (
 # In the order of the page; grids that are not named follow, by name.
 _FIRST = (
     *SHORT,
-    *("small-steps", "small-epochs", "small-time", "small-noise", "small-noise-epochs"),
+    *(
+        "small-steps",
+        "small-steps-3000",
+        "small-epochs",
+        "small-time",
+        "small-noise",
+        "small-noise-epochs",
+    ),
     *("small-imbalanced", "small-imbalanced-epochs", "small-only", "in-place"),
     *("frontier", "frontier-epochs", "ablations", "ablations-epochs"),
 )

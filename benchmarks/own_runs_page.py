@@ -92,7 +92,9 @@ def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "",
         "Above, rules are compared on one model. Here each has trained its own: means over the "
         "selections after the first, then over runs. The cost ξ and the gradient error are over "
-        "the summed norms of the gradients, 1 being as good as selecting nothing; the gradient "
+        "the summed norms of the gradients. For the cost 1 is as good as selecting nothing; for "
+        "the gradient error that is the column beside it, the norm of the sum: weights that add up "
+        "to less than n cannot come near zero. The gradient "
         "error is with the weights that the rule gives. Max-loss is asked for as many examples of "
         "the same gradients.",
         "",
@@ -102,18 +104,20 @@ def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
 
 def _table(found: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
     lines = [
-        "| arm | runs | cost ξ | gradient error | overlap with max-loss | never selected | Gini |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | runs | cost ξ | gradient error | of nothing | overlap with max-loss | "
+        "never selected | Gini |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, records in found.items():
         tracks = [each["dynamics"] for each in records.values()]
-        error, gradient, overlap = (
+        error, gradient, nothing, overlap = (
             fmean(_later(track, key) for track in tracks)
-            for key in ("error", "gradient_error", "overlap_with_max_loss")
+            for key in ("error", "gradient_error", "gradient_norm", "overlap_with_max_loss")
         )
         never, gini = (fmean(track[key] for track in tracks) for key in ("never_selected", "gini"))
         lines.append(
-            f"| {arm} | {len(records)} | {error:.3f} | {gradient:.4f} | {overlap:.0%} | "
+            f"| {arm} | {len(records)} | {error:.3f} | {gradient:.4f} | {nothing:.3f} | "
+            f"{overlap:.0%} | "
             f"{never:.1%} | {gini:.2f} |"
         )
     return lines

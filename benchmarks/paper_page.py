@@ -42,7 +42,7 @@ def printed_of(table: Mapping[str, Any]) -> dict[str, str]:
     """Return the paper's numbers of a table by arm: those of coresets for both readings of weights.
 
     It defines weights that add up to n; the released code divides them by their mean. Which gave
-    its numbers is not said.
+    its numbers is not said. With several copies, which that code does not make, they share it.
     """
     values: dict[str, str] = table["values"]
     return values | {
@@ -51,7 +51,7 @@ def printed_of(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_mean_one(arm: str) -> str:
-    """Return the name of a coreset's arm with the released code's weights; of others, theirs."""
+    """Return the name of a coreset's arm with weights of mean 1; of others, theirs."""
     return re.sub(r"^coreset (?=[\d.]+%)", "coreset, weights of mean 1 ", arm)
 
 
@@ -159,7 +159,7 @@ def _headlines(who: str, found: Iterable[Answer], printed: Mapping[str, str]) ->
 def other_reading(
     against: Iterable[Answer], found: Iterable[Answer], printed: Mapping[str, str]
 ) -> list[str]:
-    """Return what the released code's weights say where a coreset's disagree with the paper.
+    """Return what weights of mean 1 say where a coreset's disagree with the paper.
 
     Nothing of what disagrees with it itself: that is told already.
     """
@@ -167,7 +167,8 @@ def other_reading(
     told_so = {(each.question.first, each.question.second) for each in against}
     pairs = {(_of_mean_one(first), second) for first, second in told_so} - told_so
     words = [told_or_open(each, printed) for pair, each in said.items() if pair in pairs]
-    return [f"with the released code's reading of the weights: {'; '.join(words)}"] if words else []
+    told_of = "with weights of mean 1, by which the released code divides: "
+    return [f"{told_of}{'; '.join(words)}"] if words else []
 
 
 def told_or_open(answer: Answer, printed: Mapping[str, str]) -> str:

@@ -109,7 +109,8 @@ def _scope() -> str:
         )
     return (
         "Does a coreset beat a random subset? Most of what was run here is small: 1,500 CIFAR-10 "
-        "images (10,000 where only the subset is trained on), a small convolutional network, one "
+        "images (3,000 in one table, 10,000 where only the subset is trained on), a small "
+        "convolutional network, one "
         "augmented copy, five seeds, processors alone. Where a difference is resolved, it tells "
         "rules apart on these images: all seeds share them, and under noise their wrong labels, so "
         "that how much another sample would change is not known. It cannot tell "

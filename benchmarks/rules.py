@@ -179,7 +179,8 @@ class MeanOne:
     """A coreset whose weights are divided by their mean: the other reading of the cluster sizes.
 
     The paper's sizes add up to n, so that a tenth of the data weighs as much as all originals; the
-    released code divides them by their mean. Give the loader ``weights="unscaled"``.
+    released code divides them by their mean, and makes one copy. Give the loader
+    ``weights="unscaled"``: of r copies each then weighs 1 / r on average.
     """
 
     needs_gradients = True

@@ -10,6 +10,7 @@ def entry(error, overlap=0.5):
     return {
         "error": error,
         "gradient_error": error / 10,
+        "gradient_norm": error / 2,
         "overlap_with_max_loss": overlap,
         "selected_so_far": 0.2,
     }
@@ -26,7 +27,7 @@ def test_means_are_of_later_selections_and_unmeasured_arms_are_left_out(recorded
         {"random 10%": run([60.0], 9.0, 0.1, 0.3), "coreset 10%": records([50.0], selections=[{}])},
     )
     lines = own_runs_section({})
-    assert "| random 10% | 1 | 0.200 | 0.0200 | 50% | 25.0% | 0.50 |" in lines
+    assert "| random 10% | 1 | 0.200 | 0.0200 | 0.100 | 50% | 25.0% | 0.50 |" in lines
     assert not any("coreset" in line for line in lines if line.startswith("| "))
 
 

@@ -147,7 +147,7 @@ def test_both_readings_of_the_weights_are_told_where_one_disagrees(recorded):
     )
     told = "coreset, weights of mean 1 10% over random 10%: +0.02 points"
     text = section("table1-cifar10")
-    assert f"with the released code's reading of the weights: {told}" in text
+    assert f"with weights of mean 1, by which the released code divides: {told}" in text
     (headline,) = [line for line in text.splitlines() if "disagrees with the paper" in line]
     assert headline.startswith("**Ours in small")
     assert "unresolved." in headline
@@ -161,7 +161,7 @@ def test_a_reading_that_disagrees_as_well_is_told_once(recorded):
     recorded("small-epochs", {"random 10%": HIGH, "coreset 10%": LOW, worse: LOW})
     (headline,) = [each for each in section("table1-cifar10").splitlines() if "disagrees" in each]
     assert headline.count(f"random 10% is 2.00 points above {worse}") == 1
-    assert "reading of the weights" not in headline
+    assert "by which the released code divides" not in headline
 
 
 def test_a_small_grid_answers_the_same_under_either_name(recorded):
