@@ -60,7 +60,8 @@ def load_grid(path: str | Path) -> Grid:
     ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
     its own. A list stands for alternatives, and the arm's name is formatted with what it has then;
     ``{share}`` is its fraction in percent, as "10%" or "0.2%". With ``like = "NAME"`` the file has
-    what that grid has, but for the arms in ``without`` and for what the file says itself.
+    what that grid has, but for the arms in ``without`` and for what the file says itself; its own
+    arms come last.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -108,7 +109,7 @@ def _written(path: Path) -> dict[str, Any]:
     unknown = sorted(set(without) - {arm["name"] for arm in other["arm"]})
     if unknown:
         raise ValueError(f"without must name arms of {own['like']}, got {unknown}.")
-    arms = [arm for arm in other["arm"] if arm["name"] not in without]
+    arms = [arm for arm in other["arm"] if arm["name"] not in without] + own.get("arm", [])
     setting = {**other.get("setting", {}), **own.get("setting", {})}
     return {**other, **own, "arm": arms, "setting": setting}
 

@@ -79,6 +79,9 @@ def test_a_grid_may_be_another_with_other_settings(tmp_path):
     assert (more.name, more.title) == ("more", "more")
     kept = [each for each in one.cells if each.arm != "control"]
     assert list(more.cells) == [replace(each, passes=3) for each in kept]
+    (tmp_path / "more.toml").write_text(own + "[[arm]]\nname = 'mine'\nfraction = 0.7\n")
+    *others, mine = (each.arm for each in load_grid(tmp_path / "more.toml").cells if each.seed == 0)
+    assert (set(others), mine) == ({each.arm for each in kept}, "mine")  # added, none is lost
     (tmp_path / "more.toml").write_text(own.replace("'control'", "'controls'"))
     with pytest.raises(ValueError, match=r"without must name arms of one, got \['controls'\]"):
         load_grid(tmp_path / "more.toml")
