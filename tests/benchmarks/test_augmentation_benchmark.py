@@ -94,3 +94,15 @@ def test_the_gallery_is_a_picture(tmp_path):
         pixels = np.asarray(picture.convert("L"))
     assert pixels.shape[0] > 800
     assert 0.02 < (pixels < 128).mean() < 0.9
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_sweep_on_a_device_leaves_large_images_out_where_it_is_quick(monkeypatch, quick):
+    timed = {"milliseconds": 1.0, "raw": [1.0], "launches": 1}
+    monkeypatch.setattr(augmentation, "_timed_on", lambda *arguments: timed)
+    found = augmentation.on_device(augmentation.stand_in(64), torch.device("cpu"), 1, quick)
+    sizes = [name.split(" at ")[1] for name in found]
+    assert (sizes.count("32"), sizes.count("224")) == (5, 0 if quick else 3)
+    assert list(found["64 at 32"]) == [
+        *("eager", "compiled", "kornia grouped", "torchvision per batch")
+    ]
