@@ -179,18 +179,25 @@ class MeanOne:
     """A coreset whose weights are divided by their mean: the other reading of the cluster sizes.
 
     The paper's sizes add up to n, so that a tenth of the data weighs as much as all originals; the
-    released code divides them by their mean, and makes one copy. Give the loader
-    ``weights="unscaled"``: of r copies each then weighs 1 / r on average.
+    released code, which makes one copy, divides them by their mean. Give the loader
+    ``weights="unscaled"``, which shares an example's weight among its copies.
+
+    Args:
+        copies: The loader's: each copy then weighs 1 on average, as an original does.
     """
 
     needs_gradients = True
 
+    def __init__(self, copies: int = 1) -> None:
+        self._copies = check_int("copies", copies, 1)
+
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
-        """Return a coreset whose weights add up to ``budget``."""
+        """Return a coreset whose weights add up to ``budget * copies``."""
         found = CoresetSelector().select(gradients, budget=budget, seed=seed, epoch=epoch)
-        return replace(found, weights=found.weights / found.weights.mean(), certificate=None)
+        scale = self._copies / found.weights.mean()
+        return replace(found, weights=found.weights * scale, certificate=None)
 
 
 class Rotating:

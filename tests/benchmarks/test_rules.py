@@ -201,3 +201,7 @@ def test_weights_of_mean_one_are_a_coresets_over_their_mean():
     assert float(ours.weights.mean()) == pytest.approx(1)
     assert ours.weights.tolist() == pytest.approx((theirs.weights * 15 / 60).tolist())
     assert ours.epoch == 2
+    of_copies = MeanOne(copies=4).select(gradients, budget=15, seed=0, epoch=2)
+    assert of_copies.weights.tolist() == pytest.approx((theirs.weights * 15 / 15).tolist())
+    with pytest.raises(ValueError, match="copies"):
+        MeanOne(copies=0)
