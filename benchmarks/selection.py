@@ -1,9 +1,9 @@
 """Time and memory of selection against its targets, beside submodlib and apricot.
 
 ``python -m benchmarks.selection --data CIFAR10 --out FILE`` measures every workload, each in a
-fresh process, and prints a line a figure: the value, its target, met or MISSED. ``--quick``
-measures the ratios alone, at a small size on synthetic residuals, and fails where one is worse than
-half of that on record.
+fresh process, and prints a line a figure: the value, its target, met or MISSED. What is measured is
+written as each workload ends, so that a stop loses one. ``--quick`` measures the ratios alone, at a
+small size on synthetic residuals, and fails where one is worse than half of that on record.
 
 A ratio's two sides always run in one process, one after the other: seconds depend on the machine,
 and ratios less so. Peers come from the ``bench`` extra. A failed measurement raises.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,13 @@ def worker(name: str, setting: Setting, out: Path) -> None:
 
 
 def run_full(
-    names: list[str], device: str, data: ImageData | None, picture: Path
+    names: list[str],
+    device: str,
+    data: ImageData | None,
+    picture: Path,
+    keep: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
-    """Measure workloads one by one, printing as they end."""
+    """Measure workloads one by one, printing and keeping as each ends."""
     entries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         saved = None
@@ -98,9 +102,10 @@ def run_full(
                     time.perf_counter() - begin,
                 )
                 print(f"{name:16} {picture}")
-                continue
-            entries[name] = in_fresh_process(name, Setting(device, saved))
-            print_figures(name, entries[name])
+            else:
+                entries[name] = in_fresh_process(name, Setting(device, saved))
+                print_figures(name, entries[name])
+            keep(entries)
     return entries
 
 
@@ -174,23 +179,27 @@ def main(arguments: list[str] | None = None) -> None:
         )
         return
     data = None
+    if not given.quick and any(name in NEED_DATA for name in given.only):
+        data = load_cifar10(given.data)
+
+    def keep(entries: Mapping[str, Any]) -> None:
+        record = {
+            "environment": {**environment(data), "peers": peers.versions()},
+            "workloads": entries,
+        }
+        for out in (given.out, given.record if given.accept else None):
+            if out is not None:
+                out.write_text(json.dumps(record, indent=1) + "\n")
+
     if given.quick:
         entries = run_quick()
-    else:
-        if any(name in NEED_DATA for name in given.only):
-            data = load_cifar10(given.data)
-        entries = run_full(given.only, given.device, data, given.picture)
-        judged = [figure.met for entry in entries.values() for figure in figures_of(entry)]
-        print(f"{judged.count(True)} met, {judged.count(False)} missed")
-    record = {
-        "environment": {**environment(data), "peers": peers.versions()},
-        "workloads": entries,
-    }
-    for out in (given.out, given.record if given.accept else None):
-        if out is not None:
-            out.write_text(json.dumps(record, indent=1) + "\n")
-    if given.quick and not given.accept:
-        check_against(entries, given.record)
+        keep(entries)
+        if not given.accept:
+            check_against(entries, given.record)
+        return
+    entries = run_full(given.only, given.device, data, given.picture, keep)
+    judged = [figure.met for entry in entries.values() for figure in figures_of(entry)]
+    print(f"{judged.count(True)} met, {judged.count(False)} missed")
 
 
 if __name__ == "__main__":

@@ -320,6 +320,23 @@ def test_a_workload_runs_in_a_process_of_its_own_on_a_networks_residuals(tmp_pat
     assert set(record["environment"]["peers"]) == {"submodlib-py", "apricot-select"}
 
 
+def test_what_is_measured_is_kept_when_a_later_workload_fails(tmp_path, monkeypatch, capsys):
+    def in_fresh_process(name, setting):
+        if name == "million":
+            raise KeyboardInterrupt
+        return selection.entry_of(workloads.Result([], {"of": name}, []), 1.0)
+
+    monkeypatch.setattr(selection, "in_fresh_process", in_fresh_process)
+    monkeypatch.setattr(selection.peers, "versions", dict)
+    out = tmp_path / "record.json"
+    with pytest.raises(KeyboardInterrupt):
+        selection.main(["--only", "imagenet", "million", "--out", str(out)])
+    kept = json.loads(out.read_text())
+    assert kept["workloads"]["imagenet"]["measured"] == {"of": "imagenet"}
+    assert set(kept["workloads"]) == {"imagenet"}
+    assert "commit" in kept["environment"]
+
+
 @pytest.mark.slow
 def test_a_worker_that_fails_is_no_blank_cell(tmp_path):
     with pytest.raises(selection.subprocess.CalledProcessError):
