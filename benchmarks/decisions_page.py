@@ -17,6 +17,7 @@ DECISIONS = (
             ("small-only", "Coreset or random, augmented?", "+"),
             ("small-only", "Coreset or random, not augmented?", "+"),
             ("small-only", "Coreset or random, both each epoch, augmented?", "+"),
+            ("table3-short", "Coreset or random, 1%, augmented?", "="),
         ),
     ),
     (
@@ -35,6 +36,9 @@ DECISIONS = (
             ("small-steps", "Coreset of uniform weights or random, 30%?", "="),
             ("table1-cifar10-short", "Coreset of uniform weights or random, 10%?", "="),
             ("table1-cifar10-short", "Coreset of uniform weights or random, 30%?", "="),
+            ("table1-imbalanced-short", "Coreset of uniform weights or random, 10%?", "="),
+            ("table2-short", "Coreset of uniform weights or random, 10%?", "="),
+            ("table6-short", "Coreset of uniform weights or random, 0.5%?", "="),
         ),
     ),
     (
@@ -46,6 +50,8 @@ DECISIONS = (
             ("small-epochs", "Coreset, 10%: uniform or cluster weights?", "+"),
             ("table1-cifar10-short", "Coreset, 10%: uniform or cluster weights?", "+"),
             ("table1-cifar10-short", "Coreset, 30%: uniform or cluster weights?", "+"),
+            ("table2-short", "Coreset, 10%: uniform or cluster weights?", "+"),
+            ("table6-short", "Coreset, 0.5%: uniform or cluster weights?", "+"),
         ),
     ),
     (
@@ -59,7 +65,10 @@ DECISIONS = (
     (
         "Half of the labels are wrong",
         "no rule that seeks what is hard",
-        (("small-noise", "Not learned early or fresh random, 30%?", "-"),),
+        (
+            ("small-noise", "Not learned early or fresh random, 30%?", "-"),
+            ("table2-short", "Max-loss or random, 10%, as old?", "-"),
+        ),
     ),
     (
         "There is time for as many steps as everything takes",

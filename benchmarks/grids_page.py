@@ -40,6 +40,7 @@ _FIRST = (
     *(
         "small-steps",
         "small-steps-3000",
+        "small-steps-3000-long",
         "small-epochs",
         "small-time",
         "small-noise",

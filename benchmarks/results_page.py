@@ -104,14 +104,13 @@ def _scope() -> str:
     at_size = "the paper's own tables were not run but where this page shows runs of them"
     if short:
         at_size = (
-            "the paper's tables were run with its network, all images and four copies only in "
+            "the paper's tables were run with its networks, all images and four copies only in "
             f"schedules of minutes, on a GPU: {short}"
         )
     return (
         "Does a coreset beat a random subset? Most of what was run here is small: 1,500 CIFAR-10 "
-        "images (3,000 in one table, 10,000 where only the subset is trained on), a small "
-        "convolutional network, one "
-        "augmented copy, five seeds, processors alone. Where a difference is resolved, it tells "
+        "images (3,000 in two tables, 10,000 where only the subset is trained on), a small "
+        "convolutional network, one augmented copy, five seeds, processors alone. Where a difference is resolved, it tells "
         "rules apart on these images: all seeds share them, and under noise their wrong labels, so "
         "that how much another sample would change is not known. It cannot tell "
         "whether the paper's numbers, of networks trained for 200 epochs on all images with four "

@@ -277,9 +277,14 @@ def test_the_page_begins_with_what_was_run(page):
     runs = {len(each) for grid in (steps, only) for each in load_results(grid).values()}
     assert runs == {5}
     assert "five seeds" in scope
-    short = load_results(load_grid("table1-cifar10-short"))
-    assert {len(each) for each in short.values()} == {5}
-    assert "on a GPU: table 1 in seven epochs, 5 seeds an arm" in scope
+    twice = [path.stem for path in GRIDS.glob("small-*.toml") if "3000" in path.stem]
+    assert {load_grid(name).cells[0].limit for name in twice} == {3000}
+    assert f"3,000 in {({2: 'two'})[len(twice)]} tables" in scope
+    short = load_grid("table1-cifar10-short")
+    runs = load_results(short)
+    fewest = min(len(runs.get(cell.arm, ())) for cell in short.cells)
+    seeds = "5 seeds" if fewest == 5 else f"{fewest} to 5 seeds"
+    assert f"on a GPU: table 1 in seven epochs, {seeds} an arm" in scope
     assert "It cannot tell whether the paper's numbers" in scope
 
 
