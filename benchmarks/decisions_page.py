@@ -12,11 +12,12 @@ __all__ = ["DECISIONS", "decision_table"]
 DECISIONS = (
     (
         "Only the subset is trained on, and it is small",
-        "a coreset with its weights",
+        "a coreset; its weights and uniform ones are not told apart",
         (
             ("small-only", "Coreset or random, augmented?", "+"),
             ("small-only", "Coreset or random, not augmented?", "+"),
             ("small-only", "Coreset or random, both each epoch, augmented?", "+"),
+            ("small-only", "Coreset alone: uniform or cluster weights?", "="),
             ("table3-short", "Coreset or random, 1%, augmented?", "="),
         ),
     ),
@@ -63,7 +64,7 @@ DECISIONS = (
         ),
     ),
     (
-        "Half of the labels are wrong",
+        "Half of the labels are random",
         "no rule that seeks what is hard",
         (
             ("small-noise", "Not learned early or fresh random, 30%?", "-"),
@@ -79,7 +80,7 @@ DECISIONS = (
         ),
     ),
     (
-        "Training is short",
+        "Epochs are few",
         "no strong augmentation, and as many steps",
         (
             (

@@ -94,9 +94,9 @@ def own_runs_section(pictures: dict[str, Callable[[Path], None]]) -> list[str]:
         "selections after the first, then over runs. The cost ξ and the gradient error are over "
         "the summed norms of the gradients. For the cost 1 is as good as selecting nothing; for "
         "the gradient error that is the column beside it, the norm of the sum: weights that add up "
-        "to less than n cannot come near zero. The gradient "
-        "error is with the weights that the rule gives. Max-loss is asked for as many examples of "
-        "the same gradients.",
+        "to less than n cannot come near zero. The gradient error is with the weight that the rule "
+        "gives an example, all its copies together. Max-loss is asked for as many examples of the "
+        "same gradients.",
         "",
         *lines,
     ]

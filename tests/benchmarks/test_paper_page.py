@@ -238,6 +238,13 @@ def test_a_speed_up_below_the_papers_is_its_headline(recorded, ours, is_slower):
     assert ("(unresolved)" in line) == (not is_slower)
 
 
+def test_a_speed_up_has_one_p_in_every_row():
+    text = "\n".join(map_section(ESTIMATES))
+    told = re.findall(r"oreset 10% on one core with R = 2 is [^(]+\([^)]+\)", text)
+    assert len(told) == 3
+    assert len(set(told)) == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second", "gap"),
     [("76.20 ± 0.75", "75.5", 0.7), ("33.5", "<15", 18.5), ("<15", "33.5", -18.5)],

@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 
 from benchmarks.paper_page import PAPER
-from benchmarks.times_page import ratio_of, times_section
+from benchmarks.times_page import ratio_of, steps_a_copy, times_section
 from benchmarks.train import RESULTS, load_grid, load_results
 from tests.runs import records
 
@@ -29,6 +29,22 @@ def test_ratios_are_paired_and_their_mean_is_geometric():
     assert mean == pytest.approx(4)
     margin = 12.7062 * math.log(8 / 2) / 2
     assert (low, high) == pytest.approx((4 / math.exp(margin), 4 * math.exp(margin)), rel=1e-4)
+
+
+def test_what_a_copy_must_cost_for_a_speed_up():
+    # A step and a copy of one second each: 9 over 1.8 seconds a row at 10%.
+    assert steps_a_copy(0.1, 9 / 1.8) == pytest.approx(1)
+    assert steps_a_copy(0.3, 5 / 2.2) == pytest.approx(0)
+    assert steps_a_copy(0.5, (3 + 2 * 7) / (2 + 7), copies=2) == pytest.approx(7)
+    assert steps_a_copy(0.1, 9.99) < math.inf == steps_a_copy(0.1, 10.0)
+
+
+def test_what_the_paper_prints_at_30_is_more_than_any_price_of_a_copy_gives():
+    above = {arm for arm, faster in PAPER["faster"].items() if faster > 1 / 0.3 and " 30%" in arm}
+    assert above == {"coreset 30%", "max-loss 30%", "random 30%"}
+    text = " ".join(times_section({}))
+    assert "its 3.43x, 3.48x and 4.03x at 30% are above 1 / 0.3 = 3.33x" in text
+    assert "6.31x takes a copy that costs 2.6 times a row's step" in text
 
 
 def tables():
