@@ -114,8 +114,8 @@ def _scope() -> str:
         "difference is resolved, it tells rules apart on these images: all seeds share them, and "
         "under noise their wrong labels, so that how much another sample would change is not "
         "known. It cannot tell whether the paper's numbers, of networks trained for 200 epochs on "
-        "all images with four copies, hold: where ours is against the paper's order, it is so in small or in few "
-        f"epochs, and {at_size}."
+        "all images with four copies, hold: where ours is against the paper's order, it is so in "
+        f"small or in few epochs, and {at_size}."
     )
 
 
