@@ -17,6 +17,7 @@ from benchmarks.rules import (
     _rows,
     make_rule,
 )
+from benchmarks.train import GRIDS, load_grid
 
 
 def gradients_of(n=60, classes=3, seed=0, inputs=0, losses=None):
@@ -205,3 +206,13 @@ def test_weights_of_mean_one_are_a_coresets_over_their_mean():
     assert of_copies.weights.tolist() == pytest.approx((theirs.weights * 15 / 15).tolist())
     with pytest.raises(ValueError, match="copies"):
         MeanOne(copies=0)
+
+
+def test_weights_of_mean_one_are_that_on_each_copy_in_every_grid():
+    cells = [cell for path in GRIDS.glob("*.toml") for cell in load_grid(path.stem).cells]
+    of_mean_one = {
+        (cell.weights, cell.copies, cell.rule_options.get("copies", 1))
+        for cell in cells
+        if cell.rule == "mean-one"
+    }
+    assert of_mean_one == {("unscaled", 1, 1), ("unscaled", 4, 4)}
