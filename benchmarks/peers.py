@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -75,7 +75,13 @@ PEERS: dict[str, Callable[[Rows, int], Picks]] = {
 
 def versions() -> dict[str, str]:
     """Return the installed versions of both peers."""
-    return {name: version(name) for name in ("submodlib-py", "apricot-select")}
+    found: dict[str, str | None] = {}
+    for name in ("submodlib-py", "apricot-select"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # no workload of this run needs it, or it would have said so
+            found[name] = None
+    return found
 
 
 class PeerRun(NamedTuple):
