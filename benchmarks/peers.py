@@ -73,13 +73,13 @@ PEERS: dict[str, Callable[[Rows, int], Picks]] = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of both peers."""
+def versions() -> dict[str, str | None]:
+    """Return the installed versions of both peers, None for one that is not there."""
     found: dict[str, str | None] = {}
     for name in ("submodlib-py", "apricot-select"):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # no workload of this run needs it, or it would have said so
+        except PackageNotFoundError:  # a workload that needs it says so itself
             found[name] = None
     return found
 

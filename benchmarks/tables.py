@@ -60,25 +60,34 @@ def table(columns: list[str], rows: list[str]) -> list[str]:
 
 
 def write_tables(docs: Path, results: Path) -> None:
-    """Bring the tables of three pages in line with four records.
+    """Bring the tables of three pages in line with five records.
 
     Args:
         docs: Folder of the pages, overwritten.
         results: Folder of the records.
     """
-    selection, augmentation, on_gpu, loader = (
+    selection, selection_on_gpu, augmentation, on_gpu, loader = (
         json.loads((results / f"{name}.json").read_text())
-        for name in ("selection", "augmentation", "augmentation-gpu", "loader")
+        for name in (
+            "selection",
+            "selection-gpu",
+            "augmentation",
+            "augmentation-gpu",
+            "loader",
+        )
     )
     columns = ["figure", "measured", "target", ""]
 
     page = docs / "performance.md"
-    rows = [
-        figure_row(figure, workload)
-        for workload, entry in selection["workloads"].items()
-        for figure in entry["figures"]
-    ]
-    page.write_text(between(page.read_text(), "figures", table(["workload", *columns], rows)))
+    text = page.read_text()
+    for name, record in (("figures", selection), ("on a GPU", selection_on_gpu)):
+        rows = [
+            figure_row(figure, workload)
+            for workload, entry in record["workloads"].items()
+            for figure in entry["figures"]
+        ]
+        text = between(text, name, table(["workload", *columns], rows))
+    page.write_text(text)
 
     page = docs / "augmentation.md"
     rows = [figure_row(figure) for figure in augmentation["augmentation"]["figures"]]

@@ -337,6 +337,14 @@ def test_what_is_measured_is_kept_when_a_later_workload_fails(tmp_path, monkeypa
     assert "commit" in kept["environment"]
 
 
+def test_without_the_peers_what_needs_none_is_measured_all_the_same(monkeypatch):
+    def version(name):
+        raise selection.peers.PackageNotFoundError(name)
+
+    monkeypatch.setattr(selection.peers, "version", version)
+    assert selection.peers.versions() == {"submodlib-py": None, "apricot-select": None}
+
+
 @pytest.mark.slow
 def test_a_worker_that_fails_is_no_blank_cell(tmp_path):
     with pytest.raises(selection.subprocess.CalledProcessError):
