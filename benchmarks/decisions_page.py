@@ -98,6 +98,12 @@ DECISIONS = (
                 "Everything in place: better than none, in as many steps as 30%?",
                 "-",
             ),
+            (
+                "table1-imbalanced-short",
+                "Augmenting everything: better than as many steps without?",
+                "=",
+            ),
+            ("table2-short", "Augmenting everything: better than as many steps without?", "="),
         ),
     ),
     (
