@@ -13,6 +13,7 @@ __all__ = ["PARTS", "Diagnosis", "EpochCost", "Measured", "Settings", "judge"]
 PARTS = ("loading", "augmentation", "step", "probe", "solve")
 _FEW_ROWS = 0.1  # share of rows beyond one an example from which it matters to have fewer
 _FEW_COUNT = 4  # weights that count like fewer than 1 / this of the selected are warned of
+_HEAVY = 10  # a copy that weighs at least as many originals, on average, is warned of
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,14 @@ class Diagnosis:
     @property
     def warning(self) -> str | None:
         """What to know of the weights, if anything."""
-        settings = self.settings
-        if settings.weights == "uniform":
+        if self.settings.weights == "uniform":
             return None
+        return " ".join(filter(None, [self._few_count, self._copies_are_heavy])) or None
+
+    @property
+    def _few_count(self) -> str | None:
+        """Say that few of the selected carry most of the weight, if they do."""
+        settings = self.settings
         if self.effective_sample_size >= self.num_sampled / _FEW_COUNT:
             return None
         known = settings.max_weight
@@ -201,6 +207,21 @@ class Diagnosis:
         return (
             f"The weights count like {self.effective_sample_size:.0f} of {self.num_sampled} "
             f"selected examples: few carry most of it. Consider {change}."
+        )
+
+    @property
+    def _copies_are_heavy(self) -> str | None:
+        """Say that copies outweigh the originals beside them, if they do by far.
+
+        All copies together weigh as much as all originals, however few they are.
+        """
+        plan = self.settings.plan
+        times = plan.num_examples / (plan.budget * plan.copies)
+        if times < _HEAVY or plan.mode != "weight" or plan.raw not in ("all", "unselected"):
+            return None
+        return (
+            f"On average a copy weighs as much as {times:.0f} originals: few images carry half of "
+            'the loss. Consider weights="uniform".'
         )
 
     @property

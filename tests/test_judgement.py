@@ -310,3 +310,29 @@ def test_nothing_is_warned_of_where_weights_are_even_or_none():
     assert judged(effective_sample_size=1.0, weights="uniform").warning is None
     assert judged().warning is None
     assert str(judged()).endswith(judged().sentence)
+
+
+def test_copies_that_outweigh_the_originals_are_warned_of():
+    # 100 originals; 5 copies share as much weight, 20 times an original's, 10 copies 10 times.
+    heavy = {"budget": 5, "copies": 1}
+    words = (
+        "On average a copy weighs as much as 20 originals: few images carry half of the loss. "
+        'Consider weights="uniform".'
+    )
+    assert judged(**heavy).warning == words
+    assert judged(**heavy, raw="unselected").warning == words
+    assert judged(**heavy, weights="unscaled").warning == words
+    assert "as much as 10 originals" in judged(budget=10, copies=1).warning
+    # Both: few of the selected carry most, and copies are heavy.
+    both = judged(**heavy, effective_sample_size=1.0).warning
+    assert both.startswith("The weights count like 1 of 10")
+    assert both.endswith(words)
+    # Lighter copies; equal weights; no originals that weigh 1; weights that are drawn, not given.
+    assert judged(budget=5, copies=4).warning is None
+    for settings in (
+        {"weights": "uniform"},
+        {"raw": "selected"},
+        {"raw": "none"},
+        {"mode": "sample"},
+    ):
+        assert judged(**heavy, **settings).warning is None
