@@ -62,6 +62,8 @@ DECISIONS = (
         (
             ("small-steps", "Random, 10%: better when fresh?", "="),
             ("small-steps", "Random, 30%: better when fresh?", "="),
+            ("small-steps-3000-long", "Random, 10%: better when fresh?", "="),
+            ("small-steps-3000-long", "Random, 30%: better when fresh?", "="),
         ),
     ),
     (
@@ -78,6 +80,17 @@ DECISIONS = (
         (
             ("small-steps", "Does augmenting everything help?", "+"),
             ("small-steps", "Is in place better than appended?", "="),
+            ("small-steps-3000-long", "Does augmenting everything help?", "+"),
+            ("small-steps-3000-long", "Is in place better than appended?", "="),
+        ),
+    ),
+    (
+        "There are as many steps, and augmenting is what costs",
+        "a random subset of 30%: of 3,000 images in 100 epochs it kept three quarters of the gain",
+        (
+            ("small-steps-3000-long", "Random, 30%: better than none?", "+"),
+            ("small-steps-3000-long", "Fresh random, 30%: better than none?", "+"),
+            ("small-steps", "Random, 30%: better than none?", "="),
         ),
     ),
     (
