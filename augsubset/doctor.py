@@ -80,6 +80,7 @@ def diagnose(
     take = step or _training_step(loop.model, loop.probe.forward)
     stepped = seconds_of(lambda: take(x, y, w.to(device)))
     probe, solve, selection = _selected(loop, min(len(loop.source), num_rows), device)
+    uncapped = selection
     if loop.settings.max_weight is not None:
         selection = selection.capped(loop.settings.max_weight)
     measured = Measured(
@@ -90,6 +91,7 @@ def diagnose(
         solve=solve,
         effective_sample_size=selection.effective_sample_size,
         num_sampled=len(selection),
+        weight_kept=float(selection.weights.sum() / uncapped.weights.sum()),
     )
     return judge(measured, loop.settings)
 

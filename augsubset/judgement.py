@@ -28,6 +28,7 @@ class Measured:
         solve: Of a selection.
         effective_sample_size: Of the weights in force, or of a selection made of what was measured.
         num_sampled: How many examples these weights are of.
+        weight_kept: Share of the weights' sum that a cap on them leaves.
     """
 
     loading: float
@@ -37,6 +38,7 @@ class Measured:
     solve: float
     effective_sample_size: float
     num_sampled: int
+    weight_kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Diagnosis:
         effective_sample_size: Of the latest selection, or of one made of the rows measured; capped
             as in training.
         num_sampled: How many examples that selection is of.
+        weight_kept: Share of its weights' sum that ``max_weight=`` leaves.
     """
 
     none: EpochCost
@@ -146,6 +149,7 @@ class Diagnosis:
     settings: Settings
     effective_sample_size: float
     num_sampled: int
+    weight_kept: float = 1.0
 
     @property
     def savings(self) -> Savings:
@@ -213,14 +217,14 @@ class Diagnosis:
     def _copies_are_heavy(self) -> str | None:
         """Say that copies outweigh the originals beside them, if they do by far.
 
-        All copies together weigh as much as all originals, however few they are.
+        All copies together weigh as much as all originals, however few they are, but for a cap.
         """
         plan = self.settings.plan
-        times = plan.num_examples / (plan.budget * plan.copies)
+        times = self.weight_kept * plan.num_examples / (plan.budget * plan.copies)
         if times < _HEAVY or plan.mode != "weight" or plan.raw not in ("all", "unselected"):
             return None
         return (
-            f"On average a copy weighs as much as {times:.0f} originals: few images carry half of "
+            f"On average a copy weighs as much as {times:.0f} originals: few images carry much of "
             'the loss. Consider weights="uniform".'
         )
 
@@ -291,6 +295,7 @@ def judge(measured: Measured, settings: Settings) -> Diagnosis:
         settings=settings,
         effective_sample_size=measured.effective_sample_size,
         num_sampled=measured.num_sampled,
+        weight_kept=measured.weight_kept,
     )
 
 

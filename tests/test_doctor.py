@@ -253,6 +253,17 @@ def test_a_low_effective_sample_size_of_a_run_is_warned_of(clock, has_run):
     assert "Consider max_weight=." in warning(mode="sample")
 
 
+def test_copies_are_as_heavy_as_the_cap_leaves_them(clock):
+    def warning(**options):
+        loader = timed(clock, rule=RandomSelector(), fraction=1 / 32, copies=1, **options)
+        return loader.doctor(steps=1).warning
+
+    # One of each of three classes, of 64.
+    assert "as much as 21 originals" in warning()
+    assert "as much as 11 originals" in warning(max_weight=0.5)
+    assert warning(max_weight=0.25) is None
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"raw": "unselected"}, {"raw": "none"}, {"layout": "grouped"}, {"every": 2}]
 )

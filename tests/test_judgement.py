@@ -316,7 +316,7 @@ def test_copies_that_outweigh_the_originals_are_warned_of():
     # 100 originals; 5 copies share as much weight, 20 times an original's, 10 copies 10 times.
     heavy = {"budget": 5, "copies": 1}
     words = (
-        "On average a copy weighs as much as 20 originals: few images carry half of the loss. "
+        "On average a copy weighs as much as 20 originals: few images carry much of the loss. "
         'Consider weights="uniform".'
     )
     assert judged(**heavy).warning == words
@@ -327,6 +327,9 @@ def test_copies_that_outweigh_the_originals_are_warned_of():
     both = judged(**heavy, effective_sample_size=1.0).warning
     assert both.startswith("The weights count like 1 of 10")
     assert both.endswith(words)
+    # A cap leaves a part of the weight.
+    assert "as much as 12 originals" in judged(**heavy, weight_kept=0.6).warning
+    assert judged(**heavy, weight_kept=0.4).warning is None
     # Lighter copies; equal weights; no originals that weigh 1; weights that are drawn, not given.
     assert judged(budget=5, copies=4).warning is None
     for settings in (
