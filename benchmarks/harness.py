@@ -288,18 +288,23 @@ def environment(data: ImageData | None = None, device: str | None = None) -> dic
 
 
 def _commit() -> str:
-    """Return the commit that runs, with "-dirty" where files differ from it, or "unknown"."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
+    """Return the commit that runs, "-dirty" where more than records differs, or "unknown"."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             check=False,
         )
+
+    try:
+        found = git("describe", "--always").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results")
     except OSError:  # no git
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return found + "-dirty" * bool(changed.returncode) if found else "unknown"
 
 
 def _processor() -> str:

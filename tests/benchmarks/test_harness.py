@@ -1,10 +1,14 @@
 """The training loop of the benchmarks: schedules, stopping, and what it accounts for."""
 
+import re
+import subprocess
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import AllSelector, RandomOps, SubsetAugmentLoader
+from benchmarks import harness
 from benchmarks.datasets import load_digits_images, tail_classes
 from benchmarks.harness import TrainingPlan, evaluate, train, unchanged
 from benchmarks.models import build_model
@@ -130,3 +134,21 @@ def test_accuracies_of_classes_and_of_the_tail():
     assert result.balanced_accuracy == pytest.approx(float(in_classes.mean()))
     assert result.tail_accuracy == pytest.approx(float(in_classes[7:].mean()))
     assert result.tail_accuracy != pytest.approx(result.balanced_accuracy)
+
+
+def test_a_commit_is_dirty_where_anything_but_records_differs_from_it(tmp_path, monkeypatch):
+    code, record = tmp_path / "benchmarks" / "a.py", tmp_path / "benchmarks" / "results" / "r.json"
+    record.parent.mkdir(parents=True)
+    code.write_text("1")
+    record.write_text("{}")
+    monkeypatch.setattr(harness, "__file__", str(code))
+    assert harness._commit() == "unknown"
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "all"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = harness._commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    record.unlink()
+    assert harness._commit() == clean
+    code.write_text("2")
+    assert harness._commit() == f"{clean}-dirty"
