@@ -160,6 +160,21 @@ def test_the_selection_figures_in_the_readme_are_those_on_record():
         assert f"{value:.0f} times faster than {peer}" in text
 
 
+def test_the_gpus_seconds_stand_beside_the_processors():
+    results = ROOT / "benchmarks" / "results"
+    cpu, gpu = (
+        json.loads((results / f"{name}.json").read_text())["workloads"]["real"]["measured"]
+        for name in ("selection", "selection-gpu")
+    )
+    at_10, at_30 = (cpu[share]["ours"]["seconds"]["median"] for share in ("10%", "30%"))
+    text = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    assert f"take {at_10:.2f} s and {at_30:.2f} s" in text
+    on_10, on_30 = (gpu[share]["seconds"]["median"] for share in ("10%", "30%"))
+    assert f"took {on_30 / on_10:.1f} times as long" in text
+    assert on_10 < at_10
+    assert on_30 > at_30
+
+
 def test_what_recycling_costs_and_how_stale_it_is_is_on_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "recycled.json").read_text())["recycled"]
     page = " ".join((ROOT / "docs" / "performance.md").read_text().split())
