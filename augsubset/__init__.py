@@ -12,12 +12,9 @@ from augsubset.augment import (
     RowKeys,
     SubPolicies,
 )
-from augsubset.checkpoint import load_checkpoint, save_checkpoint
-from augsubset.errors import AugsubsetError
-from augsubset.gradients import LastLayerGradients
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.loss import weighted_loss
-from augsubset.probe import GradientProbe
+from augsubset.probe.probe import GradientProbe
 from augsubset.sampling import SubsetAugmentDataset, WeightedCoresetSampler
 from augsubset.selection import (
     AllSelector,
@@ -29,6 +26,9 @@ from augsubset.selection import (
     Selector,
     select_coreset,
 )
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.utils.checkpoint import load_checkpoint, save_checkpoint
+from augsubset.utils.checks import AugsubsetError
 
 __version__ = "0.1.0"
 

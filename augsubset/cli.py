@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from augsubset.checkpoint import is_checkpoint, load_checkpoint
 from augsubset.loader import SubsetAugmentLoader
-from augsubset.report import summary, write_report
+from augsubset.reporting import summary, write_report
+from augsubset.utils.checkpoint import is_checkpoint, load_checkpoint
 
 __all__ = ["main"]
 

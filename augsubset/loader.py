@@ -16,19 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from augsubset.batches import BatchParts
-from augsubset.delivery import BatchCheck, Delivery, Policy, Ready
-from augsubset.doctor import Loop, diagnose
-from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
-from augsubset.examples import looked_at
+from augsubset.batch import BatchParts
+from augsubset.distributed import Ranks, world_size
 from augsubset.finite import check_finite
-from augsubset.harvest import Harvest
-from augsubset.judgement import Diagnosis, Settings
-from augsubset.pixels import MeanStd, PixelRange
-from augsubset.probe import GradientProbe, model_device
-from augsubset.ranks import Ranks, world_size
-from augsubset.report import Picture, Shown, run_pictures, summary, write_run
-from augsubset.rng import MAX_SEED, forked_rng
+from augsubset.history import Tally
+from augsubset.labels import looked_at
+from augsubset.normalization import MeanStd, PixelRange
+from augsubset.pipeline import BatchCheck, Delivery, Policy, Ready
+from augsubset.probe.logit_cache import Harvest
+from augsubset.probe.probe import GradientProbe, model_device
+from augsubset.reporting import Picture, Shown, run_pictures, summary, write_run
+from augsubset.reporting.cost_model import Diagnosis, Settings
+from augsubset.reporting.doctor import Loop, diagnose
 from augsubset.sampling import (
     Layout,
     Mode,
@@ -36,6 +35,7 @@ from augsubset.sampling import (
     WeightedCoresetSampler,
     loader_order,
 )
+from augsubset.sampling.source import Source, opened, started
 from augsubset.schedule import Probed, SelectionSchedule, pack_selection, unpack_selection
 from augsubset.selection import (
     AllSelector,
@@ -44,9 +44,9 @@ from augsubset.selection import (
     Selector,
     budget_from_fraction,
 )
-from augsubset.source import Source, opened, started
-from augsubset.tally import Tally
 from augsubset.timing import EpochClock
+from augsubset.utils.checks import AugsubsetError, check_choice, check_int, check_state
+from augsubset.utils.rng import MAX_SEED, forked_rng
 
 __all__ = ["SubsetAugmentLoader"]
 

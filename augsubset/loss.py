@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_choice
+from augsubset.utils.checks import check_choice
 
 __all__ = ["weighted_loss"]
 

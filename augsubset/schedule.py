@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from augsubset.errors import AugsubsetError, check_int, check_state
-from augsubset.gradients import LastLayerGradients
-from augsubset.harvest import dealt
-from augsubset.ranks import Ranks
+from augsubset.distributed import Ranks
+from augsubset.probe.logit_cache import dealt
 from augsubset.selection import Certificate, RandomSelector, Selection, Selector
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.utils.checks import AugsubsetError, check_int, check_state
 
 __all__ = ["Probed", "SelectionSchedule"]
 

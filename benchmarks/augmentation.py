@@ -35,9 +35,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
-from augsubset.augment import OPS, host, policies
+from augsubset.augment import OPS, kernels_cpu, policies
 from augsubset.augment.engine import Engine
-from augsubset.augment.preparing import Place
+from augsubset.augment.params import Place
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
 from benchmarks.measuring import Figure, in_turn, summary, times
@@ -244,10 +244,10 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
             "kornia": partial(peer, floats),
             "kornia, bytes": partial(_on_bytes, peer, x),
         }
-        if op.apply in host.KERNELS:
-            loop, slot = np.full((rows, 1), host.KERNELS[op.apply]), params.numpy()[:, None]
-            calls["loops, bytes"] = partial(host.run_rows, x, loop, slot)
-            calls["loops, floats"] = partial(host.run_rows, floats, loop, slot)
+        if op.apply in kernels_cpu.KERNELS:
+            loop, slot = np.full((rows, 1), kernels_cpu.KERNELS[op.apply]), params.numpy()[:, None]
+            calls["loops, bytes"] = partial(kernels_cpu.run_rows, x, loop, slot)
+            calls["loops, floats"] = partial(kernels_cpu.run_rows, floats, loop, slot)
         for call in calls.values():
             call()
         raw = in_turn(calls, repeats)

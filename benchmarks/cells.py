@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from augsubset import CropFlip, GradientProbe, RandomOps, RowKeys, SubsetAugmentLoader
-from augsubset.errors import check_choice
-from augsubset.rng import forked_rng
+from augsubset.utils.checks import check_choice
+from augsubset.utils.rng import forked_rng
 from benchmarks.datasets import FolderData, ImageData, load_data
 from benchmarks.dynamics import Recorded
 from benchmarks.harness import TrainingPlan, environment, train, unchanged

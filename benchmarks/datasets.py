@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from augsubset.errors import check_choice, check_int
-from augsubset.pixels import MeanStd
+from augsubset.normalization import MeanStd
+from augsubset.utils.checks import check_choice, check_int
 
 __all__ = [
     "DATA",

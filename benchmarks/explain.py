@@ -38,7 +38,7 @@ from augsubset.diagnostics import (
     spectrum_change,
     summed_gradient,
 )
-from augsubset.pixels import PixelRange
+from augsubset.normalization import PixelRange
 from augsubset.selection import Selector
 from benchmarks.datasets import ImageData, load_cifar10, load_digits_images
 from benchmarks.harness import TrainingPlan, environment, train, unchanged

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import augsubset
 from augsubset import RowKeys, SubsetAugmentLoader, weighted_loss
-from augsubset.pixels import PixelRange
+from augsubset.normalization import PixelRange
 from benchmarks.datasets import FolderData, ImageData, tail_classes
 
 __all__ = [

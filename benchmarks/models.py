@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augsubset.errors import check_choice
-from augsubset.rng import forked_rng
+from augsubset.utils.checks import check_choice
+from augsubset.utils.rng import forked_rng
 
 __all__ = ["MODELS", "ConvNet", "ResNet", "ResNet9", "WideResNet", "build_model", "mlp"]
 

@@ -30,7 +30,7 @@ from augsubset import (
     select_coreset,
     weighted_loss,
 )
-from augsubset.pixels import PixelRange
+from augsubset.normalization import PixelRange
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment, unchanged
 from benchmarks.models import build_model

@@ -17,7 +17,7 @@ from augsubset import (
     LastLayerGradients,
     SubsetAugmentLoader,
 )
-from augsubset.pixels import PixelRange
+from augsubset.normalization import PixelRange
 from benchmarks.datasets import ImageData
 from benchmarks.harness import TrainingPlan, train, unchanged
 from benchmarks.models import build_model

@@ -24,10 +24,10 @@ from augsubset import (
     Selection,
     select_coreset,
 )
-from augsubset.errors import check_choice, check_int
-from augsubset.rng import mix_seed
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.coreset import class_members
+from augsubset.utils.checks import check_choice, check_int
+from augsubset.utils.rng import mix_seed
 from benchmarks.dynamics import gradient_norms, norm_of_sum
 
 __all__ = [

@@ -28,8 +28,8 @@ import torch.multiprocessing as mp
 from scipy.optimize import nnls
 
 from augsubset import LastLayerGradients
-from augsubset.pairwise import Factors
 from augsubset.selection import partition, select_coreset_distributed
+from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import FacilityLocation
 from augsubset.selection.greedy import lazy_greedy
 from augsubset.selection.solver import LARGEST_EXACT

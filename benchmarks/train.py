@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from augsubset.checkpoint import write_whole
+from augsubset.utils.checkpoint import write_whole
 from benchmarks.cells import Cell, Costs, costs_of, data_of, run_cell
 from benchmarks.datasets import FolderData, stand_in
 from benchmarks.harness import environment

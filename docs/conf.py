@@ -37,11 +37,11 @@ nitpick_ignore_regex = [
 ]
 # Types in signatures that are nobody's to make.
 nitpick_ignore = [
-    ("py:class", "augsubset.augment.drawing.Drawn"),
-    ("py:class", "augsubset.augment.preparing.Place"),
-    ("py:class", "augsubset.harvest.Harvest"),
-    ("py:class", "augsubset.pairwise.Factors"),
-    ("py:class", "augsubset.probe.Measured"),
+    ("py:class", "augsubset.augment.draws.Drawn"),
+    ("py:class", "augsubset.augment.params.Place"),
+    ("py:class", "augsubset.probe.logit_cache.Harvest"),
+    ("py:class", "augsubset.selection.distances.Factors"),
+    ("py:class", "augsubset.probe.probe.Measured"),
     ("py:class", "augsubset.sampling.keys.Keys"),
 ]
 

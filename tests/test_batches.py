@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from augsubset.batches import (
+from augsubset.batch import (
     BatchParts,
     known_labels,
     known_targets,

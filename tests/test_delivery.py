@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from augsubset import RandomOps
-from augsubset.batches import BatchParts
-from augsubset.delivery import Delivery, Ready
-from augsubset.pixels import PixelRange
+from augsubset.batch import BatchParts
+from augsubset.normalization import PixelRange
+from augsubset.pipeline import Delivery, Ready
 
 CUDA = torch.device("cuda")
 

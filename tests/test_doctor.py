@@ -22,9 +22,9 @@ from augsubset import (
     SubsetAugmentLoader,
 )
 from augsubset.cli import main
-from augsubset.judgement import PARTS
-from augsubset.report import summary
-from augsubset.source import Source
+from augsubset.reporting import summary
+from augsubset.reporting.cost_model import PARTS
+from augsubset.sampling.source import Source
 from tests.contracts import assert_same_batches
 
 N = 64
@@ -64,7 +64,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("augsubset.doctor.perf_counter", clock)
+    monkeypatch.setattr("augsubset.reporting.doctor.perf_counter", clock)
     for module in ("schedule", "timing"):
         monkeypatch.setattr(f"augsubset.{module}.time", SimpleNamespace(perf_counter=clock))
     return clock

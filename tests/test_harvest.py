@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import AugsubsetError, GradientProbe
-from augsubset.harvest import Harvest, dealt
+from augsubset.probe.logit_cache import Harvest, dealt
 
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 4

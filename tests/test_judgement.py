@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from augsubset.judgement import PARTS, EpochCost, Measured, Settings, judge
+from augsubset.reporting.cost_model import PARTS, EpochCost, Measured, Settings, judge
+from augsubset.reporting.savings import Savings, epoch_counts
 from augsubset.sampling import EpochPlan
-from augsubset.savings import Savings, epoch_counts
 
 # 100 examples of which 10 get 4 copies: 140 rows and 40 copies an epoch, 500 and 400 of all.
 PLAN = EpochPlan(

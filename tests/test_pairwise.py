@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from augsubset.pairwise import (
+from augsubset.selection.distances import (
     Factors,
     SquaredDistances,
     absolute_error,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from augsubset.pixels import PixelRange
+from augsubset.normalization import PixelRange
 
 STATISTICS = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
 UNIT = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))

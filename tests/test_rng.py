@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from augsubset.rng import forked_rng, hash_integers, mix_seed
+from augsubset.utils.rng import forked_rng, hash_integers, mix_seed
 
 
 def draws():

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from augsubset import RandomOps, SubsetAugmentLoader, source
 from augsubset.sampling import KeyedCollate
-from augsubset.source import CheckedCollate, opened
+from augsubset.sampling.source import CheckedCollate, opened
 
 PARTS = {
     "bytes": torch.arange(24, dtype=torch.uint8).view(4, 6),

@@ -1,10 +1,10 @@
 """Batched augmentation with one policy a row, drawn from the row's key."""
 
 from augsubset.augment.crop import CropFlip
-from augsubset.augment.keyed_random import RowKeys
-from augsubset.augment.module import KorniaModule
+from augsubset.augment.kornia import KorniaModule
 from augsubset.augment.ops import OPS, Op
 from augsubset.augment.policies import AugMix, RandomOps, SubPolicies
+from augsubset.augment.random import RowKeys
 
 __all__ = [
     "OPS",

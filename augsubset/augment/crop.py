@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.augment.images import CROP_FLIP, check_images, stream_of
+from augsubset.augment.checks import CROP_FLIP, check_images, stream_of
 from augsubset.augment.kernels import taken
-from augsubset.augment.keyed_random import RowKeys, uniforms
-from augsubset.errors import check_choice, check_int, check_number
-from augsubset.transfer import sent
+from augsubset.augment.random import RowKeys, uniforms
+from augsubset.utils.checks import check_choice, check_int, check_number
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["CropFlip"]
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment import host, kernels
-from augsubset.augment.drawing import Drawn
+from augsubset.augment import kernels, kernels_cpu
+from augsubset.augment.draws import Drawn
 from augsubset.augment.ops import Op
-from augsubset.augment.preparing import FORM_OF_WARP, Compiled, Place, alone, prepare_rows
-from augsubset.transfer import sent
+from augsubset.augment.params import FORM_OF_WARP, Compiled, Place, alone, prepare_rows
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["Engine"]
 
@@ -89,12 +89,11 @@ class Engine:
             for each in self._prepares
         ]
         # Loops for rows on the host, where there is one for every operation.
-        known_loops = [
-            host.KERNELS.get(op.apply) if op.prepare is not None else None for op in self._ops
-        ]
+        loops = kernels_cpu.KERNELS
+        known_loops = [loops.get(op.apply) if op.prepare is not None else None for op in self._ops]
         self._loop_of: Int64Array | None = None
         if not compiled and None not in known_loops:
-            self._loop_of = np.array([*known_loops, host.KERNELS[kernels.identity]], np.int64)
+            self._loop_of = np.array([*known_loops, loops[kernels.identity]], np.int64)
 
     def __call__(self, x: Tensor, drawn: Drawn) -> Tensor:
         """Return the images with each row's operations applied, slot by slot.
@@ -106,7 +105,7 @@ class Engine:
         height, width = x.shape[-2:]
         if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE:
             params = self._params(drawn, height, width)
-            return host.run_rows(x.contiguous(), self._loop_of[drawn.op], params)
+            return kernels_cpu.run_rows(x.contiguous(), self._loop_of[drawn.op], params)
         return self._by_kernels(x, drawn)
 
     def _by_kernels(self, x: Tensor, drawn: Drawn) -> Tensor:

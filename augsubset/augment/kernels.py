@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augsubset.augment.keyed_random import normals
+from augsubset.augment.random import normals
 
 __all__ = [
     "autocontrast",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from augsubset.augment import kernels
-from augsubset.augment.images import check_batch, check_unit_range
-from augsubset.augment.preparing import (
+from augsubset.augment.checks import check_batch, check_unit_range
+from augsubset.augment.params import (
     FORM_OF_WARP,
     Array,
     Place,
@@ -32,7 +32,7 @@ from augsubset.augment.preparing import (
     noisy,
     warped,
 )
-from augsubset.errors import check_number
+from augsubset.utils.checks import check_number
 
 __all__ = ["OPS", "Op", "by_name"]
 

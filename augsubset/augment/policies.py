@@ -12,7 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment.drawing import (
+from augsubset.augment.checks import (
+    AUGMIX,
+    RANDOM_OPS,
+    check_images,
+    check_unit_range,
+    plain_context,
+    stream_of,
+)
+from augsubset.augment.draws import (
     ANEW,
     DISTINCT,
     DRAWS_A_SLOT,
@@ -22,19 +30,11 @@ from augsubset.augment.drawing import (
     odds_of,
 )
 from augsubset.augment.engine import Engine
-from augsubset.augment.images import (
-    AUGMIX,
-    RANDOM_OPS,
-    check_images,
-    check_unit_range,
-    plain_context,
-    stream_of,
-)
-from augsubset.augment.keyed_random import RowKeys, uniforms
 from augsubset.augment.ops import OPS, Op, by_name
-from augsubset.augment.preparing import cut
-from augsubset.errors import check_choice, check_int, check_number
-from augsubset.transfer import sent
+from augsubset.augment.params import cut
+from augsubset.augment.random import RowKeys, uniforms
+from augsubset.utils.checks import check_choice, check_int, check_number
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["PAPER_OPS", "AugMix", "RandomOps", "SubPolicies"]
 

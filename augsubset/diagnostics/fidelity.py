@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from augsubset.errors import check_int
-from augsubset.gradients import LastLayerGradients
-from augsubset.untouched import untouched
+from augsubset.probe.eval_mode import untouched
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.utils.checks import check_int
 
 __all__ = ["Alignment", "alignment", "distance_fidelity", "full_gradients", "summed_gradient"]
 

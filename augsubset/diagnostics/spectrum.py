@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 
-from augsubset.errors import AugsubsetError, check_choice, check_int
-from augsubset.untouched import untouched
+from augsubset.probe.eval_mode import untouched
+from augsubset.utils.checks import AugsubsetError, check_choice, check_int
 
 try:
     from scipy.sparse.linalg import (  # type: ignore[import-untyped]

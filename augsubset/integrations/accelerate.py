@@ -9,9 +9,9 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from augsubset.errors import AugsubsetError
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.sampling import loader_options, loader_order, sharded
+from augsubset.utils.checks import AugsubsetError
 
 try:
     from accelerate.data_loader import (

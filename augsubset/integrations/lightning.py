@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from augsubset.errors import AugsubsetError
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.sampling import sharded
+from augsubset.utils.checks import AugsubsetError
 
 try:
     from lightning.pytorch.callbacks import Callback

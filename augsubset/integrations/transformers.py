@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from augsubset.checkpoint import load_checkpoint, save_checkpoint
-from augsubset.errors import AugsubsetError
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.utils.checkpoint import load_checkpoint, save_checkpoint
+from augsubset.utils.checks import AugsubsetError
 
 try:
     from transformers import TrainerCallback

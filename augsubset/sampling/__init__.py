@@ -2,7 +2,7 @@
 
 from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
 from augsubset.sampling.keys import PADDING, pack, unpack
-from augsubset.sampling.order import EpochPlan, Layout, Mode, Raw
+from augsubset.sampling.plan import EpochPlan, Layout, Mode, Raw
 from augsubset.sampling.rebuild import LoaderOrder, loader_options, loader_order, sharded
 from augsubset.sampling.sampler import WeightedCoresetSampler
 from augsubset.sampling.tensors import TensorBatches, as_fetched, is_tensors

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, get_worker_info
 
-from augsubset.errors import check_int
-from augsubset.rng import MAX_SEED, forked_rng, mix_seed, seed_host
 from augsubset.sampling.keys import MAX_INDEX
+from augsubset.utils.checks import check_int
+from augsubset.utils.rng import MAX_SEED, forked_rng, mix_seed, seed_host
 
 __all__ = ["KeyedCollate", "SubsetAugmentDataset", "check_map_style"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from augsubset.errors import AugsubsetError, check_choice, check_int, check_state
-from augsubset.rng import MAX_SEED
 from augsubset.sampling.dataset import SubsetAugmentDataset, check_map_style
 from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, unpack
-from augsubset.sampling.order import EpochPlan, Layout, Mode, Raw
+from augsubset.sampling.plan import EpochPlan, Layout, Mode, Raw
+from augsubset.utils.checks import AugsubsetError, check_choice, check_int, check_state
+from augsubset.utils.rng import MAX_SEED
 
 __all__ = ["WeightedCoresetSampler"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from augsubset.sampling.keys import unpack
-from augsubset.transfer import sent
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["TensorBatches", "as_fetched", "is_tensors"]
 

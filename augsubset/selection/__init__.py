@@ -4,9 +4,8 @@ from augsubset.selection.budget import budget_from_fraction, sainte_lague_seats
 from augsubset.selection.certificate import Certificate
 from augsubset.selection.coreset import select_coreset
 from augsubset.selection.distributed import select_coreset_distributed
-from augsubset.selection.selection import Selection
+from augsubset.selection.result import Selection
 from augsubset.selection.selectors import (
-    AllSelector,
     CoresetSelector,
     MaxLossSelector,
     RandomSelector,
@@ -14,7 +13,6 @@ from augsubset.selection.selectors import (
 )
 
 __all__ = [
-    "AllSelector",
     "Certificate",
     "CoresetSelector",
     "MaxLossSelector",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from augsubset.errors import check_int, check_number
+from augsubset.utils.checks import check_int, check_number
 
 __all__ = [
     "budget_from_fraction",

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from augsubset.pairwise import Factors
+from augsubset.selection.distances import Factors
 
 __all__ = ["Certificate", "ClassMeasure", "combine", "measure"]
 

@@ -10,8 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_int
-from augsubset.gradients import LastLayerGradients
 from augsubset.selection.budget import (
     budget_from_fraction,
     budgets_from_mapping,
@@ -20,8 +18,10 @@ from augsubset.selection.budget import (
 )
 from augsubset.selection.certificate import combine
 from augsubset.selection.facility_location import Similarity
-from augsubset.selection.selection import Selection
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.selection.result import Selection
 from augsubset.selection.solver import ClassProblem, ClassSolution, Method, Options, solve
+from augsubset.utils.checks import check_int
 
 __all__ = ["assemble", "class_members", "quotas", "select_coreset"]
 

@@ -12,15 +12,14 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from augsubset.errors import AugsubsetError
-from augsubset.gradients import LastLayerGradients
-from augsubset.pairwise import Factors
-from augsubset.ranks import Ranks
+from augsubset.distributed import Ranks
 from augsubset.selection import partition
 from augsubset.selection.certificate import ClassMeasure, measure
 from augsubset.selection.coreset import assemble, quotas
+from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import Similarity
-from augsubset.selection.selection import Selection
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.selection.result import Selection
 from augsubset.selection.solver import (
     ClassProblem,
     ClassSolution,
@@ -31,6 +30,7 @@ from augsubset.selection.solver import (
     solve,
     workers_within,
 )
+from augsubset.utils.checks import AugsubsetError
 
 __all__ = ["deal_by_cost", "select_coreset_distributed"]
 

@@ -25,8 +25,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_choice
-from augsubset.pairwise import Factors, SquaredDistances, absolute_error, relative_error, squares_on
+from augsubset.selection.distances import (
+    Factors,
+    SquaredDistances,
+    absolute_error,
+    relative_error,
+    squares_on,
+)
+from augsubset.utils.checks import check_choice
 
 __all__ = [
     "UNIT",

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from augsubset.pairwise import Factors, SquaredDistances
-from augsubset.rng import hash_integers
+from augsubset.selection.distances import Factors, SquaredDistances
+from augsubset.utils.rng import hash_integers
 
 __all__ = [
     "LocalityTree",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_choice
-from augsubset.gradients import LastLayerGradients
-from augsubset.rng import mix_seed
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.coreset import class_members, select_coreset
 from augsubset.selection.distributed import select_coreset_distributed
 from augsubset.selection.facility_location import Similarity
-from augsubset.selection.selection import Selection
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.selection.result import Selection
 from augsubset.selection.solver import Method, Options
+from augsubset.utils.checks import check_choice, check_number
+from augsubset.utils.rng import mix_seed
 
-__all__ = ["AllSelector", "CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
+__all__ = ["CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
 
 
 @runtime_checkable
@@ -44,13 +45,30 @@ class Selector(Protocol):
 
 
 class CoresetSelector:
-    """The paper's rule: per-class facility location; see :func:`select_coreset` for arguments."""
+    """The paper's selector: facility location per class, on last-layer gradients.
+
+    Args:
+        max_weight: Caps each cluster size at this multiple of their mean; ``None``: no cap. It
+            matters only where weights do: ``weights="cluster"``, ``"unscaled"``, ``"resample"``.
+        similarity: This and the following as in :func:`select_coreset`.
+        method: Maximiser.
+        device: Where distances are computed.
+        max_memory: Bytes that a selection may use beside its input.
+        epsilon: Of ``method="stochastic"``.
+        part_size: Of ``method="partitioned"``.
+        progress: Whether to show a bar.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If one is out of range or unknown.
+    """
 
     needs_gradients = True
 
     def __init__(
         self,
         *,
+        max_weight: float | None = None,
         similarity: Similarity = "shifted",
         method: Method = "auto",
         device: torch.device | str | None = None,
@@ -59,6 +77,11 @@ class CoresetSelector:
         part_size: int = 8192,
         progress: bool = False,
     ) -> None:
+        if max_weight is not None:
+            check_number("max_weight", max_weight)
+            if not 0 < max_weight < math.inf:
+                raise ValueError(f"max_weight must be positive, got max_weight={max_weight}.")
+        self.max_weight = max_weight
         self._options: dict[str, Any] = {
             "similarity": similarity,
             "method": method,
@@ -74,9 +97,8 @@ class CoresetSelector:
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
         """Return the weighted coreset, with its certificate."""
-        return replace(
-            select_coreset(gradients, budget=budget, seed=seed, **self._options), epoch=epoch
-        )
+        found = select_coreset(gradients, budget=budget, seed=seed, **self._options)
+        return self._finish(found, epoch)
 
     def select_on_ranks(
         self,
@@ -96,7 +118,12 @@ class CoresetSelector:
         found = select_coreset_distributed(
             gradients, budget=budget, seed=seed, group=group, timeout=timeout, **options
         )
-        return replace(found, epoch=epoch)
+        return self._finish(found, epoch)
+
+    def _finish(self, selection: Selection, epoch: int) -> Selection:
+        """Return the selection with its epoch, and weights capped where there is a cap."""
+        selection = replace(selection, epoch=epoch)
+        return selection if self.max_weight is None else selection.capped(self.max_weight)
 
 
 class RandomSelector:
@@ -143,23 +170,6 @@ class MaxLossSelector:
                 hardest = positions[np.argsort(-losses[positions], kind="stable")]
                 chosen[seats == c] = hardest[: int((seats == c).sum())]
         return _equal(gradients, torch.from_numpy(chosen), epoch)
-
-
-class AllSelector:
-    """Everything, each example for itself: full augmentation through the same path."""
-
-    needs_gradients = False
-
-    def select(
-        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
-    ) -> Selection:
-        """Return all n examples with weight 1; a budget below n is refused."""
-        if budget != len(gradients):
-            raise ValueError(
-                f"budget must be the ground-set size {len(gradients)} for AllSelector, "
-                f"got budget={budget}."
-            )
-        return _equal(gradients, torch.arange(len(gradients)), epoch)
 
 
 def _checked(budget: int, gradients: LastLayerGradients) -> int:

@@ -12,12 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from augsubset.errors import check_choice, check_int, check_number
-from augsubset.pairwise import Factors
-from augsubset.progress import progress_bar
-from augsubset.rng import mix_seed
 from augsubset.selection import partition
 from augsubset.selection.certificate import ClassMeasure, measure
+from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import (
     UNIT,
     FacilityLocation,
@@ -38,6 +35,9 @@ from augsubset.selection.greedy import (
     num_candidates,
     stochastic_greedy,
 )
+from augsubset.utils.checks import check_choice, check_int, check_number
+from augsubset.utils.progress import progress_bar
+from augsubset.utils.rng import mix_seed
 
 __all__ = [
     "ClassProblem",

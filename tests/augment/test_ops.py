@@ -11,8 +11,8 @@ from scipy import stats
 
 from augsubset import Op, RandomOps
 from augsubset.augment import OPS, AugMix
-from augsubset.augment.keyed_random import normals
-from augsubset.augment.preparing import Place
+from augsubset.augment.params import Place
+from augsubset.augment.random import normals
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 17, 40), (1, 5, 3), (1, 2, 2)]
 

@@ -14,7 +14,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, v2
 
 from augsubset import CropFlip, KorniaModule, Op, RandomOps, RowKeys, SubPolicies
 from augsubset.augment import OPS, AugMix
-from augsubset.augment.keyed_random import uniforms
+from augsubset.augment.random import uniforms
 
 
 def batch(count=32, shape=(3, 12, 10), dtype=torch.uint8, seed=0):

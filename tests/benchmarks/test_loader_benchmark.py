@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from augsubset import GradientProbe
-from augsubset.delivery import BatchCheck
+from augsubset.pipeline import BatchCheck
 from benchmarks import loader
 from benchmarks.crashes import Outcome
 from benchmarks.measuring import Figure

@@ -312,7 +312,7 @@ def test_a_rule_that_rotates_probes_only_now_and_then():
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("augsubset.probe.GradientProbe.scan", scan)
+        patch.setattr("augsubset.probe.probe.GradientProbe.scan", scan)
         record = run_cell(chosen, data)
     assert len(scans) == 2
     assert len(record["dynamics"]["selections"]) == 4

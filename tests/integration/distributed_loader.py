@@ -35,7 +35,7 @@ from augsubset import (
     SubsetAugmentLoader,
     weighted_loss,
 )
-from augsubset.ranks import Ranks
+from augsubset.distributed import Ranks
 from augsubset.selection import distributed
 from tests.contracts import assert_same_batches, saved_and_read
 

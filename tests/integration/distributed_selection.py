@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from augsubset import AugsubsetError, LastLayerGradients, select_coreset
-from augsubset.ranks import Ranks
+from augsubset.distributed import Ranks
 from augsubset.selection import select_coreset_distributed
 
 SHORT = timedelta(seconds=20)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys, SubsetAugmentLoader
-from augsubset.augment import host
-from augsubset.augment.keyed_random import mixed, normals, uniforms
+from augsubset.augment import kernels_cpu
 from augsubset.augment.ops import OPS
+from augsubset.augment.random import mixed, normals, uniforms
 from augsubset.sampling import pack, unpack
 
 POLICIES = {
@@ -58,7 +58,7 @@ def num_threads(count):
     torch.set_num_threads(count)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host, "_MIN_A_THREAD", 1)
+            patch.setattr(kernels_cpu, "_MIN_A_THREAD", 1)
             yield
     finally:
         torch.set_num_threads(before)
@@ -66,10 +66,10 @@ def num_threads(count):
 
 def test_two_threads_share_even_two_rows():
     """Of what the tests below do at two threads."""
-    pieces, run = [], host._run
+    pieces, run = [], kernels_cpu._run
     x, rows = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), RowKeys(0, 0, torch.arange(2), 1)
     with num_threads(2), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "_run", lambda x, *rest: (pieces.append(len(x)), run(x, *rest)))
+        patch.setattr(kernels_cpu, "_run", lambda x, *rest: pieces.append(len(x)) or run(x, *rest))
         RandomOps.paper()(x, rows)
     assert pieces == [1, 1]
 

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset import LastLayerGradients, select_coreset
-from augsubset.pairwise import Factors
 from augsubset.selection.budget import sainte_lague_seats
 from augsubset.selection.certificate import measure
+from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import FacilityLocation, levels_on, marginal_gains
 from augsubset.selection.greedy import batched_greedy, lazy_greedy, naive_greedy
 from tests import reference

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augsubset import CoresetSelector, LastLayerGradients, select_coreset
-from augsubset.pairwise import Factors
 from augsubset.selection import partition
+from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import FacilityLocation, marginal_gains
 from augsubset.selection.greedy import lazy_greedy
 from augsubset.selection.solver import method_for

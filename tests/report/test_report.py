@@ -20,9 +20,9 @@ from augsubset import (
     save_checkpoint,
 )
 from augsubset.cli import main
+from augsubset.history import Tally
 from augsubset.integrations.tensorboard import TensorBoardEvents
-from augsubset.report import summary, write_report
-from augsubset.tally import Tally
+from augsubset.reporting import summary, write_report
 
 N = 60
 X = torch.randint(

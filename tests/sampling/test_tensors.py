@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import RandomSelector, SubsetAugmentLoader
 from augsubset.sampling import TensorBatches, pack
-from augsubset.source import opened
+from augsubset.sampling.source import opened
 
 N = 40
 X = torch.randint(

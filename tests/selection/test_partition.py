@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from augsubset import LastLayerGradients, select_coreset
-from augsubset.pairwise import Factors
 from augsubset.selection import partition
+from augsubset.selection.distances import Factors
 from tests import reference
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from augsubset import RandomSelector, Selection, select_coreset
-from augsubset.gradients import LastLayerGradients
+from augsubset.selection.gradients import LastLayerGradients
 
 FEATURES = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 

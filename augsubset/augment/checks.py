@@ -8,8 +8,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from augsubset.augment.keyed_random import RowKeys
-from augsubset.errors import check_int
+from augsubset.augment.random import RowKeys
+from augsubset.utils.checks import check_int
 
 __all__ = [
     "AUGMIX",

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from augsubset.rng import mix_seed
 from augsubset.sampling.keys import MAX_COPIES, PADDING, pack, unpack
+from augsubset.utils.rng import mix_seed
 
 __all__ = ["EpochPlan", "Layout", "Mode", "Raw"]
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from augsubset.batches import class_labels, is_classes, map_tensors, num_rows, split_batch
-from augsubset.capture import Capture
-from augsubset.errors import AugsubsetError, check_choice, check_int
-from augsubset.gradients import LastLayerGradients
-from augsubset.harvest import Harvest
-from augsubset.progress import progress_bar
-from augsubset.residuals import Loss, by_autograd, check_logits, closed_form
-from augsubset.untouched import untouched
+from augsubset.batch import class_labels, is_classes, map_tensors, num_rows, split_batch
+from augsubset.probe.eval_mode import untouched
+from augsubset.probe.hooks import Capture
+from augsubset.probe.logit_cache import Harvest
+from augsubset.probe.residuals import Loss, by_autograd, check_logits, closed_form
+from augsubset.selection.gradients import LastLayerGradients
+from augsubset.utils.checks import AugsubsetError, check_choice, check_int
+from augsubset.utils.progress import progress_bar
 
 __all__ = ["GradientProbe", "model_device", "unwrapped"]
 

@@ -7,10 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset import Op, RandomOps, RowKeys
-from augsubset.augment import OPS, host
+from augsubset.augment import OPS, kernels_cpu
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import by_name
-from augsubset.augment.preparing import Place
+from augsubset.augment.params import Place
 
 POLICIES = {
     "paper": RandomOps.paper(),
@@ -62,7 +62,9 @@ def test_loops_and_kernels_agree_to_the_bit(name, count, channels, size, dtype, 
     assert torch.equal(loops, kernels)
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.apply in host.KERNELS])
+@pytest.mark.parametrize(
+    "name", [name for name, op in OPS.items() if op.apply in kernels_cpu.KERNELS]
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_every_operation_agrees_over_its_range(name, dtype):
     op, x = OPS[name], images(21, 3, 32, 32, dtype)
@@ -70,7 +72,7 @@ def test_every_operation_agrees_over_its_range(name, dtype):
     magnitude = magnitude.round() if op.integral else magnitude
     place = Place(np.full((21, 2), 0.4, np.float32), 32, 32)
     params = op.parameters(magnitude.numpy(), place)[:, None]
-    found = host.run_rows(x, np.full((21, 1), host.KERNELS[op.apply]), params)
+    found = kernels_cpu.run_rows(x, np.full((21, 1), kernels_cpu.KERNELS[op.apply]), params)
     assert torch.equal(found, op(x, magnitude, (0.4, 0.4)))
 
 
@@ -86,10 +88,12 @@ def test_threads_share_rows_and_change_nothing(monkeypatch):
     x = images(50, 3, 32, 32, torch.uint8)
     rows = RowKeys(0, 0, torch.arange(50), 1)
     alone = POLICIES["paper"](x, rows)
-    monkeypatch.setattr(host, "_MIN_A_THREAD", 1000)
+    monkeypatch.setattr(kernels_cpu, "_MIN_A_THREAD", 1000)
     pieces = []
-    run = host._run
-    monkeypatch.setattr(host, "_run", lambda x, *rest: (pieces.append(len(x)), run(x, *rest)))
+    run = kernels_cpu._run
+    monkeypatch.setattr(
+        kernels_cpu, "_run", lambda x, *rest: pieces.append(len(x)) or run(x, *rest)
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -126,7 +130,7 @@ def test_a_policy_with_anything_else_takes_the_kernels():
 
 def test_images_too_large_for_float_positions_take_the_kernels(monkeypatch):
     monkeypatch.setattr("augsubset.augment.engine._LARGE", 32 * 32)
-    monkeypatch.setattr(host, "run_rows", None)
+    monkeypatch.setattr(kernels_cpu, "run_rows", None)
     x = images(4, 3, 32, 32, torch.uint8)
     POLICIES["paper"](x, RowKeys(0, 0, torch.arange(4), 1))
     with pytest.raises(TypeError):

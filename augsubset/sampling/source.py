@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
-from augsubset.batches import map_tensors
+from augsubset.batch import map_tensors
 from augsubset.sampling import (
     KeyedCollate,
     SubsetAugmentDataset,
@@ -18,7 +18,7 @@ from augsubset.sampling import (
     is_tensors,
     loader_options,
 )
-from augsubset.transfer import sent
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["CheckedCollate", "Source", "opened", "started"]
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from augsubset.checkpoint import write_whole
-from augsubset.delivery import Delivery
-from augsubset.report.page import render
-from augsubset.report.pictures import Picture, pictures_of, spectrum_of
-from augsubset.report.summary import summary
-from augsubset.source import Source
+from augsubset.pipeline import Delivery
+from augsubset.reporting.page import render
+from augsubset.reporting.pictures import Picture, pictures_of, spectrum_of
+from augsubset.reporting.summary import summary
+from augsubset.sampling.source import Source
+from augsubset.utils.checkpoint import write_whole
 
 __all__ = ["Shown", "run_pictures", "write_report", "write_run"]
 
@@ -92,7 +92,7 @@ def write_report(
 
     Args:
         path: A folder, made if it is not there.
-        figures: Of :func:`~augsubset.report.summary`.
+        figures: Of :func:`~augsubset.reporting.summary`.
         tally: Of the loader's state: counts of each example.
         pictures: By list: most, least and never selected.
         labels: Class of each example, for the CSV.

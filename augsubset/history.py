@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augsubset.errors import check_state
 from augsubset.selection import Selection
+from augsubset.utils.checks import check_state
 
 __all__ = ["Tally"]
 

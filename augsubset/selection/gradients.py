@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.pairwise import Factors, SquaredDistances
+from augsubset.selection.distances import Factors, SquaredDistances
 
 __all__ = ["LastLayerGradients", "check_finite_rows"]
 
@@ -167,7 +167,7 @@ class LastLayerGradients:
 
         Returns:
             ``(len(rows), len(cols))`` in the residual's dtype. Symmetric to the bit, with exact
-            zeros between equal gradients; what float32 costs is in ``augsubset.pairwise``.
+            zeros between equal gradients; see :mod:`augsubset.selection.distances` for float32.
 
         Cost:
             O(len(rows) len(cols) (C + d)) time on one core, and a second matrix of the result's

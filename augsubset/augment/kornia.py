@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augsubset.augment.images import MODULE, check_images, check_unit_range, plain_context
-from augsubset.augment.keyed_random import RowKeys, hash_rows
-from augsubset.errors import check_int
-from augsubset.rng import forked_rng
+from augsubset.augment.checks import MODULE, check_images, check_unit_range, plain_context
+from augsubset.augment.random import RowKeys, hash_rows
+from augsubset.utils.checks import check_int
+from augsubset.utils.rng import forked_rng
 
 __all__ = ["KorniaModule"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from augsubset.augment import RowKeys
-from augsubset.delivery import Delivery
+from augsubset.pipeline import Delivery
 from augsubset.sampling import pack
-from augsubset.source import Source, opened
+from augsubset.sampling.source import Source, opened
 
 __all__ = ["Picture", "as_png", "pictures_of", "spectrum_of"]
 

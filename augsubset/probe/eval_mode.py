@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from augsubset.rng import forked_rng
+from augsubset.utils.rng import forked_rng
 
 __all__ = ["untouched"]
 

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from augsubset.batches import map_tensors
-from augsubset.delivery import Delivery
-from augsubset.gradients import LastLayerGradients
-from augsubset.judgement import Diagnosis, Measured, Settings, judge
-from augsubset.probe import GradientProbe, unwrapped
+from augsubset.batch import map_tensors
+from augsubset.pipeline import Delivery
+from augsubset.probe.probe import GradientProbe, unwrapped
+from augsubset.reporting.cost_model import Diagnosis, Measured, Settings, judge
 from augsubset.sampling import pack
+from augsubset.sampling.source import Source, opened
 from augsubset.schedule import SelectionSchedule
 from augsubset.selection import Selection
-from augsubset.source import Source, opened
+from augsubset.selection.gradients import LastLayerGradients
 
 __all__ = ["Loop", "diagnose"]
 

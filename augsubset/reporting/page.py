@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from augsubset.report.charts import bars, lines, stacked
-from augsubset.report.pictures import Picture, as_png
-from augsubset.report.summary import BUCKETS
+from augsubset.reporting.charts import bars, lines, stacked
+from augsubset.reporting.pictures import Picture, as_png
+from augsubset.reporting.summary import BUCKETS
 
 __all__ = ["render"]
 
@@ -62,7 +62,7 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, Sequence[Picture]]
     """Return a report as HTML.
 
     Args:
-        figures: Of :func:`~augsubset.report.summary`, with ``spectrum`` if that was asked for.
+        figures: Of :func:`~augsubset.reporting.summary`, with ``spectrum`` if that was asked for.
         pictures: By list: most, least and never selected.
     """
     parts = [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augsubset.batches import is_classes
+from augsubset.batch import is_classes
 
 __all__ = ["Loss", "Measure", "by_autograd", "check_logits", "closed_form"]
 

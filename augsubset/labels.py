@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from augsubset.batches import (
+from augsubset.batch import (
     class_labels,
     digest_of_first,
     digest_of_tensor,
@@ -16,10 +16,10 @@ from augsubset.batches import (
     known_labels,
     known_targets,
 )
-from augsubset.delivery import Delivery
-from augsubset.probe import GradientProbe
-from augsubset.progress import progress_bar
-from augsubset.source import Source, opened
+from augsubset.pipeline import Delivery
+from augsubset.probe.probe import GradientProbe
+from augsubset.sampling.source import Source, opened
+from augsubset.utils.progress import progress_bar
 
 __all__ = ["Examples", "looked_at"]
 

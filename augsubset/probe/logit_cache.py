@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.errors import AugsubsetError, check_int, check_state
-from augsubset.transfer import sent
+from augsubset.utils.checks import AugsubsetError, check_int, check_state
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["Harvest", "dealt"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.checkpoint import write_whole
-from augsubset.gradients import check_finite_rows
 from augsubset.selection.certificate import Certificate
+from augsubset.selection.gradients import check_finite_rows
+from augsubset.utils.checkpoint import write_whole
 
 __all__ = ["Selection"]
 
@@ -75,7 +75,7 @@ class Selection:
 
     @classmethod
     def equally_weighted(cls, indices: Tensor, num_examples: int, *, epoch: int = 0) -> Selection:
-        """Wrap a rule's choice that has no clusters: each example weighs n / k.
+        """Return a selection without clusters, in which each example weighs n / k.
 
         Args:
             indices: Selected dataset indices. ``(k,)`` int64
@@ -120,9 +120,17 @@ class Selection:
         return sha.hexdigest()
 
     def capped(self, max_weight: float) -> Selection:
-        """Return the selection with weights cut off at ``max_weight`` times their mean."""
+        """Return the selection with weights cut off at ``max_weight`` times their mean.
+
+        The certificate's effective sample size is then that of the capped weights; its errors stay
+        those of the cluster sizes.
+        """
         limit = max_weight * float(self.weights.mean())
-        return replace(self, weights=self.weights.clamp(max=limit))
+        capped = replace(self, weights=self.weights.clamp(max=limit))
+        if self.certificate is None:
+            return capped
+        size = capped.effective_sample_size
+        return replace(capped, certificate=replace(self.certificate, effective_sample_size=size))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything to one ``.npz`` file, readable without this package or pickle."""

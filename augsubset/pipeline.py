@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment.keyed_random import RowKeys
-from augsubset.batches import (
+from augsubset.augment.random import RowKeys
+from augsubset.batch import (
     BatchParts,
     Split,
     map_tensors,
@@ -21,10 +21,10 @@ from augsubset.batches import (
     put_rows,
     take_rows,
 )
-from augsubset.pixels import PixelRange
-from augsubset.rng import mix_seed
+from augsubset.normalization import PixelRange
 from augsubset.sampling import PADDING, unpack
-from augsubset.transfer import sent
+from augsubset.utils.rng import mix_seed
+from augsubset.utils.torch_utils import sent
 
 __all__ = ["BatchCheck", "Delivery", "Policy", "Ready", "check_policy"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from augsubset.errors import AugsubsetError
+from augsubset.utils.checks import AugsubsetError
 
 __all__ = ["Ranks", "world_size"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from augsubset.reporting.savings import EpochCounts, Savings, epoch_counts
 from augsubset.sampling import EpochPlan
-from augsubset.savings import EpochCounts, Savings, epoch_counts
 
 __all__ = ["BUCKETS", "summary"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from augsubset.reporting.savings import EpochCounts, Savings, epoch_counts
 from augsubset.sampling import EpochPlan
-from augsubset.savings import EpochCounts, Savings, epoch_counts
 
 __all__ = ["PARTS", "Diagnosis", "EpochCost", "Measured", "Settings", "judge"]
 

@@ -1,0 +1,1 @@
+"""Checks of arguments, random seeds, checkpoint files and small torch helpers."""

@@ -1,0 +1,113 @@
+"""Small helpers around tensors and modules that several rooms need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from augsubset.utils.checks import AugsubsetError
+
+__all__ = [
+    "check_weights_finite",
+    "get_model_device",
+    "map_tensors",
+    "to_device_async",
+    "unwrap_model",
+]
+
+
+def to_device_async(values: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on a device, without waiting for what the device is doing.
+
+    A copy from pageable memory would wait, so the values go through pinned memory first.
+    """
+    is_on_cpu = values.device.type == "cpu" and values.layout == torch.strided
+    if device.type != "cuda" or not is_on_cpu:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
+    """Return a nested structure with the function applied to each tensor in it."""
+    if isinstance(part, Tensor):
+        return function(part)
+    if isinstance(part, Mapping):
+        mapped = {name: map_tensors(function, value) for name, value in part.items()}
+        if type(part) is dict or not isinstance(part, MutableMapping):
+            return mapped
+        result: Any = copy.copy(part)  # keeps the caller's own type and its other attributes
+        for name, value in mapped.items():
+            result[name] = value
+        return result
+    if isinstance(part, tuple) and hasattr(part, "_replace"):
+        return type(part)(*(map_tensors(function, value) for value in part))
+    if isinstance(part, (list, tuple)):
+        return type(part)(map_tensors(function, value) for value in part)
+    return part
+
+
+def get_model_device(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer, the CPU if it has none."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, compiled or not; any other as it is.
+
+    The wrapper's forward pass exchanges buffers between ranks, which would wait forever where
+    ranks run different numbers of batches.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile's
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        inside: nn.Module = inner.module
+        return inside
+    return model
+
+
+@torch.no_grad()
+def check_weights_finite(model: nn.Module, epoch: int) -> None:
+    """Raise if training has made a weight NaN or infinite, and name the first such parameter.
+
+    On several ranks each checks its own weights, which gradients keep equal. A selection that
+    probes runs first and fails on all ranks together.
+
+    Raises:
+        AugsubsetError: If a trained parameter holds a value that is not finite.
+
+    Cost:
+        One reduction per parameter and one wait for the device.
+    """
+    trained = {
+        name: parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_lazy(parameter)
+    }
+    # isfinite supports neither one-byte floats nor tensor subclasses of other libraries.
+    checked = {
+        name: values
+        for name, values in trained.items()
+        if type(values) is Tensor and not values.is_meta and values.layout == torch.strided
+        if values.is_floating_point() and values.element_size() > 1 and values.numel()
+    }
+    if not checked:
+        return
+    # The maximum norm is NaN where any value is; isfinite would need a mask as large as the model.
+    norms = [torch.linalg.vector_norm(values, torch.inf) for values in checked.values()]
+    are_finite = torch.stack([norm.isfinite().to(norms[0].device) for norm in norms])
+    for (name, values), is_finite in zip(checked.items(), are_finite.tolist(), strict=True):
+        if not is_finite:
+            number = int((~values.isfinite()).sum())
+            raise AugsubsetError(
+                f"model weights must be finite when an epoch starts, got {number} non-finite of "
+                f"{values.numel()} values in {name!r} at epoch {epoch}. The loss was NaN or "
+                "infinite: go back to an older checkpoint, and lower the learning rate, clip "
+                "gradients or check the loss scale."
+            )
