@@ -1,8 +1,10 @@
 """Data-loading middleware that makes strong data augmentation affordable.
 
-Every R epochs and per class, a small weighted subset is chosen whose last-layer gradients stand
-for the whole set; only that subset is augmented, in batches on the model's device.
+Every R epochs and per class, a small subset is selected whose last-layer gradients stand for the
+whole training set; only that subset is augmented, in batches on the model's device.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from augsubset.augment import (
     CropFlip,
@@ -12,35 +14,39 @@ from augsubset.augment import (
     RowKeys,
     SubPolicies,
 )
-from augsubset.loader import SubsetAugmentLoader
+from augsubset.batch import BatchSpec
+from augsubset.loader import LoaderOptions, SubsetAugmentLoader
 from augsubset.loss import weighted_loss
-from augsubset.probe.probe import GradientProbe
+from augsubset.probe import GradientProbe
 from augsubset.sampling import SubsetAugmentDataset, WeightedCoresetSampler
 from augsubset.selection import (
-    AllSelector,
     Certificate,
     CoresetSelector,
+    LastLayerGradients,
     MaxLossSelector,
     RandomSelector,
     Selection,
     Selector,
     select_coreset,
 )
-from augsubset.selection.gradients import LastLayerGradients
 from augsubset.utils.checkpoint import load_checkpoint, save_checkpoint
 from augsubset.utils.checks import AugsubsetError
+
+if TYPE_CHECKING:
+    from augsubset.reporting import doctor, report
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AllSelector",
     "AugsubsetError",
+    "BatchSpec",
     "Certificate",
     "CoresetSelector",
     "CropFlip",
     "GradientProbe",
     "KorniaModule",
     "LastLayerGradients",
+    "LoaderOptions",
     "MaxLossSelector",
     "Op",
     "RandomOps",
@@ -52,8 +58,19 @@ __all__ = [
     "SubsetAugmentDataset",
     "SubsetAugmentLoader",
     "WeightedCoresetSampler",
+    "doctor",
     "load_checkpoint",
+    "report",
     "save_checkpoint",
     "select_coreset",
     "weighted_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what writes reports only when somebody asks for it."""
+    if name in ("doctor", "report"):
+        import augsubset.reporting
+
+        return getattr(augsubset.reporting, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

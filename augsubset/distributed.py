@@ -1,4 +1,4 @@
-"""What processes say to one another, so that none goes on alone or waits for ever."""
+"""Collectives with a timeout; an error on one rank is raised on all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Ranks", "world_size"]
 
 
 def world_size() -> int:
-    """Return the number of processes that torch.distributed knows of, 1 without it.
+    """Return the number of ranks of torch.distributed, 1 if it is not initialised.
 
     Raises:
-        AugsubsetError: If a launcher started several and they were not introduced yet: each would
-            take itself for the only one.
+        AugsubsetError: If a launcher started several processes and torch.distributed is not
+            initialised yet: each would take itself for the only one.
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
@@ -36,18 +36,18 @@ def world_size() -> int:
     return 1
 
 
-class _OfCollectiveError(AugsubsetError):
-    """What a collective call raised: the other ranks have it too, or are gone."""
+class _CollectiveError(AugsubsetError):
+    """A collective failed: the other ranks raise as well, or are gone."""
 
 
 class Ranks:
-    """The processes that take part, and what they say to one another.
+    """A group of processes, and the values they exchange.
 
-    Values travel by gloo, between hosts; beside another backend a gloo group is made, by a
+    Values travel over gloo, from CPU to CPU; with another backend a gloo group is created, by a
     collective call.
 
     Args:
-        group: Who takes part; ``None``: all.
+        group: The processes; ``None``: all.
         timeout: How long a rank waits for the slowest before it raises.
 
     Raises:
@@ -73,12 +73,12 @@ class Ranks:
         self.world_size = dist.get_world_size(self.group)
 
     def meet(self) -> None:
-        """Wait for everybody, but not for ever: a collective with a rank missing would hang."""
+        """Wait for all ranks, up to the timeout: a collective without one of them would hang."""
         with self.together():
             dist.monitored_barrier(self.group, self._timeout, wait_all_ranks=True)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in the order of ranks."""
+        """Return every rank's value, in rank order."""
         self.meet()
         values: list[Any] = [None] * self.world_size
         with self.together():
@@ -87,15 +87,15 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a collective call, and say what became of it: a rank is gone, or late."""
+        """Run a collective call; if it fails, raise which rank is gone or late."""
         begin = time.monotonic()
         try:
             yield
         except RuntimeError as error:
-            raise _OfCollectiveError(self._lost(error, time.monotonic() - begin)) from error
+            raise _CollectiveError(self._explain(error, time.monotonic() - begin)) from error
 
-    def _lost(self, error: RuntimeError, seconds: float) -> str:
-        """Return why a call ended without everybody: before its time only for a rank that died."""
+    def _explain(self, error: RuntimeError, seconds: float) -> str:
+        """Return why a call failed; before the timeout that is always a rank that died."""
         if seconds >= self._timeout.total_seconds():
             return (
                 f"every rank must take part within {self._timeout}, got on rank {self.rank}: "
@@ -111,8 +111,8 @@ class Ranks:
         )
 
     @classmethod
-    def apart(cls, timeout: timedelta) -> Ranks:
-        """Return all ranks in a group of their own, where a thread may talk beside the trainer's.
+    def make_group(cls, timeout: timedelta) -> Ranks:
+        """Return all ranks in a new group, whose calls do not mix with those of the trainer's.
 
         A collective call.
         """
@@ -121,11 +121,11 @@ class Ranks:
 
     @contextmanager
     def phase(self, what: str) -> Iterator[None]:
-        """Raise on every rank what was raised on one; no rank goes on alone."""
+        """Raise on every rank if the block raised on one, so that no rank goes on alone."""
         error: Exception | None = None
         try:
             yield
-        except _OfCollectiveError:
+        except _CollectiveError:
             raise
         except Exception as raised:  # noqa: BLE001 - whatever it is, the others wait for us
             error = raised
@@ -134,39 +134,39 @@ class Ranks:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise _OfCollectiveError(f"rank {rank} failed while {what}: {failure}")
+                raise _CollectiveError(f"rank {rank} failed while {what}: {failure}")
 
     def check_shares(self, rank: int, expected: Sequence[Sequence[int]], first: Any) -> None:
-        """Compare what each rank began with to its share of the one order.
+        """Check that each rank's first keys are the start of its own share of one order.
 
         Args:
-            rank: Whose share this process should have.
+            rank: The share that this process should have.
             expected: The first keys of each share.
-            first: The first keys that came.
+            first: The first keys that arrived.
 
         Raises:
-            AugsubsetError: On all ranks, if sharding is missing or happens twice.
+            AugsubsetError: On all ranks, if the data is not sharded, or sharded twice.
         """
         if self.world_size % len(expected):
             raise AugsubsetError(
                 f"ranks must share the order evenly, got num_replicas={len(expected)} for "
                 f"{self.world_size} ranks: sharding is missing."
             )
-        everybody = self.gather((rank, [list(keys) for keys in expected], list(first)))
-        for other, (share, order, keys) in enumerate(everybody):
-            sharing = sum(each[0] == share for each in everybody)
+        shares = self.gather((rank, [list(keys) for keys in expected], list(first)))
+        for other, (share, order, keys) in enumerate(shares):
+            sharing = sum(each[0] == share for each in shares)
             if sharing != self.world_size // len(expected):
                 raise AugsubsetError(
-                    f"each rank must have a share of its own, got rank={share} in {sharing} of "
+                    f"each rank must have its own share, got rank={share} in {sharing} of "
                     f"{self.world_size} processes: sharding is missing."
                 )
-            if order != everybody[0][1]:
+            if order != shares[0][1]:
                 raise AugsubsetError(
                     f"ranks must share one order from one position on, got another on rank {other} "
-                    "than on rank 0. Give all the same seed, data and checkpoint."
+                    "than on rank 0. Give all ranks the same seed, data and checkpoint."
                 )
             if keys != order[share]:
                 raise AugsubsetError(
                     f"rank {other} must begin with its share of the order, got other rows: "
-                    "something shards this loader a second time."
+                    "something else shards this loader a second time."
                 )

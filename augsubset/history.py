@@ -1,8 +1,10 @@
-"""What a run selected so far: how often each example, and what changed from time to time."""
+"""What happened in a run: how often each example was selected, and where an epoch's time went."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,18 +13,20 @@ from torch import Tensor
 from augsubset.selection import Selection
 from augsubset.utils.checks import check_state
 
-__all__ = ["Tally"]
+__all__ = ["EpochTimer", "Event", "SelectionCounts"]
+
+Event = dict[str, Any]
 
 
-class Tally:
-    """Counts selections, example by example.
+class SelectionCounts:
+    """Counts how often each example was selected.
 
     Args:
-        labels: Class of each example; all zeros where there are no classes. ``(n,)`` int64
+        labels: Class of each example; all zeros if there are no classes. ``(n,)`` int64
 
     Attributes:
         times: How often each was selected. ``(n,)`` int32
-        mass: What it weighed in all. ``(n,)`` float64
+        mass: The sum of its weights. ``(n,)`` float64
         class_sizes: Examples of each class.
     """
 
@@ -35,21 +39,21 @@ class Tally:
         self._previous = torch.zeros(n, dtype=torch.bool)
 
     def add(self, selection: Selection) -> dict[str, Any]:
-        """Count a selection, and return what it is beside those before.
+        """Count a selection, and return how it compares with earlier ones.
 
         Returns:
-            ``overlap``: share of it that was in the one before, ``None`` for the first;
-            ``covered``: share of all examples that were selected at least once; ``class_counts``:
-            selected examples of each class.
+            ``overlap``: share of it that was in the previous one, ``None`` for the first;
+            ``covered``: share of all examples selected at least once; ``class_counts``: selected
+            examples of each class.
         """
-        rows = selection.indices
+        indices = selection.indices
         is_first = not bool(self._previous.any())
-        overlap = None if is_first else float(self._previous[rows].double().mean())
-        self.times[rows] += 1
-        self.mass[rows] += selection.weights
+        overlap = None if is_first else float(self._previous[indices].double().mean())
+        self.times[indices] += 1
+        self.mass[indices] += selection.weights
         self._previous = torch.zeros_like(self._previous)
-        self._previous[rows] = True
-        counts = torch.bincount(self._labels[rows], minlength=len(self.class_sizes))
+        self._previous[indices] = True
+        counts = torch.bincount(self._labels[indices], minlength=len(self.class_sizes))
         return {
             "overlap": overlap,
             "covered": float((self.times > 0).double().mean()),
@@ -57,7 +61,7 @@ class Tally:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts so far."""
+        """Return the counts so far; the tensors are not copied."""
         return {
             "times": self.times,
             "mass": self.mass,
@@ -65,11 +69,11 @@ class Tally:
             "class_sizes": self.class_sizes,
         }
 
-    def checked(self, state: Any) -> dict[str, Tensor]:
-        """Return a saved state as it will be taken over, or refuse it."""
-        check_state("tally", state, ("times", "mass", "previous"))
-        kept = {"times": self.times, "mass": self.mass, "previous": self._previous}
-        for name, mine in kept.items():
+    def check_state(self, state: Any) -> dict[str, Tensor]:
+        """Return what :meth:`restore` takes of a saved state, or raise if it does not fit."""
+        check_state("counts", state, ("times", "mass", "previous"))
+        current = {"times": self.times, "mass": self.mass, "previous": self._previous}
+        for name, mine in current.items():
             value = state[name]
             if (
                 not isinstance(value, Tensor)
@@ -77,11 +81,70 @@ class Tally:
                 or value.dtype != mine.dtype
             ):
                 raise ValueError(
-                    f"tally must hold {name} of shape {tuple(mine.shape)} and dtype {mine.dtype}."
+                    f"counts must hold {name} of shape {tuple(mine.shape)} and dtype {mine.dtype}."
                 )
-        return {name: state[name].clone() for name in kept}
+        return {name: state[name].clone() for name in current}
 
-    def take(self, checked: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`checked` returned."""
+    def restore(self, checked: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`check_state` returned."""
         self.times, self.mass = checked["times"], checked["mass"]
         self._previous = checked["previous"]
+
+
+class EpochTimer:
+    """Splits an epoch's time into selection, loading, augmentation and the rest: the steps.
+
+    CUDA kernels run long after they were launched. Augmentation is therefore timed by events on
+    the stream, which are read once, at the end of the epoch, after a single synchronisation.
+
+    Args:
+        device: Where augmentation runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begin = time.perf_counter()
+        self._seconds = {"selection": 0.0, "loading": 0.0, "augmentation": 0.0, "strong": 0.0}
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
+            "augmentation": [],
+            "strong": [],
+        }
+
+    @contextmanager
+    def on_cpu(self, bucket: str) -> Iterator[None]:
+        """Add the block's wall-clock time to a bucket."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[bucket] += time.perf_counter() - begin
+
+    @contextmanager
+    def on_device(self, bucket: str) -> Iterator[None]:
+        """Add the block's time on the device to a bucket: ``"augmentation"`` or ``"strong"``."""
+        if self._device.type != "cuda":
+            with self.on_cpu(bucket):
+                yield
+            return
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record(stream)
+        yield
+        end.record(stream)
+        self._events[bucket].append((begin, end))
+
+    def read(self) -> dict[str, float]:
+        """Stop, and return seconds as ``selection_seconds`` and so on.
+
+        They add up to the total, except on CUDA, where augmentation may overlap with the CPU's
+        work. ``strong_seconds``, the strong policy's share, is contained in the augmentation.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            for bucket, events in self._events.items():
+                milliseconds = sum(begin.elapsed_time(end) for begin, end in events)
+                self._seconds[bucket] = milliseconds / 1000
+        total = time.perf_counter() - self._begin
+        steps = max(0.0, total - sum(self._seconds.values()) + self._seconds["strong"])
+        seconds = {**self._seconds, "step": steps, "total": total}
+        return {f"{bucket}_seconds": value for bucket, value in seconds.items()}

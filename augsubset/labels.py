@@ -1,41 +1,41 @@
-"""What is known of a dataset before training: that it can be trained on, its classes, digests."""
+"""What is known of a dataset before training: its labels, its classes, and digests of it."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from augsubset.batch import (
-    class_labels,
-    digest_of_first,
-    digest_of_tensor,
-    is_classes,
-    known_labels,
-    known_targets,
-)
-from augsubset.pipeline import Delivery
-from augsubset.probe.probe import GradientProbe
-from augsubset.sampling.source import Source, opened
+from augsubset.batch import BatchParts, class_labels, is_classes, take_rows
+from augsubset.pipeline import BatchPipeline
+from augsubset.probe import GradientProbe
+from augsubset.sampling import Source
 from augsubset.utils.progress import progress_bar
+from augsubset.utils.torch_utils import map_tensors
 
-__all__ = ["Examples", "looked_at"]
+__all__ = ["DatasetInfo", "find_labels", "find_targets", "inspect_dataset"]
 
 _log = logging.getLogger(__name__)
 
-_NUM_DIGESTED = 8  # examples by which a checkpoint's dataset is known
+_NUM_DIGESTED = 8  # examples that identify a checkpoint's dataset
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
-    """A dataset's examples, as far as the loader knows them.
+class DatasetInfo:
+    """What the loader knows of a dataset.
 
     Args:
-        classes: Each one's class, ``(n,)`` int64; ``None`` where labels are no classes.
-        targets_digest: Of all labels that the dataset offers, or ``None``.
-        digest: Of a few examples as they are fetched; ``None`` where two fetches of one differ.
+        classes: Class of each example, ``(n,)`` int64; ``None`` if labels are not class indices.
+        targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
+        digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
+            results.
     """
 
     classes: Tensor | None
@@ -44,56 +44,114 @@ class Examples:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; one group where labels are none."""
+        """Number of classes; 1, a single group, if labels are not class indices."""
         return 1 if self.classes is None else len(torch.unique(self.classes))
 
 
-def looked_at(
-    source: Source, delivery: Delivery, probe: GradientProbe | None, progress: bool
-) -> Examples:
-    """Fetch a few examples as training will, and refuse what would fail later.
+def inspect_dataset(
+    source: Source, pipeline: BatchPipeline, probe: GradientProbe | None, progress: bool
+) -> DatasetInfo:
+    """Fetch a few examples as training will, and raise what would otherwise fail later.
 
     Args:
-        source: Fetches.
-        delivery: Makes of it what the model takes.
-        probe: Tried on what it makes; ``None`` where no rule needs one.
-        progress: Whether there is a bar where all are fetched for their classes.
+        source: Fetches the examples.
+        pipeline: Prepares them for the model.
+        probe: Tried on two of them; ``None`` if the selector needs no gradients.
+        progress: Show a bar if all examples have to be fetched for their classes.
     """
-    batch, *spread = source.few(_NUM_DIGESTED)
-    delivery.check_names(batch)
-    x, y = delivery.original(batch)
+    batch, *spread = source.fetch_samples(_NUM_DIGESTED)
+    pipeline.spec.check_names(batch)
+    x, y = pipeline.prepare_originals(batch)
     if probe is not None:
         probe.check(x, y)
     half = len(spread) // 2
-    once, again = (
-        digest_of_first(map(delivery.split, each)) for each in (spread[:half], spread[half:])
+    digest, again = (
+        _digest_first_rows(map(pipeline.spec.split, each))
+        for each in (spread[:half], spread[half:])
     )
-    if once != again:
+    if digest != again:
         _log.info(
-            "an example fetched twice is not the same: checkpoints cannot tell this dataset "
-            "from others of its length and labels"
+            "fetching an example twice gives different results: a checkpoint cannot recognise "
+            "this dataset by its examples, only by its length and labels"
         )
-    classes = _classes(source, delivery, progress) if is_classes(y) else None
-    targets = known_targets(source.dataset) if classes is None else classes
-    return Examples(
+    classes = _gather_classes(source, pipeline, progress) if is_classes(y) else None
+    targets = find_targets(source.dataset) if classes is None else classes
+    return DatasetInfo(
         classes,
-        None if targets is None else digest_of_tensor(targets),
-        once if once == again else None,
+        None if targets is None else _digest_tensor(targets),
+        digest if digest == again else None,
     )
 
 
-def _classes(source: Source, delivery: Delivery, progress: bool) -> Tensor:
-    """Return every example's class: as the dataset offers them, or by fetching all once."""
-    known = known_labels(source.dataset)
+def find_labels(dataset: Any) -> Tensor | None:
+    """Return a dataset's class labels without fetching an item, ``None`` if it has none.
+
+    ``None`` also where :func:`find_targets` are anything but one integer per example.
+    """
+    targets = find_targets(dataset)
+    return targets.long() if targets is not None and is_classes(targets) else None
+
+
+def find_targets(dataset: Any) -> Tensor | None:
+    """Return a dataset's labels of any kind without fetching an item, ``None`` if it has none.
+
+    Understands ``targets`` and ``labels`` (torchvision), ``TensorDataset`` (its last tensor),
+    ``Subset`` of any of these and ``ConcatDataset`` of only these. ``None`` for others, and where
+    such an attribute holds anything but numbers, one row per example: class names, boxes.
+    """
+    if isinstance(dataset, Subset):
+        inner = find_targets(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [find_targets(part) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        are_alike = len(known) == len(parts) and len({part.shape[1:] for part in known}) == 1
+        return torch.cat(known) if are_alike else None
+    if isinstance(dataset, TensorDataset):
+        values: Any = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
+    else:
+        values = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    try:
+        # By NumPy: torch warns that converting a list of arrays is slow.
+        values = np.asarray(values) if isinstance(values, (list, tuple)) else values
+        targets = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return targets if targets.shape[:1] == (len(dataset),) else None
+
+
+def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> Tensor:
+    """Return the class of every example, from the dataset's attributes or by fetching all once."""
+    known = find_labels(source.dataset)
     if known is not None:
         return known
-    _log.info("the dataset has no .targets or .labels: fetching every example for them")
+    _log.info("the dataset has no .targets or .labels: fetching every example for its class")
     gathered = []
-    loader = source.data_loader()
+    loader = source.make_loader()
     with progress_bar(progress, len(loader), "gathering labels", "batch") as bar:
-        for fetched in loader:
-            batch, _ = opened(fetched)
-            gathered.append(class_labels(delivery.split(batch).labels))
+        for batch, _ in loader:
+            gathered.append(class_labels(pipeline.spec.split(batch).labels))
             if bar is not None:
                 bar.update()
     return torch.cat(gathered)
+
+
+def _digest_tensor(tensor: Tensor) -> str:
+    """Return a digest of shape, dtype and values; of shape and dtype alone if it is sparse."""
+    sha = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    if tensor.layout == torch.strided:
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(values.view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _digest_first_rows(batches: Iterable[BatchParts]) -> str:
+    """Return a digest of the tensors in the first row of each batch."""
+    sha, first = hashlib.sha256(), torch.zeros(1, dtype=torch.int64)
+    for parts in batches:
+        for part in (parts.inputs, parts.labels, *parts.others):
+            map_tensors(
+                lambda tensor: sha.update(_digest_tensor(tensor).encode()),
+                take_rows(part, first, first),
+            )
+    return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""The one line of a training loop that the weights change."""
+"""The loss of a weighted batch."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ def weighted_loss(
     weights: Tensor,
     reduction: Literal["mean", "weighted_mean", "sum"] = "mean",
 ) -> Tensor:
-    """Return the loss of a batch whose rows count for different numbers of examples.
-
-    That is ``(w_1 l_1 + ... + w_B l_B) / Z``.
+    """Return the weighted loss of a batch, ``(w_1 l_1 + ... + w_B l_B) / Z``.
 
     Args:
-        losses: One loss a row, or more, whose trailing dimensions are averaged
-            (``reduction="none"`` in torch's losses).
-        weights: What multiplies each row's loss, as the loader yields it.
-        reduction: ``"mean"`` divides by the number of rows, so that a row's weight means the same
-            in every batch (Z = B, the paper's eq. 12 up to a constant); ``"weighted_mean"`` by the
-            batch's sum of weights, which keeps the step size steady but biases small batches;
-            ``"sum"`` by nothing. A batch of padding alone (all weights zero) gives zero.
+        losses: Unreduced losses (``reduction="none"`` in torch's losses); trailing dimensions are
+            averaged.
+        weights: Weight of each row, as the loader yields it.
+        reduction: ``"mean"``: Z is the number of rows, so that a weight means the same in every
+            batch (the paper's eq. 12 up to a constant). ``"weighted_mean"``: Z is the sum of the
+            batch's weights, which keeps the step size steady but biases small batches. ``"sum"``:
+            Z = 1. A batch of padding alone, in which all weights are 0, gives 0.
 
     Returns:
-        A scalar that carries gradients to ``losses``.
+        A scalar, differentiable with respect to ``losses``.
 
     Shape:
         losses ``(B,)`` or ``(B, ...)``; weights ``(B,)``.
 
     Raises:
-        TypeError: If ``losses`` is a scalar: a loss that was reduced already.
+        TypeError: If ``losses`` is a scalar, reduced already.
         ValueError: If the shapes disagree or the batch is empty.
 
     Example:
@@ -47,12 +45,12 @@ def weighted_loss(
     check_choice("reduction", reduction, ("mean", "weighted_mean", "sum"))
     if losses.ndim == 0:
         raise TypeError(
-            'losses must hold one value a row, got a scalar. Pass reduction="none" to the loss.'
+            'losses must hold one value per row, got a scalar. Pass reduction="none" to the loss.'
         )
     if weights.shape != losses.shape[:1]:
         raise ValueError(
-            f"weights must be of shape {tuple(losses.shape[:1])}, one a row of losses, "
-            f"got shape {tuple(weights.shape)}. Pass the loader's third value as it came."
+            f"weights must be of shape {tuple(losses.shape[:1])}, one per row of losses, "
+            f"got shape {tuple(weights.shape)}. Pass the weights as the loader yields them."
         )
     if losses.shape[0] == 0:
         raise ValueError("losses must hold at least one row, got an empty batch.")

@@ -1,4 +1,4 @@
-"""What pixel values mean: checked on the host, in [0, 1] while augmented, normalised last."""
+"""What pixel values mean: checked on the CPU, in [0, 1] while augmented, normalised last."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MeanStd", "PixelRange"]
+__all__ = ["MeanStd", "Normalization"]
 
 MeanStd = tuple[Sequence[float], Sequence[float]]
 
-# A quarter of an 8-bit level: what rounding costs on the way through a normalisation and back.
+# A quarter of an 8-bit level: the rounding error of normalising and undoing it.
 _ROUNDING = 1e-3
 _BITS_OF_ONE = np.float32(1).view(np.uint32)
 
 
-class PixelRange:
-    """The normalisation that batches need, or already have.
+class Normalization:
+    """The normalisation that batches need, or already went through.
 
     Args:
-        normalize: ``(mean, std)``, one value a channel, applied last; values arrive in [0, 1].
+        normalize: ``(mean, std)``, one value per channel, applied last; values arrive in [0, 1].
         denormalize: ``(mean, std)`` that the dataset applied: undone first, applied again last.
         channels_last: Whether the model gets its images in that memory format.
 
@@ -53,26 +53,26 @@ class PixelRange:
             if len(mean) != len(std) or not finite or not bool((std > 0).all()):
                 raise ValueError(
                     "normalize and denormalize must be (mean, std), one finite mean and one "
-                    f"positive std a channel, got mean={mean.tolist()}, std={std.tolist()}."
+                    f"positive std per channel, got mean={mean.tolist()}, std={std.tolist()}."
                 )
             self._statistics = mean[:, None, None], std[:, None, None]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is kept on devices: a worker needs none of it."""
+        """Leave out the copies on devices, which no worker needs."""
         return {**self.__dict__, "_kept": {}}
 
     def check(self, x: Any) -> None:
-        """Refuse, before the copy to the device, what would be clamped in silence there.
+        """Raise, before the copy to the device, on values that would be clamped silently there.
 
         Raises:
-            ValueError: If values are outside [0, 1] (once denormalised), not finite, or of a dtype
-                or a number of channels that the statistics do not fit.
+            ValueError: If values are outside [0, 1] (once denormalised) or not finite, or the dtype or
+                number of channels does not fit the statistics.
 
         Cost:
             A reduction over a float32 batch, two where the dataset normalises; nothing for uint8.
         """
         if self._statistics is None and not (isinstance(x, Tensor) and x.ndim == 4):
-            return  # token ids, columns of a table, a dict: the model's own affair
+            return  # token ids, columns of a table, a dict
         if self._statistics is not None:
             channels = len(self._statistics[0])
             if not isinstance(x, Tensor):
@@ -81,8 +81,8 @@ class PixelRange:
                 )
             if x.ndim != 4 or x.shape[1] != channels:
                 raise ValueError(
-                    f"images must be (B, C, H, W) with C = {channels}, one channel a mean, got "
-                    f"shape {tuple(x.shape)}. Pass one mean and one std a channel."
+                    f"images must be (B, C, H, W) with C = {channels}, the number of means, got "
+                    f"shape {tuple(x.shape)}. Pass one mean and one std per channel."
                 )
         if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
             raise ValueError(
@@ -119,38 +119,39 @@ class PixelRange:
             )
 
     def to_unit(self, x: Any) -> Any:
-        """Return what policies take: uint8, or float in [0, 1]."""
+        """Return images as policies take them: uint8, or float in [0, 1]."""
         if not self._arrives_normalised:
             return x
         mean, std = self._on(x)
-        return (x * std + mean).clamp(0, 1)  # checked on the host: cuts off rounding alone
+        return (x * std + mean).clamp(0, 1)  # checked before: this removes rounding errors only
 
     def to_model(self, x: Any) -> Any:
-        """Return what the model takes: float, normalised if so told; uint8 is divided by 255.
+        """Return images as the model takes them: float, normalised if there are statistics.
 
-        What is no ``(B, C, H, W)`` tensor, nor uint8, is returned as it is.
+        uint8 is divided by 255. Other inputs than ``(B, C, H, W)`` or uint8 tensors are returned
+        unchanged.
 
         Cost:
-            Two passes: for uint8 the cast, the division by 255 and by the deviation are one. On the
-            host the cast is one more, which is still faster than torch's product of two types.
+            Two passes: for uint8 the cast and both divisions are one. On the CPU the cast is a pass
+            of its own, which is still faster than torch's product of two dtypes.
         """
         if not isinstance(x, Tensor) or (x.ndim != 4 and x.dtype != torch.uint8):
             return x
         if self._channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)  # of bytes, where these arrive
-        on_host = x.device.type == "cpu"
+            x = x.contiguous(memory_format=torch.channels_last)  # before the cast, on bytes
+        is_on_cpu = x.device.type == "cpu"
         if self._statistics is None:
             if x.is_floating_point():
                 return x
-            return x.to(torch.float32).div_(255) if on_host else x / 255
+            return x.to(torch.float32).div_(255) if is_on_cpu else x / 255
         mean, std = self._on(x)
         if x.is_floating_point():
             return (x - mean).div_(std)
         scale, shift = 1 / (255 * std), mean / std
-        return (x.to(scale.dtype).mul_(scale) if on_host else x * scale).sub_(shift)
+        return (x.to(scale.dtype).mul_(scale) if is_on_cpu else x * scale).sub_(shift)
 
     def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation where the images are, sent there once."""
+        """Return mean and standard deviation on the images' device, copied there once."""
         assert self._statistics is not None
         dtype = x.dtype if x.is_floating_point() else torch.float32
         if (x.device, dtype) not in self._kept:
@@ -160,10 +161,10 @@ class PixelRange:
 
 
 def _is_unit(x: Tensor) -> bool:
-    """Tell whether float32 values on the host are in [0, 1]; False: somebody else must look.
+    """Return True if float32 values on the CPU are in [0, 1]; False means that nobody knows yet.
 
-    The bits of 0 to 1 are the integers up to those of 1, and a sign or a NaN makes more: one
-    maximum, by NumPy, is a third of the time of torch's two ends.
+    Read as integers, the bits of floats in [0, 1] are at most those of 1, and a sign or a NaN
+    exceeds them: one maximum by NumPy takes a third of the time of torch's aminmax.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
         return False

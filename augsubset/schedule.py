@@ -1,9 +1,9 @@
-"""When a subset is chosen, by whom, and from which epoch on it is in force."""
+"""When a subset is selected, on which ranks or in which thread, and from which epoch it is used."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from datetime import timedelta
@@ -13,53 +13,61 @@ import torch
 from torch import Tensor
 
 from augsubset.distributed import Ranks
-from augsubset.probe.logit_cache import dealt
-from augsubset.selection import Certificate, RandomSelector, Selection, Selector
-from augsubset.selection.gradients import LastLayerGradients
+from augsubset.history import Event
+from augsubset.probe import assign_to_rank
+from augsubset.prober import Prober
+from augsubset.selection import (
+    Certificate,
+    LastLayerGradients,
+    RandomSelector,
+    Selection,
+    Selector,
+)
 from augsubset.utils.checks import AugsubsetError, check_int, check_state
 
-__all__ = ["Probed", "SelectionSchedule"]
+__all__ = ["NewSelection", "SelectionSchedule", "pack_selection", "unpack_selection"]
 
 _ARRAYS = ("indices", "weights", "gains", "clusters")
 
 
-class Probed(NamedTuple):
-    """What a probe found, and how much of it was recorded while training."""
+class NewSelection(NamedTuple):
+    """A selection, and its entry in the history."""
 
-    gradients: LastLayerGradients
-    num_recycled: int = 0
+    selection: Selection
+    entry: Event
 
 
-class _Solving(NamedTuple):
-    """A selection that a thread is at, and the epoch whose probe it is from."""
+class _Pending(NamedTuple):
+    """A selection being solved in a thread, for the epoch after its probe."""
 
     epoch: int
-    selection: Future[Selection]
-    entry: dict[str, Any]
+    solution: Future[Selection]
+    entry: Event
 
 
 class SelectionSchedule:
-    """A selection every so many epochs, solved at once or in a thread for the epoch after.
+    """Selects every R epochs, at once or in a thread while the epoch that probed trains on.
+
+    Holds no selection: it hands each one over once, and remembers only what is pending.
 
     Args:
-        selector: The rule from ``start_epoch`` on; random before.
+        selector: Used from ``start_epoch`` on, a random subset before; ``None``: everything is
+            selected, once and for all.
+        prober: Measures gradients of the training set.
         every: Epochs between selections, R.
         start_epoch: First epoch of the schedule.
         budget: Examples to select.
         num_examples: Examples in the dataset.
         seed: Distinguishes runs.
-        background: Solve in a thread while the epoch that probed trains on.
-        probe: Measures the examples with these indices, ``None``: all.
-        recorded: Returns how old what this process need not probe is, ``(n,)`` ints, -1 for what
-            it must; ``None``: it must probe all.
-        record: Called with an entry of the history and the selection, when it is put in force.
+        background: Solve in a thread; the selection is used from the next epoch on.
         ranks: Other processes that take part; ``None``: there are none.
         timeout: How long a rank waits for another.
     """
 
     def __init__(
         self,
-        selector: Selector,
+        selector: Selector | None,
+        prober: Prober,
         *,
         every: int,
         start_epoch: int,
@@ -67,184 +75,177 @@ class SelectionSchedule:
         num_examples: int,
         seed: int,
         background: bool,
-        probe: Callable[[Tensor | None], Probed],
-        recorded: Callable[[], Tensor] | None,
-        record: Callable[[dict[str, Any], Selection], None],
         ranks: Ranks | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         self.selector = selector
-        self.latest: Selection | None = None
-        """The selection in force from the next epoch that starts."""
         self.every = check_int("every", every, 1)
+        self.background = background
+        self._prober = prober
         self._start_epoch = check_int("start_epoch", start_epoch, 0)
         self._budget, self._num_examples, self._seed = budget, num_examples, seed
-        self.background = background
-        self._probe, self._recorded, self._record = probe, recorded, record
         self._ranks, self._timeout = ranks, timeout
+        self._has_selected = False
         self._selected_period: int | None = None
-        self._solving: _Solving | None = None
+        self._pending: _Pending | None = None
 
-    def before(self, epoch: int) -> None:
-        """Do what is due before an epoch: take over what was solved, select anew."""
-        if self._solving is not None and self._solving.epoch < epoch:
-            entry = self._solving.entry
-            self._put_in_force(self._result_of(self._solving), entry)
-        if self._period(epoch) != self._selected_period or self.latest is None:
-            self._select(epoch, background=self.background and self.latest is not None)
+    @property
+    def selector_name(self) -> str:
+        """The selector's class, or "everything"."""
+        return _name(self.selector)
 
-    def after(self) -> None:
-        """Raise what a thread raised, if it did: as early as an epoch's end."""
-        solving = self._solving
-        if solving and solving.selection.done() and solving.selection.exception():
-            self._result_of(solving)
+    def before_epoch(self, epoch: int) -> Iterator[NewSelection]:
+        """Yield the selections that are due before an epoch: a pending one, then a new one.
 
-    def reselect(self, epoch: int, *, stands_for: int) -> Selection:
-        """Select now, in force from ``epoch`` on; the one due at ``stands_for`` is done with it."""
-        self._select(epoch, background=False)
+        The schedule counts one as handed over when the caller asks for the next. A state saved
+        before (by a signal handler, say) still leads to the same selection.
+        """
+        if self._pending is not None and self._pending.epoch < epoch:
+            pending = self._pending
+            yield NewSelection(self._wait_for(pending), pending.entry)
+            self._pending = None
+        if self._is_due(epoch):
+            yield from self._select(epoch, background=self.background and self._has_selected)
+            self._selected_period = self._period(epoch)
+
+    def after_epoch(self) -> None:
+        """Raise a pending solve's error as early as the epoch's end."""
+        pending = self._pending
+        if pending and pending.solution.done() and pending.solution.exception():
+            self._wait_for(pending)
+
+    def reselect(self, epoch: int, *, stands_for: int) -> NewSelection:
+        """Select now, for ``epoch`` on; the selection due at ``stands_for`` is then done."""
+        (new,) = self._select(epoch, background=False)
         self._selected_period = self._period(stands_for)
-        assert self.latest is not None
-        return self.latest
+        return new
+
+    def _is_due(self, epoch: int) -> bool:
+        if self.selector is None:
+            return not self._has_selected  # another selection of everything would be the same
+        return not self._has_selected or self._period(epoch) != self._selected_period
 
     def _period(self, epoch: int) -> int:
         """Number the stretches of ``every`` epochs; negative before ``start_epoch``."""
         return (epoch - self._start_epoch) // self.every
 
-    def _select(self, epoch: int, background: bool) -> None:
+    def _select(self, epoch: int, *, background: bool) -> Iterator[NewSelection]:
         """Probe now, and solve: now, or in a thread for the epoch after."""
-        if self._solving is not None:
-            self._result_of(self._solving)  # something newer is asked for
-        selector = self.selector if epoch >= self._start_epoch else RandomSelector()
-        entry: dict[str, Any] = {
+        if self._pending is not None:
+            self._wait_for(self._pending)  # superseded, but its error is not lost
+            self._pending = None
+        selector = self.selector
+        if selector is not None and epoch < self._start_epoch:
+            selector = RandomSelector()
+        entry: Event = {
             "event": "selection",
             "epoch": epoch,
-            "in_force_from": epoch + background,
-            "selector": type(selector).__name__,
+            "active_from": epoch + background,
+            "selector": _name(selector),
+            "num_recycled": 0,
         }
         begin = time.perf_counter()
-        solve = self._prepared(selector, epoch, entry)
+        solve = self._probe(selector, epoch, entry)
         entry["probe_seconds"] = time.perf_counter() - begin
 
-        def timed() -> Selection:
+        def run() -> Selection:
             begin = time.perf_counter()
             try:
-                found = solve()
+                selection = solve()
             except Exception as error:
-                error.add_note(f"Raised while {type(selector).__name__} selected, epoch {epoch}.")
+                error.add_note(f"Raised while {_name(selector)} selected, epoch {epoch}.")
                 raise
             entry["solve_seconds"] = time.perf_counter() - begin
-            if not isinstance(found, Selection):
-                raise TypeError(
-                    f"selector must return a Selection, got {type(found).__name__} from "
-                    f"{type(selector).__name__}."
-                )
-            return found
+            _describe(selection, entry)
+            return selection
 
         if background:
             thread = ThreadPoolExecutor(1, thread_name_prefix="augsubset-select")
-            self._solving = _Solving(epoch, thread.submit(timed), entry)
+            self._pending = _Pending(epoch, thread.submit(run), entry)
             thread.shutdown(wait=False)
-        else:
-            self._put_in_force(timed(), entry)
-        self._selected_period = self._period(epoch)
+            return
+        selection = run()
+        yield NewSelection(selection, entry)
+        self._has_selected = True
 
-    def _prepared(
-        self, selector: Selector, epoch: int, entry: dict[str, Any]
+    def _probe(
+        self, selector: Selector | None, epoch: int, entry: Event
     ) -> Callable[[], Selection]:
-        """Probe, and return what is left to do."""
+        """Measure gradients where the selector needs them, and return what is left to do."""
         ranks, n = self._ranks, self._num_examples
         arguments: dict[str, Any] = {"budget": self._budget, "seed": self._seed, "epoch": epoch}
-        entry["num_recycled"] = 0
+        if selector is None:
+            everything = torch.arange(n)
+            return lambda: Selection.equally_weighted(everything, n, epoch=epoch)
         if not selector.needs_gradients:
             gradients = LastLayerGradients.unprobed(n)
-            if ranks is None:
-                return lambda: selector.select(gradients, **arguments)
-            return lambda: _agreed(ranks, lambda: selector.select(gradients, **arguments))
+        elif ranks is None:
+            gradients, entry["num_recycled"] = self._prober.measure()
+        else:
+            indices = self._choose_shard(ranks)
+            with ranks.phase("probing its shard"):
+                shard, entry["num_recycled"] = self._prober.measure(indices)
+            together = getattr(selector, "select_on_ranks", None)
+            if together is not None:
+                return lambda: together(
+                    lambda: shard, group=ranks.group, timeout=self._timeout, **arguments
+                )
+            gradients = LastLayerGradients.merged(ranks.gather(shard))
         if ranks is None:
-            gradients, entry["num_recycled"] = self._probe(None)
             return lambda: selector.select(gradients, **arguments)
-        indices = self._shard(ranks)
-        with ranks.phase("probing its shard"):
-            shard, entry["num_recycled"] = self._probe(indices)
-        together = getattr(selector, "select_on_ranks", None)
-        if together is not None:
-            return lambda: together(
-                lambda: shard, group=ranks.group, timeout=self._timeout, **arguments
-            )
-        gradients = LastLayerGradients.merged(ranks.gather(shard))
-        return lambda: _agreed(ranks, lambda: selector.select(gradients, **arguments))
+        return lambda: _select_on_each(ranks, lambda: selector.select(gradients, **arguments))
 
-    def _shard(self, ranks: Ranks) -> Tensor:
+    def _choose_shard(self, ranks: Ranks) -> Tensor:
         """Return the examples that this rank measures."""
-        if self._recorded is None:
+        ages = self._prober.recorded_ages()
+        if ages is None:
             return torch.arange(ranks.rank, self._num_examples, ranks.world_size)
-        return dealt(ranks.gather(self._recorded()), ranks.rank)
+        return assign_to_rank(ranks.gather(ages), ranks.rank)
 
-    def _result_of(self, solving: _Solving) -> Selection:
-        """Wait for a thread's selection; after an error the next epoch selects anew."""
-        self._solving = None
+    def _wait_for(self, pending: _Pending) -> Selection:
+        """Return a thread's selection; after an error the next epoch selects anew."""
         try:
-            return solving.selection.result()
+            return pending.solution.result()
         except BaseException:
-            self._selected_period = None
+            self._pending = self._selected_period = None
             raise
-
-    def _put_in_force(self, selection: Selection, entry: dict[str, Any]) -> None:
-        if len(selection) > self._budget:
-            raise ValueError(
-                f"selection must hold at most budget={self._budget} examples, got "
-                f"{len(selection)}. The length of an epoch is fixed."
-            )
-        if int(selection.indices.max()) >= self._num_examples:
-            raise ValueError(
-                f"selection must hold dataset indices below {self._num_examples}, got "
-                f"{int(selection.indices.max())} from {entry['selector']}. Its indices are "
-                "gradients.indices of the rows it chose."
-            )
-        self.latest = selection
-        entry["num_selected"] = len(selection)
-        entry["effective_sample_size"] = selection.effective_sample_size
-        entry["digest"] = selection.digest
-        if selection.certificate is not None:
-            entry.update(vars(selection.certificate))
-        self._record(entry, selection)
 
     # Resuming.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule would need to go on; waits for a thread that solves."""
-        solved = None
-        if self._solving is not None:
-            solved = {
-                "epoch": self._solving.epoch,
-                "selection": pack_selection(self._solving.selection.result()),
-                "entry": dict(self._solving.entry),
-            }
+        """Return what the schedule needs to go on; waits for a solve in the background."""
+        pending = self._pending
         return {
+            "has_selected": self._has_selected,
             "selected_period": self._selected_period,
-            "latest": pack_selection(self.latest),
-            "solved": solved,
+            "pending": None
+            if pending is None
+            else {
+                "epoch": pending.epoch,
+                "selection": pack_selection(pending.solution.result()),
+                "entry": dict(pending.entry),
+            },
         }
 
-    def checked(self, state: Any) -> dict[str, Any]:
-        """Return a saved state as it will be taken over, or refuse it; nothing is changed."""
-        check_state("state_dict", state, ("selected_period", "latest", "solved"))
-        solved = None
-        if state["solved"] is not None:
-            check_state("state_dict", state["solved"], ("epoch", "selection", "entry"))
+    def check_state(self, state: Any) -> dict[str, Any]:
+        """Return what :meth:`restore` takes of a saved state, or raise if it does not fit."""
+        check_state("state_dict", state, ("has_selected", "selected_period", "pending"))
+        pending = None
+        if state["pending"] is not None:
+            check_state("state_dict", state["pending"], ("epoch", "selection", "entry"))
             done: Future[Selection] = Future()
-            found = unpack_selection(state["solved"]["selection"], self._num_examples)
-            assert found is not None
-            done.set_result(found)
-            solved = _Solving(state["solved"]["epoch"], done, dict(state["solved"]["entry"]))
+            selection = unpack_selection(state["pending"]["selection"], self._num_examples)
+            assert selection is not None
+            done.set_result(selection)
+            pending = _Pending(state["pending"]["epoch"], done, dict(state["pending"]["entry"]))
         return {
+            "_has_selected": bool(state["has_selected"]),
             "_selected_period": state["selected_period"],
-            "latest": unpack_selection(state["latest"], self._num_examples),
-            "_solving": solved,
+            "_pending": pending,
         }
 
-    def take(self, checked: Mapping[str, Any]) -> None:
-        """Take over what :meth:`checked` returned."""
+    def restore(self, checked: Mapping[str, Any]) -> None:
+        """Take over what :meth:`check_state` returned."""
         for name, value in checked.items():
             setattr(self, name, value)
 
@@ -263,10 +264,10 @@ def pack_selection(selection: Selection | None) -> dict[str, Any] | None:
 
 
 def unpack_selection(state: Any, num_examples: int) -> Selection | None:
-    """Return the selection again, or refuse what is none or of another dataset.
+    """Return a packed selection, or raise if it is damaged or of another dataset.
 
     Raises:
-        ValueError: If something is missing or the digest does not fit.
+        ValueError: If something is missing, the digest does not match, or the dataset's length.
     """
     if state is None:
         return None
@@ -291,14 +292,32 @@ def unpack_selection(state: Any, num_examples: int) -> Selection | None:
     return selection
 
 
-def _agreed(ranks: Ranks, select: Callable[[], Selection]) -> Selection:
-    """Return what each rank selected by itself, or raise on all where they differ or one fails."""
+def _name(selector: Selector | None) -> str:
+    return "everything" if selector is None else type(selector).__name__
+
+
+def _describe(selection: Any, entry: Event) -> None:
+    """Add a selection's figures to its entry in the history."""
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"selector must return a Selection, got {type(selection).__name__} from "
+            f"{entry['selector']}."
+        )
+    entry["num_selected"] = len(selection)
+    entry["digest"] = selection.digest
+    entry["effective_sample_size"] = selection.effective_sample_size
+    if selection.certificate is not None:
+        entry.update(vars(selection.certificate))
+
+
+def _select_on_each(ranks: Ranks, select: Callable[[], Selection]) -> Selection:
+    """Return what every rank selected by itself; raise on all if they differ or one fails."""
     with ranks.phase("selecting"):
         selection = select()
     digests = ranks.gather(selection.digest)
     if len(set(digests)) > 1:
         raise AugsubsetError(
-            f"ranks must agree on the selection, got digests {digests}. A rule must be a function "
-            "of its arguments alone."
+            f"ranks must agree on the selection, got digests {digests}. A selector must be a "
+            "function of its arguments alone."
         )
     return selection

@@ -37,7 +37,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS, kernels_cpu, policies
 from augsubset.augment.engine import Engine
-from augsubset.augment.params import Place
+from augsubset.augment.params import PrepareContext
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
 from benchmarks.measuring import Figure, in_turn, summary, times
@@ -126,10 +126,10 @@ def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]
     """Return the part of a policy's call that decides what each row gets."""
 
     def draw() -> Any:
-        held = rows.held(policy.every)
-        draws = policies.uniforms(held, policy.num_ops * 6, policy.stream)
-        drawn = policy.drawn(draws.reshape(len(rows), policy.num_ops, 6))
-        return policy._engine._params(drawn, *x.shape[-2:])
+        held = rows.round_epochs(policy.every)
+        draws = policies.draw_uniforms(held, policy.num_ops * 6, policy.stream)
+        drawn = policy._decode(draws)
+        return policy._engine._compute_params(drawn, *x.shape[-2:])
 
     return draw
 
@@ -236,8 +236,8 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
     found = {}
     for name, peer in peers.items():
         op = OPS[name]
-        place = Place(np.zeros((rows, 2), np.float32), *x.shape[-2:])
-        params = torch.from_numpy(op.parameters(np.full(rows, op.high, np.float32), place))
+        context = PrepareContext(np.zeros((rows, 2), np.float32), *x.shape[-2:])
+        params = torch.from_numpy(op.compute_params(np.full(rows, op.high, np.float32), context))
         calls: dict[str, Callable[[], Any]] = {
             "bytes": partial(op.run, x, params),
             "floats": partial(op.run, floats, params),
@@ -267,7 +267,7 @@ def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dic
         RandomOps.paper(),
         selector=RandomSelector(),
     )
-    deliver = partial(loader._delivery.strongly_augmented, in_place=True)
+    deliver = partial(loader.pipeline.augment_copies, in_place=True)
     counts: dict[str, int] = {}
     of_share: dict[str, RowKeys] = {}
     for share in (0.0, 0.1, 1.0):

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from augsubset import CropFlip, GradientProbe, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset import (
+    CropFlip,
+    GradientProbe,
+    LoaderOptions,
+    RandomOps,
+    RowKeys,
+    SubsetAugmentLoader,
+    doctor,
+)
 from augsubset.utils.checks import check_choice
 from augsubset.utils.rng import forked_rng
 from benchmarks.datasets import FolderData, ImageData, load_data
@@ -86,18 +94,18 @@ class Cell:
         passes: Run as many steps as ``epochs`` epochs of so many times n rows have: what makes arms
             of different epoch lengths equal in steps.
         seconds: Run for so long instead.
-        rule: A name of :data:`~benchmarks.rules.RULES`, or ``package.module:Class``.
+        rule: A name of :data:`~benchmarks.rules.RULES`, ``package.module:Class``, or "all".
         rule_options: Its arguments.
         fraction: Share that is selected; 1 for "all".
         copies: Augmented copies of each selected example.
         every: Epochs between selections.
         start_epoch: First epoch that the rule selects in; random before.
         strong: What is done to copies.
-        raw: Which originals take part: "all", "unselected" (in place), "selected", "none".
+        originals: Which take part: "all", "unselected" (in place), "selected", "none".
         weights: See ``SubsetAugmentLoader``.
-        max_weight: Likewise.
+        max_weight: Of a coreset; see ``CoresetSelector``.
         kind: Of the gradients.
-        recycle: See ``SubsetAugmentLoader``.
+        recycle: See ``LoaderOptions``.
         base: Crop and flip: "fresh" each time, "frozen" for ``base_every`` epochs, or "none".
         base_every: How long a frozen base stays.
         init: A file of weights to start from, of a network with another last layer.
@@ -138,8 +146,8 @@ class Cell:
     every: int = 20
     start_epoch: int = 0
     strong: str = "paper"
-    raw: str = "all"
-    weights: str = "paper"
+    originals: str = "all"
+    weights: str = "uniform"
     max_weight: float | None = None
     kind: str = "logits"
     recycle: int | None = None
@@ -167,13 +175,20 @@ class Cell:
             raise ValueError(f'fraction must be 1 for rule="all", got {self.fraction}.')
         if self.graphed and self.device == "cpu":
             raise ValueError('graphed must be False on device="cpu": CUDA graphs need a GPU.')
-        make_rule(self.rule, self.rule_options)
+        self.make_rule()
         self.make_shadows()
 
     @property
     def is_observed(self) -> bool:
         """Whether there is something to observe, and it is."""
         return self.observe and self.rule != "all"
+
+    def make_rule(self) -> Any:
+        """Return the rule; ``None`` for "all"."""
+        if self.rule == "all":
+            return None
+        capped = {} if self.max_weight is None else {"max_weight": self.max_weight}
+        return make_rule(self.rule, {**self.rule_options, **capped})
 
     def make_shadows(self) -> dict[str, tuple[Any, float]]:
         """Return the rules to compare, by name."""
@@ -205,8 +220,8 @@ class Cell:
 
         A field that is added later, with what was done before for its default, changes no name.
         """
-        plain = vars(Cell(arm=self.arm, seed=self.seed))
-        given = {key: value for key, value in vars(self).items() if value != plain[key]}
+        plain = as_recorded(Cell(arm=self.arm, seed=self.seed, weights="cluster"))
+        given = {key: value for key, value in as_recorded(self).items() if value != plain[key]}
         text = json.dumps(given, sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-")
         return f"{slug}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -230,6 +245,23 @@ class Cell:
         )
 
 
+# The records that there are call ``originals`` "raw" and the weights "cluster" "paper", then the
+# default: their cells are read in today's words, and files are named after theirs.
+
+
+def as_recorded(cell: Cell) -> dict[str, Any]:
+    """Return a cell's values in the words that names of records are made of."""
+    values = dict(vars(cell))
+    values["raw"] = values.pop("originals")
+    return {**values, "weights": {"cluster": "paper"}.get(cell.weights, cell.weights)}
+
+
+def from_record(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a record's cell in today's words."""
+    values = {{"raw": "originals"}.get(name, name): value for name, value in values.items()}
+    return {**values, "weights": "cluster"} if values.get("weights") == "paper" else values
+
+
 def data_of(cell: Cell, root: str | Path | None) -> Data:
     """Return the cell's data, which lies at ``root``."""
     data: Data = load_data(cell.data, root)
@@ -246,8 +278,8 @@ def data_of(cell: Cell, root: str | Path | None) -> Data:
     return data
 
 
-def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recorded]:
-    """Return what a cell trains, on what, and the record of what its rule selects."""
+def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recorded | None]:
+    """Return what a cell trains, on what, and the record of what its rule, if any, selects."""
     torch.set_num_threads(cell.threads)
     model = build_model(cell.model, data, cell.seed)
     if cell.init is not None:
@@ -255,9 +287,9 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
     model = model.to(cell.device)
     if cell.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rule = Recorded(
-        make_rule(cell.rule, cell.rule_options), data, cell.is_observed, cell.make_shadows()
-    )
+    rule = cell.make_rule()
+    if rule is not None:
+        rule = Recorded(rule, data, cell.is_observed, cell.make_shadows())
     base = None
     if cell.base != "none":
         base = CropFlip(4, every=cell.base_every if cell.base == "frozen" else 1)
@@ -274,18 +306,19 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
         fraction=cell.fraction,
         copies=cell.copies,
         every=cell.every,
-        start_epoch=cell.start_epoch,
         selector=rule,
-        raw=cell.raw,  # type: ignore[arg-type]
+        originals=cell.originals,  # type: ignore[arg-type]
         weights=cell.weights,  # type: ignore[arg-type]
-        max_weight=cell.max_weight,
         base=base,
         normalize=data.mean_std,
         probe=GradientProbe(model, kind=cell.kind),  # type: ignore[arg-type]
-        recycle=cell.recycle,
         seed=cell.seed,
-        channels_last=cell.channels_last,
-        resident=cell.resident,
+        options=LoaderOptions(
+            start_epoch=cell.start_epoch,
+            recycle=cell.recycle,
+            channels_last=cell.channels_last,
+            resident=cell.resident,
+        ),
     )
     return model, loader, rule
 
@@ -334,7 +367,7 @@ def run_cell(
         "cell": asdict(cell),
         "environment": found,
         "result": asdict(result),
-        "dynamics": rule.record(),
+        "dynamics": {"selections": []} if rule is None else rule.record(),
     }
 
 
@@ -358,11 +391,12 @@ class Costs:
             return cell.seconds
         n, k = num_examples, cell.fraction * num_examples
         copies = k * cell.copies
-        originals = {"all": n, "unselected": n - k, "selected": k, "none": 0.0}[cell.raw]
+        originals = {"all": n, "unselected": n - k, "selected": k, "none": 0.0}[cell.originals]
         plan = cell.plan(num_examples)
         steps = -(-(originals + copies) // cell.batch_size)
         epochs = plan.epochs if plan.steps is None else plan.steps / steps
-        probed = cell.is_observed or make_rule(cell.rule, cell.rule_options).needs_gradients
+        rule = cell.make_rule()
+        probed = cell.is_observed or (rule is not None and rule.needs_gradients)
         an_epoch = (originals + copies) * self.row + copies * self.copy * (cell.strong != "none")
         return epochs * (an_epoch + (self.selection / cell.every if probed else 0.0))
 
@@ -377,10 +411,10 @@ def costs_of(cell: Cell, data: Data, num_examples: int, steps: int = 2) -> Costs
         steps: Batches that the doctor measures.
     """
     cell = replace(
-        cell, rule="coreset", rule_options={}, fraction=0.1, copies=1, every=1, raw="all"
+        cell, rule="coreset", rule_options={}, fraction=0.1, copies=1, every=1, originals="all"
     )
     _, loader, _ = build(cell, data)
-    found = loader.doctor(steps)
+    found = doctor(loader, steps)
     n = len(data.y_train)
     return Costs(
         row=found.none.total / n,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from augsubset import (
+    BatchSpec,
     CropFlip,
+    LoaderOptions,
     RandomOps,
     SubsetAugmentLoader,
     load_checkpoint,
@@ -56,6 +58,8 @@ def train(
     *,
     save_every: int = 3,
     draws: bool = False,
+    background: bool = False,
+    recycle: int | None = None,
     **options: Any,
 ) -> None:
     """Train four epochs, from the checkpoint in the folder if there is one; log every row.
@@ -66,6 +70,8 @@ def train(
         workers: Of the DataLoader.
         save_every: Batches between checkpoints.
         draws: Whether items draw random transforms.
+        background: Likewise of the loader.
+        recycle: Likewise.
         options: Of the loader, beside those here.
     """
     torch.manual_seed(0)
@@ -81,9 +87,12 @@ def train(
         loader,
         model,
         RandomOps.paper(),
-        **{"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1), **options},
-        layout=layout,
-        return_index=True,
+        **{
+            **{"fraction": 0.2, "copies": 3, "every": 2, "base": CropFlip(1)},
+            **{"weights": "cluster", **options},
+        },
+        batch=BatchSpec(return_index=True),
+        options=LoaderOptions(layout=layout, background=background, recycle=recycle),
     )
     checkpoint = folder / "checkpoint"
     step = 0

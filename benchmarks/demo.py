@@ -20,7 +20,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import (
-    AllSelector,
     CoresetSelector,
     CropFlip,
     MaxLossSelector,
@@ -42,21 +41,19 @@ class Arm:
     """One way to train: which examples are augmented, and by which rule."""
 
     label: str
-    selector: Callable[[], Any]
+    selector: Callable[[], Any] | None = None  # everything
     augmented: bool = True
     equal_steps: bool = False
 
 
 ARMS = {
-    "none": Arm("no strong augmentation", AllSelector, augmented=False),
-    "full": Arm("full augmentation", AllSelector),
+    "none": Arm("no strong augmentation", augmented=False),
+    "full": Arm("full augmentation"),
     "random": Arm("random subset", RandomSelector),
     "max-loss": Arm("max-loss subset", MaxLossSelector),
     "coreset": Arm("coreset", CoresetSelector),
     # The control that tells augmentation from training longer; not among the default five.
-    "none-steps": Arm(
-        "none, as many steps as full", AllSelector, augmented=False, equal_steps=True
-    ),
+    "none-steps": Arm("none, as many steps as full", augmented=False, equal_steps=True),
 }
 DEFAULT_ARMS = ("none", "full", "random", "max-loss", "coreset")
 
@@ -100,11 +97,11 @@ def run_arm(
         ),
         model,
         RandomOps.paper() if arm.augmented else unchanged,
-        fraction=setting.fraction,
+        fraction=1.0 if arm.selector is None else setting.fraction,
         copies=setting.copies if arm.augmented else 1,
         every=setting.every,
-        selector=arm.selector(),
-        raw="all" if arm.augmented else "none",
+        selector=None if arm.selector is None else arm.selector(),
+        originals="all" if arm.augmented else "none",
         base=CropFlip(4) if setting.base else None,
         normalize=data.mean_std,
         seed=seed,

@@ -38,7 +38,7 @@ from augsubset.diagnostics import (
     spectrum_change,
     summed_gradient,
 )
-from augsubset.normalization import PixelRange
+from augsubset.normalization import Normalization
 from augsubset.selection import Selector
 from benchmarks.datasets import ImageData, load_cifar10, load_digits_images
 from benchmarks.harness import TrainingPlan, environment, train, unchanged
@@ -123,18 +123,18 @@ class Look:
 
     def __init__(self, setting: Setting, model: nn.Module) -> None:
         self.setting, self.model = setting, model
-        self.pixels = PixelRange(setting.data.mean_std, None)
+        self.normalization = Normalization(setting.data.mean_std, None)
         self.x, self.y = setting.data.x_train, setting.data.y_train
 
     def spectra(self) -> dict[str, Any]:
         """Return the Jacobian's spectra, weakly and strongly augmented, for images of 3 classes."""
         rows = torch.nonzero(self.y < 3)[: self.setting.num_spectrum, 0]
-        original = self.pixels.to_model(self.x[rows])
+        original = self.normalization.to_model(self.x[rows])
         found: dict[str, Any] = {}
         for strength, num_ops in STRENGTHS.items():
             augmented = RandomOps(num_ops=num_ops)(self.x[rows], RowKeys(0, 0, rows, 1))
             change = spectrum_change(
-                self.model, original, self.pixels.to_model(augmented), max_elements=1 << 30
+                self.model, original, self.normalization.to_model(augmented), max_elements=1 << 30
             )
             before = change.original.singular_values
             after = change.augmented.singular_values
@@ -151,7 +151,7 @@ class Look:
     def fidelity(self) -> dict[str, float]:
         """Return the rank correlation of distances, by what is probed."""
         some = slice(0, self.setting.num_fidelity)
-        x, y = self.pixels.to_model(self.x[some]), self.y[some]
+        x, y = self.normalization.to_model(self.x[some]), self.y[some]
         full = full_gradients(self.model, x, y)
         probes = {
             "logits": GradientProbe(self.model),
@@ -166,9 +166,9 @@ class Look:
     def alignments(self, epoch: int) -> dict[str, dict[str, float]]:
         """Return where each rule's gradient points beside that of all, augmented and not."""
         n = len(self.y)
-        x = self.pixels.to_model(self.x)
+        x = self.normalization.to_model(self.x)
         copies = RandomOps.paper()(self.x, RowKeys(0, epoch, torch.arange(n), 1))
-        augmented = self.pixels.to_model(copies)
+        augmented = self.normalization.to_model(copies)
         gradients = GradientProbe(self.model).scan(TensorDataset(x, self.y))
         whole = [summed_gradient(self.model, images, self.y) for images in (x, augmented)]
         return {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import augsubset
 from augsubset import RowKeys, SubsetAugmentLoader, weighted_loss
-from augsubset.normalization import PixelRange
+from augsubset.normalization import Normalization
 from benchmarks.datasets import FolderData, ImageData, tail_classes
 
 __all__ = [
@@ -97,7 +97,7 @@ class RunResult:
         augmented: Rows among them that were augmented copies.
         seconds: By bucket.
         evaluated_at: Steps done at each evaluation.
-        losses: Mean weighted training loss of each epoch.
+        losses: Mean training loss of each epoch, weighted where rows have weights.
         balanced_accuracy: At the end: the mean over the classes of the accuracy in each.
         tail_accuracy: Likewise, over the tail of the training data; ``None`` where it has none.
         epoch_seconds: Those of each epoch, by bucket.
@@ -159,7 +159,7 @@ def train(
         model.train()
         total, begin = torch.zeros((), device=device), time.perf_counter()
         batches, first = iter(loader), step
-        for x, y, w in batches:
+        for x, y, *weights in batches:
             # The rate of a step is that at its end: the first is not zero, the last is.
             spent = seconds + time.perf_counter() - begin
             share = plan.done(step + 1, len(loader), spent)
@@ -169,7 +169,8 @@ def train(
                 forward = graphed(model, x, narrow)
             with narrow():
                 logits = forward(x)
-            loss = weighted_loss(F.cross_entropy(logits.float(), y, reduction="none"), w)
+            losses_of_rows = F.cross_entropy(logits.float(), y, reduction="none")
+            loss = weighted_loss(losses_of_rows, *weights) if weights else losses_of_rows.mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -250,13 +251,13 @@ def evaluate(
     Shape:
         ``(C,)`` float64 on the CPU, NaN for a class without test images.
     """
-    pixels = PixelRange(data.mean_std, None)
+    normalization = Normalization(data.mean_std, None)
     device = next(model.parameters()).device
     model.eval()
     correct, count = torch.zeros(2, data.num_classes, device=device)
     for x, y in data.test_batches(batch_size):
         x, y = x.to(device), y.to(device)
-        hits = model(pixels.to_model(x)).argmax(1) == y
+        hits = model(normalization.to_model(x)).argmax(1) == y
         correct.index_add_(0, y, hits.float())
         count += torch.bincount(y, minlength=data.num_classes)
     return int(correct.sum()) / int(count.sum()), (correct / count).double().cpu()

@@ -31,16 +31,15 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from augsubset import (
-    AllSelector,
     CoresetSelector,
     GradientProbe,
+    LoaderOptions,
     MaxLossSelector,
     RandomOps,
     RandomSelector,
     Selection,
     SubsetAugmentLoader,
     WeightedCoresetSampler,
-    weighted_loss,
 )
 from benchmarks.crashes import kill_and_resume
 from benchmarks.datasets import ImageData, load_cifar10
@@ -195,13 +194,14 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
         persistent_workers=True,
     )
     arms: dict[str, SubsetAugmentLoader] = {}
-    for name, options in (
-        ("5%", {"fraction": 0.05, "selector": CoresetSelector()}),
-        ("10%", {"fraction": 0.1, "selector": CoresetSelector()}),
-        ("30%", {"fraction": 0.3, "selector": CoresetSelector()}),
-        ("100%", {"selector": AllSelector()}),
-        ("10% grouped", {"fraction": 0.1, "selector": CoresetSelector(), "layout": "grouped"}),
-        ("100% grouped", {"selector": AllSelector(), "layout": "grouped"}),
+    grouped = LoaderOptions(layout="grouped")
+    for name, fraction, options in (
+        ("5%", 0.05, None),
+        ("10%", 0.1, None),
+        ("30%", 0.3, None),
+        ("100%", 1.0, None),
+        ("10% grouped", 0.1, grouped),
+        ("100% grouped", 1.0, grouped),
     ):
         inner = DataLoader(
             Photos(data), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True
@@ -210,9 +210,10 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
             inner,
             linear(),
             RandomOps.paper(),
+            fraction=fraction,
             copies=COPIES,
             every=10**6,  # selections are made by hand, and timed apart
-            **options,
+            options=options,
         )
     calls: dict[str, Callable[[], Any]] = {"workers": lambda: consumed(everything)}
     for name, loader in arms.items():
@@ -252,9 +253,9 @@ def decodes(data: ImageData, quick: bool) -> list[Figure]:
             DataLoader(files, 50, shuffle=True),
             linear(num_features=3 * 224 * 224),
             unchanged,
+            fraction=1.0,
             copies=COPIES,
-            selector=AllSelector(),
-            layout=layout,  # type: ignore[arg-type]
+            options=LoaderOptions(layout=layout),  # type: ignore[arg-type]
         )
         files.decoded = 0
         consumed(loader)
@@ -304,7 +305,7 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
 
     def step(x: Tensor, y: Tensor) -> None:
-        loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), torch.ones(len(y)))
+        loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -313,8 +314,8 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
 
     def recorded() -> None:
         x, y = next(turns)
-        with probe.attached(len(images)) as harvest:
-            harvest.expect(torch.arange(len(y)), y)
+        with probe.attached(len(images)) as cache:
+            cache.expect(torch.arange(len(y)), y)
             step(x, y)
 
     # Step by step, so that what else the machine does falls on both alike.

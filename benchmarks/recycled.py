@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from augsubset import (
     CropFlip,
     GradientProbe,
+    LoaderOptions,
     RandomSelector,
     SubsetAugmentLoader,
     select_coreset,
-    weighted_loss,
 )
-from augsubset.normalization import PixelRange
+from augsubset.normalization import Normalization
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment, unchanged
 from benchmarks.models import build_model
@@ -41,8 +41,8 @@ def one_epoch(model: nn.Module, loader: SubsetAugmentLoader, lr: float) -> float
     """Train one epoch by SGD; return its seconds without selection."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
     model.train()
-    for x, y, w in loader:
-        loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -67,7 +67,7 @@ def compare(data: ImageData, epochs: int = 6, fraction: float = 0.1) -> dict[str
                 selector=RandomSelector(),
                 base=CropFlip(4),
                 normalize=data.mean_std,
-                recycle=recycle,
+                options=LoaderOptions(recycle=recycle),
             )
         )
     seconds: list[list[float]] = [[], []]
@@ -76,20 +76,19 @@ def compare(data: ImageData, epochs: int = 6, fraction: float = 0.1) -> dict[str
             taken.append(one_epoch(model, loader, 0.1 * (1 - epoch / epochs)))
 
     model, loader = models[1], loaders[1]
-    pixels = PixelRange(data.mean_std, None)
+    normalization = Normalization(data.mean_std, None)
     probe = GradientProbe(model)
     dataset = TensorDataset(data.x_train, data.y_train)
 
     def prepare(batch: Any) -> Any:
-        return pixels.to_model(batch[0]), batch[1]
+        return normalization.to_model(batch[0]), batch[1]
 
-    harvest = loader._harvest
-    assert harvest is not None
-    recorded = harvest.ages
+    cache = loader.prober._cache
+    recorded = cache.ages
     begin = time.perf_counter()
     true = probe.scan(dataset, prepare=prepare)
     scanned = time.perf_counter()
-    old = probe.scan(dataset, prepare=prepare, reuse=harvest, max_age=len(loader))
+    old = probe.scan(dataset, prepare=prepare, reuse=cache, max_age=len(loader))
     recycled = time.perf_counter()
     assert old.ages is not None
     selections = {

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import (
-    AllSelector,
-    CropFlip,
-    GradientProbe,
-    LastLayerGradients,
-    SubsetAugmentLoader,
-)
-from augsubset.normalization import PixelRange
+from augsubset import CropFlip, GradientProbe, LastLayerGradients, SubsetAugmentLoader
+from augsubset.normalization import Normalization
 from benchmarks.datasets import ImageData
 from benchmarks.harness import TrainingPlan, train, unchanged
 from benchmarks.models import build_model
@@ -39,9 +33,9 @@ def trained_network(data: ImageData, epochs: int = 1, seed: int = 0) -> nn.Modul
         DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=128, shuffle=True),
         model,
         unchanged,
+        fraction=1.0,
         copies=1,
-        selector=AllSelector(),
-        raw="none",
+        originals="none",
         base=CropFlip(4),
         normalize=data.mean_std,
         seed=seed,
@@ -52,14 +46,14 @@ def trained_network(data: ImageData, epochs: int = 1, seed: int = 0) -> nn.Modul
 
 def probed(model: nn.Module, data: ImageData) -> LastLayerGradients:
     """Return the network's residuals and its last layer's inputs, on all training images."""
-    pixels = PixelRange(data.mean_std, None)
+    normalization = Normalization(data.mean_std, None)
     inputs: list[Tensor] = []
     head = model.get_submodule("head")
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().cpu()))
     with hook:
         gradients = GradientProbe(model).scan(
             TensorDataset(data.x_train, data.y_train),
-            prepare=lambda batch: (pixels.to_model(batch[0]), batch[1]),
+            prepare=lambda batch: (normalization.to_model(batch[0]), batch[1]),
         )
     return replace(gradients, inputs=torch.cat(inputs))
 

@@ -16,7 +16,6 @@ import torch
 from scipy.optimize import nnls
 
 from augsubset import (
-    AllSelector,
     CoresetSelector,
     LastLayerGradients,
     MaxLossSelector,
@@ -24,8 +23,8 @@ from augsubset import (
     Selection,
     select_coreset,
 )
-from augsubset.selection.budget import sainte_lague_seats
-from augsubset.selection.coreset import class_members
+from augsubset.selection.budget import sainte_lague_order
+from augsubset.selection.coreset import group_by_class
 from augsubset.utils.checks import check_choice, check_int
 from augsubset.utils.rng import mix_seed
 from benchmarks.dynamics import gradient_norms, norm_of_sum
@@ -133,9 +132,9 @@ class GradientMatching:
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
         """Return ``budget`` examples."""
-        _, members = class_members(gradients)
+        _, members = group_by_class(gradients)
         sizes = np.array([len(m) for m in members])
-        seats = np.bincount(sainte_lague_seats(sizes, budget), minlength=len(sizes))
+        seats = np.bincount(sainte_lague_order(sizes, budget), minlength=len(sizes))
         rng = np.random.default_rng(mix_seed(seed, epoch))
         positions, weights = [], []
         for own, count in zip(members, seats, strict=True):
@@ -314,7 +313,6 @@ class AdaptiveBudget:
 
 
 RULES: dict[str, Callable[..., Any]] = {
-    "all": AllSelector,
     "random": RandomSelector,
     "max-loss": MaxLossSelector,
     "coreset": CoresetSelector,

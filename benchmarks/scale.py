@@ -126,14 +126,14 @@ def measured_costs(block: int) -> UnitCosts:
         rows = [Factors(rng.normal(size=(block, width)).astype(np.float32))]
         begin = time.process_time()
         for _ in range(3):
-            lazy_greedy(FacilityLocation(rows, "shifted").levels(memory), block // 10)
+            lazy_greedy(FacilityLocation(rows, "shifted").compute_levels(memory), block // 10)
         times[width] = (time.process_time() - begin) / 3 / block**2
     feature = (times[200] - times[10]) / 190
     rows = [Factors(rng.normal(size=(8192, 10)).astype(np.float32))]
     numbers = np.arange(8192)
     for _ in range(2):
         begin = time.process_time()
-        partition.PickIndex(rows, numbers, np.array([8192])).nearest(rows, 0)
+        partition.PickIndex(rows, numbers, np.array([8192])).find_nearest(rows, 0)
         visit = (time.process_time() - begin) / (2 * 8192**2) / 10  # its own group twice
     return UnitCosts(times[10] - 10 * feature, feature, visit)
 
@@ -211,7 +211,7 @@ def _count_bytes(received: list[int]) -> None:
 
 def _count_visits(visits: list[int]) -> None:
     """Count pairs of row and pick that the assignment compares."""
-    block = partition.SquaredDistances.block
+    block = partition.SquaredDistances.compute_block
 
     def counted(self: Any, rows: Any, first: int = 0, last: int | None = None) -> Any:
         found = block(self, rows, first, last)
@@ -219,7 +219,7 @@ def _count_visits(visits: list[int]) -> None:
             visits[0] += found.size
         return found
 
-    partition.SquaredDistances.block = counted  # type: ignore[method-assign]
+    partition.SquaredDistances.compute_block = counted  # type: ignore[method-assign]
 
 
 def simulate(job: Job) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from augsubset.utils.checkpoint import write_whole
-from benchmarks.cells import Cell, Costs, costs_of, data_of, run_cell
+from benchmarks.cells import Cell, Costs, costs_of, data_of, from_record, run_cell
 from benchmarks.datasets import FolderData, stand_in
 from benchmarks.harness import environment
 
@@ -121,7 +121,9 @@ def load_results(grid: Grid, folder: Path | None = None) -> dict[str, dict[int, 
     for cell in grid.cells:
         path = folder / f"{cell.name}.json"
         if path.is_file():
-            found.setdefault(cell.arm, {})[cell.seed] = json.loads(path.read_text())
+            record = json.loads(path.read_text())
+            record["cell"] = from_record(record["cell"])
+            found.setdefault(cell.arm, {})[cell.seed] = record
     return found
 
 

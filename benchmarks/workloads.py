@@ -197,7 +197,7 @@ def certificate_share(
     shares = []
     with ExitStack() as stack:
         stack.enter_context(_one_thread())
-        for part in ("_lower_bound", "_solution"):
+        for part in ("_bound_cost", "_build_solution"):
             stack.enter_context(patch.object(solver, part, timed(getattr(solver, part))))
         select_coreset(gradients, fraction=fraction)
         for _ in range(repeats):

@@ -37,11 +37,11 @@ nitpick_ignore_regex = [
 ]
 # Types in signatures that are nobody's to make.
 nitpick_ignore = [
-    ("py:class", "augsubset.augment.draws.Drawn"),
-    ("py:class", "augsubset.augment.params.Place"),
-    ("py:class", "augsubset.probe.logit_cache.Harvest"),
+    ("py:class", "augsubset.augment.draws.OpDraws"),
+    ("py:class", "augsubset.augment.params.PrepareContext"),
+    ("py:class", "augsubset.probe.logit_cache.LogitCache"),
     ("py:class", "augsubset.selection.distances.Factors"),
-    ("py:class", "augsubset.probe.probe.Measured"),
+    ("py:class", "augsubset.probe.batch_gradients.BatchGradients"),
     ("py:class", "augsubset.sampling.keys.Keys"),
 ]
 

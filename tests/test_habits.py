@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from augsubset import AugsubsetError, RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import AugsubsetError, LoaderOptions, RandomOps, SubsetAugmentLoader
 
 N = 40
 X = torch.randint(
@@ -46,8 +46,8 @@ def test_a_per_step_schedule_built_from_len_ends_with_the_last_step():
         optimizer, 1.0, epochs=3, steps_per_epoch=len(loader)
     )
     for _ in range(3):
-        for x, y, w in loader:
-            weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w).backward()
+        for x, y in loader:
+            F.cross_entropy(model(x), y).backward()
             optimizer.step()
             scheduler.step()  # raises when there is one step too many
     assert scheduler.last_epoch == 3 * len(loader)
@@ -56,8 +56,8 @@ def test_a_per_step_schedule_built_from_len_ends_with_the_last_step():
 def test_gradient_accumulation_sees_every_batch():
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     seen = 0
-    for number, (x, y, w) in enumerate(make(model), 1):
-        (weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w) / 2).backward()
+    for number, (x, y) in enumerate(make(model), 1):
+        (F.cross_entropy(model(x), y) / 2).backward()
         seen += len(x)
         if number % 2 == 0:
             model.zero_grad()
@@ -66,9 +66,9 @@ def test_gradient_accumulation_sees_every_batch():
 
 def test_gradient_accumulation_records_every_original_for_recycling():
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = make(model, every=1, recycle=1)
-    for number, (x, y, w) in enumerate(loader, 1):
-        (weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w) / 2).backward()
+    loader = make(model, every=1, options=LoaderOptions(recycle=1))
+    for number, (x, y) in enumerate(loader, 1):
+        (F.cross_entropy(model(x), y) / 2).backward()
         if number % 2 == 0:
             model.zero_grad()
     next(iter(loader))
@@ -85,7 +85,7 @@ def test_evaluation_in_between_does_not_disturb_the_epoch():
     def run(evaluates):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3), nn.Dropout(0.5))
-        loader, batches = make(model, recycle=1), []
+        loader, batches = make(model, options=LoaderOptions(recycle=1)), []
         for batch in loader:
             batches.append(batch)
             if evaluates:
@@ -109,8 +109,8 @@ def test_two_loaders_run_side_by_side():
 def test_two_loaders_that_record_one_model_take_turns():
     """Side by side either would take the other's pass for its own."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    first, second = make(model, recycle=1), make(model, seed=1, recycle=1)
-    wrapped = make(nn.Sequential(model), recycle=1)
+    first, second = make(model, options=LoaderOptions(recycle=1)), make(model, seed=1, options=LoaderOptions(recycle=1))
+    wrapped = make(nn.Sequential(model), options=LoaderOptions(recycle=1))
     running = iter(first)
     next(running)
     for other in (second, wrapped):
@@ -127,11 +127,11 @@ def test_a_loader_that_is_let_go_is_freed_at_once(num_workers):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     plain = DataLoader(data, batch_size=8, shuffle=True, **workers)
-    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), every=1, recycle=1)
+    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), every=1, options=LoaderOptions(recycle=1))
     gc.collect()
     gc.disable()
     try:
-        for x, _, _ in loader:
+        for x, _ in loader:
             model(x)
         next(iter(loader))
         gone = [weakref.ref(each) for each in (loader, data)]
@@ -169,7 +169,7 @@ def test_pickling_is_refused_and_says_what_to_save(copied):
 
 def test_a_model_moved_to_another_device_later_is_followed():
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = make(model, every=100, resident=True, policy=lambda x, rows: x)
+    loader = make(model, every=100, policy=lambda x, rows: x, options=LoaderOptions(resident=True))
     list(loader)
     model.to("meta")  # any other device will do: nothing is computed on it
     assert {part.device.type for batch in loader for part in batch} == {"meta"}
@@ -206,5 +206,5 @@ def test_nested_iteration_is_refused():
     loader = make()
     outer = iter(loader)
     next(outer)
-    with pytest.raises(AugsubsetError, match="each one is an epoch of its own"):
+    with pytest.raises(AugsubsetError, match="each iterator is an epoch of its own"):
         next(iter(loader))

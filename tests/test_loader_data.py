@@ -10,15 +10,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from augsubset import (
-    AllSelector,
+    BatchSpec,
     CropFlip,
     GradientProbe,
     KorniaModule,
+    LoaderOptions,
     RandomOps,
     RandomSelector,
     SubsetAugmentLoader,
     select_coreset,
-    weighted_loss,
 )
 
 N = 40
@@ -78,8 +78,8 @@ REFERENCE = TensorDataset(X, Y)
     ],
 )
 def test_whole_batches_keep_their_structure_and_hold_the_same_values(item, names, get):
-    expected = list(make(REFERENCE))
-    loader = make(Items(item), whole=True, **names)
+    expected = list(make(REFERENCE, weights="cluster"))
+    loader = make(Items(item), weights="cluster", batch=BatchSpec(**names, whole=True))
     kinds = set()
     for (batch, w), (x, y, same_w) in zip(loader, expected, strict=True):
         kinds.add(type(batch))
@@ -88,31 +88,29 @@ def test_whole_batches_keep_their_structure_and_hold_the_same_values(item, names
         assert torch.equal(ours[1], y)
         assert torch.equal(w, same_w)
     assert kinds == {type(default_collate([item(0), item(1)]))}
-    parts = make(Items(item), **names)
+    parts = make(Items(item), weights="cluster", batch=BatchSpec(**names))
     for ours, theirs in zip(parts, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_mode_sample_yields_the_users_own_batches():
-    loader = make(Items(lambda i: {"x": X[i], "y": int(Y[i])}), mode="sample", whole=True)
-    for batch in loader:
+@pytest.mark.parametrize("weights", ["uniform", "resample"])
+def test_whole_batches_without_weights_are_the_users_own(weights):
+    data = Items(lambda i: {"x": X[i], "y": int(Y[i])})
+    for batch in make(data, weights=weights, batch=BatchSpec(whole=True)):
         assert set(batch) == {"x", "y"}
         assert len(batch["x"]) == len(batch["y"])
-    for batch in make(REFERENCE, mode="sample"):
-        x, y = batch
-        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
 
 
 def test_return_index_names_each_row():
     for loader in (
-        make(REFERENCE, return_index=True),
-        make(REFERENCE, return_index=True, whole=True),
+        make(REFERENCE, batch=BatchSpec(return_index=True)),
+        make(REFERENCE, batch=BatchSpec(return_index=True, whole=True)),
     ):
         for *_, index in loader:
             assert index.dtype == torch.int64
     seen = torch.zeros(N)
     blacken = lambda x, rows: torch.zeros_like(x)  # noqa: E731
-    for x, y, _, index in make(REFERENCE, blacken, return_index=True):
+    for x, y, index in make(REFERENCE, blacken, batch=BatchSpec(return_index=True)):
         original = x.flatten(1).sum(1) > 0
         assert torch.equal(x[original], X[index[original]].float() / 255)
         assert torch.equal(y, Y[index])
@@ -134,9 +132,11 @@ def test_masks_are_transformed_with_the_images():
             1
         ),
     )
-    loader = make(TensorDataset(X, masks), flip, others=[1], probe=probe, return_index=True)
+    loader = make(
+        TensorDataset(X, masks), flip, probe=probe, batch=BatchSpec(others=[1], return_index=True)
+    )
     flipped = 0
-    for x, mask, _, index in loader:
+    for x, mask, index in loader:
         for image, its_mask, i in zip(x, mask, index.tolist(), strict=True):
             original = X[i].float() / 255
             turned = not torch.equal(image, original)
@@ -158,10 +158,14 @@ def test_ragged_boxes_travel_with_their_images():
 
     data = Items(lambda i: (X[i], boxes[i]))
     loader = make(
-        data, shift, collate_fn=collate, others=[1], selector=RandomSelector(), return_index=True
+        data,
+        shift,
+        collate_fn=collate,
+        selector=RandomSelector(),
+        batch=BatchSpec(others=[1], return_index=True),
     )
     shifted = 0
-    for _, targets, _, index in loader:
+    for _, targets, index in loader:
         for target, i in zip(targets, index.tolist(), strict=True):
             moved = bool((target["boxes"] >= 100).all())
             assert torch.equal(target["boxes"], boxes[i] + 100 * moved)
@@ -171,12 +175,16 @@ def test_ragged_boxes_travel_with_their_images():
 
 def test_a_policy_that_loses_what_goes_along_is_refused():
     loader = make(
-        REFERENCE, lambda x, rows, y: x, others=[1], selector=RandomSelector(), raw="none"
+        REFERENCE,
+        lambda x, rows, y: x,
+        selector=RandomSelector(),
+        originals="none",
+        batch=BatchSpec(others=[1]),
     )
     with pytest.raises(ValueError, match="augment must return the 2 parts it got"):
         list(loader)
     with pytest.raises(TypeError, match="does not take two arguments and 1 others"):
-        make(REFERENCE, lambda x, rows: x, others=[1])
+        make(REFERENCE, lambda x, rows: x, batch=BatchSpec(others=[1]))
 
 
 # Other inputs.
@@ -189,8 +197,8 @@ def test_text_is_augmented_by_a_plain_callable():
     def blank(ids, rows):
         return torch.zeros_like(ids)
 
-    loader = make(TensorDataset(ids, Y), blank, model=model, return_index=True)
-    for x, _, _, index in loader:
+    loader = make(TensorDataset(ids, Y), blank, model=model, batch=BatchSpec(return_index=True))
+    for x, _, index in loader:
         assert x.dtype == torch.int64
         original = (x > 0).all(1)
         assert torch.equal(x[original], ids[index[original]])
@@ -219,12 +227,11 @@ def test_several_inputs_reach_model_and_policy_as_a_dict():
         data,
         hide,
         model=model,
-        inputs=["input_ids", "attention_mask"],
         probe=GradientProbe(model, forward=lambda model, x: model(**x)),
-        whole=True,
+        batch=BatchSpec(inputs=["input_ids", "attention_mask"], whole=True),
     )
     hidden = 0
-    for batch, _ in loader:
+    for batch in loader:
         model(batch["input_ids"], batch["attention_mask"])
         hidden += int((batch["attention_mask"] == 0).all(1).sum())
     assert hidden == 2 * len(loader.selection) == 16
@@ -233,8 +240,8 @@ def test_several_inputs_reach_model_and_policy_as_a_dict():
 def test_tabular_floats_may_be_anything():
     table = torch.randn(N, 7, generator=GENERATOR) * 100
     model = nn.Linear(7, 3)
-    loader = make(TensorDataset(table, Y), lambda x, rows: x + 1, model=model, raw="none")
-    for x, _, _ in loader:
+    loader = make(TensorDataset(table, Y), lambda x, rows: x + 1, model=model, originals="none")
+    for x, _ in loader:
         assert x.shape[1] == 7
         assert all(bool((table + 1 == row).all(1).any()) for row in x)
 
@@ -281,7 +288,7 @@ def test_per_pixel_outputs_go_through_forward_and_loss():
         ).mean((1, 2)),
     )
     loader = make(TensorDataset(X, masks), model=model, probe=probe)
-    for _, mask, _ in loader:
+    for _, mask in loader:
         assert mask.shape[1:] == (6, 6)
     assert len(loader.selection) == 8
 
@@ -294,7 +301,7 @@ def test_targets_that_cross_entropy_does_not_know_are_refused_with_the_reason(ta
 
 def test_class_labels_beside_a_regression_of_another_width_are_refused():
     model = make_model(outputs=2)
-    with pytest.raises(ValueError, match=r"labels must be one value an output \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"labels must be one value per model output \(2, 2\)"):
         make(TensorDataset(X, torch.rand(N)), model=model, probe=GradientProbe(model, loss="mse"))
 
 
@@ -302,10 +309,18 @@ def test_class_labels_beside_a_regression_of_another_width_are_refused():
 
 
 @pytest.mark.parametrize("layout", ["mixed", "grouped"])
-@pytest.mark.parametrize("mode", ["weight", "sample"])
-def test_resident_data_gives_the_same_batches(layout, mode):
-    options = {"layout": layout, "mode": mode, "base": CropFlip(1), "every": 1}
-    ours, theirs = (make(REFERENCE, resident=resident, **options) for resident in (True, False))
+@pytest.mark.parametrize("weights", ["uniform", "cluster", "resample"])
+def test_resident_data_gives_the_same_batches(layout, weights):
+    ours, theirs = (
+        make(
+            REFERENCE,
+            weights=weights,
+            base=CropFlip(1),
+            every=1,
+            options=LoaderOptions(resident=resident, layout=layout),
+        )
+        for resident in (True, False)
+    )
     for _ in range(2):
         for batch, other in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
@@ -313,7 +328,7 @@ def test_resident_data_gives_the_same_batches(layout, mode):
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_tensors_are_gathered_and_never_fetched_one_by_one(monkeypatch, resident):
-    loader = make(REFERENCE, resident=resident)
+    loader = make(REFERENCE, options=LoaderOptions(resident=resident))
     monkeypatch.setattr(TensorDataset, "__getitem__", lambda *_: pytest.fail("fetched an item"))
     list(loader)
 
@@ -323,7 +338,12 @@ def test_tensors_gathered_at_once_are_what_their_items_would_be():
         """A subclass may do anything in __getitem__, so its items are fetched."""
 
     three = (X, Y, torch.rand(N, 2, generator=GENERATOR))
-    options = {"inputs": 0, "labels": 1, "whole": True, "copies": 3, "layout": "grouped"}
+    options = {
+        "batch": BatchSpec(inputs=0, labels=1, whole=True),
+        "copies": 3,
+        "weights": "cluster",
+        "options": LoaderOptions(layout="grouped"),
+    }
     for ours, theirs in zip(
         make(TensorDataset(*three), **options), make(Fetched(*three), **options), strict=True
     ):
@@ -343,14 +363,16 @@ def test_labels_are_gathered_with_a_bar_when_asked(capsys):
 @pytest.mark.cuda
 @pytest.mark.parametrize("resident", [False, True])
 def test_one_side_stream_for_the_life_of_the_loader_gives_the_same_batches(resident):
-    ours = make(REFERENCE, model=make_model().cuda(), resident=resident, every=1)
+    ours = make(
+        REFERENCE, model=make_model().cuda(), every=1, options=LoaderOptions(resident=resident)
+    )
     theirs = make(REFERENCE, model=make_model().cuda(), every=1)
-    theirs._delivery.ahead = lambda batches, device: batches
+    theirs.pipeline.prefetch = lambda batches, device: batches
     streams = set()
     for _ in range(3):
         for batch, other in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
-        streams.add(ours._delivery._stream)
+        streams.add(ours.pipeline._stream)
     (stream,) = streams
     assert stream is not None
     assert stream != torch.cuda.current_stream()
@@ -362,9 +384,15 @@ def test_an_epoch_never_waits_for_the_device(held):
     """Between its first batch, before which a selection is made, and its last."""
     model = make_model().cuda()
     plain = DataLoader(REFERENCE, batch_size=8, shuffle=True, pin_memory=held == "pinned")
-    options = {"fraction": 0.5, "copies": 2, "base": CropFlip(1), "resident": held == "resident"}
     loader = SubsetAugmentLoader(
-        plain, model, RandomOps.paper(), normalize=([0.5] * 3, [0.2] * 3), **options
+        plain,
+        model,
+        RandomOps.paper(),
+        fraction=0.5,
+        copies=2,
+        base=CropFlip(1),
+        normalize=([0.5] * 3, [0.2] * 3),
+        options=LoaderOptions(resident=held == "resident"),
     )
     for epoch in range(2):  # in the first, tables and statistics are sent once
         batches = iter(loader)
@@ -372,9 +400,8 @@ def test_an_epoch_never_waits_for_the_device(held):
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
             for _ in range(len(loader) - 2):
-                x, y, w = next(batches)
-                loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
-                loss.backward()
+                x, y = next(batches)
+                F.cross_entropy(model(x), y).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
         batches.close()
@@ -395,9 +422,8 @@ def test_a_collate_functions_views_are_left_alone():
     before = x.clone()
     dataset = [(x[i], i % 2) for i in range(12)]
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    options = {"fraction": 1.0, "copies": 2, "selector": AllSelector()}
     plain = DataLoader(dataset, 1, shuffle=True, collate_fn=collated_views)
-    for _ in SubsetAugmentLoader(plain, model, RandomOps.paper(), **options):
+    for _ in SubsetAugmentLoader(plain, model, RandomOps.paper(), fraction=1.0, copies=2):
         pass
     assert torch.equal(x, before)
 
@@ -411,7 +437,7 @@ def test_a_dataset_is_left_alone_whose_batches_are_written_to(layout, kind):
     y = torch.arange(12) % 2
     dataset = TensorDataset(x, y) if kind == "tensors" else list(zip(x, y.tolist(), strict=True))
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    options = {"fraction": 1.0, "copies": 2, "selector": AllSelector(), "layout": layout}
+    options = {"fraction": 1.0, "copies": 2, "options": LoaderOptions(layout=layout)}
     for _ in SubsetAugmentLoader(DataLoader(dataset, 6), model, RandomOps.paper(), **options):
         pass
     assert torch.equal(x, before)

@@ -1,4 +1,4 @@
-"""What every policy needs: images checked, streams apart, the caller's context kept out."""
+"""What all policies share: input checks, separate random streams, no gradients or autocast."""
 
 from __future__ import annotations
 
@@ -11,29 +11,20 @@ from torch import Tensor
 from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_int
 
-__all__ = [
-    "AUGMIX",
-    "CROP_FLIP",
-    "MODULE",
-    "RANDOM_OPS",
-    "check_batch",
-    "check_images",
-    "check_unit_range",
-    "plain_context",
-    "stream_of",
-]
+__all__ = ["AUGMIX", "CROP_FLIP", "MODULE", "RANDOM_OPS", "check_batch", "check_images"]
+__all__ += ["check_unit_range", "disable_grad_and_autocast", "get_stream"]
 
-# Classes of policies that see the same rows draw independently of each other.
+# Policies of different classes draw independently, even on the same rows and the same `stream=`.
 AUGMIX, RANDOM_OPS, CROP_FLIP, MODULE = range(4)
 
 
-def stream_of(policy_class: int, stream: int) -> int:
-    """Return the stream that a policy of a class draws from."""
+def get_stream(policy_class: int, stream: int) -> int:
+    """Return the random stream of a policy class for the user's ``stream=``."""
     return 4 * check_int("stream", stream, 0) + policy_class
 
 
 def check_batch(x: Tensor) -> None:
-    """Refuse what is no batch of images."""
+    """Raise unless ``x`` is a batch of images of a supported dtype."""
     if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
         raise ValueError(
             "images must be (B, C, H, W), uint8 or float in [0, 1], got "
@@ -42,18 +33,20 @@ def check_batch(x: Tensor) -> None:
 
 
 def check_images(x: Tensor, rows: RowKeys) -> None:
-    """Refuse what is no batch of images with one key a row."""
+    """Raise unless ``x`` is a batch of images with one key per image."""
     check_batch(x)
     if len(rows) != len(x):
-        raise ValueError(f"rows must hold one key an image, got {len(rows)} for {len(x)}.")
+        raise ValueError(
+            f"rows must hold one key per image, got {len(rows)} keys for {len(x)} images."
+        )
 
 
 def check_unit_range(x: Tensor) -> None:
-    """Refuse floats outside [0, 1] on the host; on a device that would have to be waited for."""
+    """Raise if floats on the CPU leave [0, 1]. On a GPU the check would force a synchronisation."""
     if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0:
         return
     low, high = (float(end) for end in torch.aminmax(x.detach()))
-    if not (low >= 0 and high <= 1):  # written so that NaN fails
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(
             f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. Augment before "
             "normalising, or pass uint8."
@@ -61,8 +54,8 @@ def check_unit_range(x: Tensor) -> None:
 
 
 @contextmanager
-def plain_context(device: torch.device) -> Iterator[None]:
-    """Keep gradients and the caller's autocast out of a policy."""
-    is_cast = torch.is_autocast_enabled(device.type)  # seldom, and to turn it off takes a while
+def disable_grad_and_autocast(device: torch.device) -> Iterator[None]:
+    """Run a policy without gradients and outside the caller's autocast."""
+    is_cast = torch.is_autocast_enabled(device.type)  # rare, and switching it off is slow
     with torch.no_grad(), torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""Weak augmentation: a random crop of the padded image, mirrored half of the time."""
+"""Weak augmentation: a random crop of the padded image, and a random horizontal flip."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.augment.checks import CROP_FLIP, check_images, stream_of
-from augsubset.augment.kernels import taken
-from augsubset.augment.random import RowKeys, uniforms
+from augsubset.augment.checks import CROP_FLIP, check_images, get_stream
+from augsubset.augment.kernels import take_pixels
+from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
-from augsubset.utils.torch_utils import sent
+from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["CropFlip"]
 
 
 class CropFlip:
-    """Pad, crop back to the size at a random place, and mirror half of the rows: weak augmentation.
+    """Pad each image, crop a random window of the original size, and flip it at random.
 
-    A row's crop depends on its key alone, as in :class:`RandomOps`; pixels are moved, never
-    computed, so any dtype comes out exact.
+    As in :class:`RandomOps`, a row's crop depends on its key alone. Pixels are moved and never
+    computed, so the result is exact for every dtype.
 
     Args:
         padding: Pixels added on each side.
-        flip: Probability of mirroring left to right.
-        padding_mode: What lies outside: ``"constant"`` zeros, or the image ``"reflect"``-ed.
+        flip: Probability of a horizontal flip.
+        padding_mode: Padding with zeros (``"constant"``) or with the mirrored image
+            (``"reflect"``).
         stream: As in :class:`RandomOps`.
         every: As in :class:`RandomOps`.
 
     Raises:
-        TypeError: If a number is of the wrong kind.
+        TypeError: If a number has the wrong type.
         ValueError: If a value is out of range.
 
     Shape:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``.
 
     Cost:
-        One gather of all pixels.
+        One gather over all pixels.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class CropFlip:
         check_choice("padding_mode", padding_mode, ("constant", "reflect"))
         check_number("flip", flip)
         if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability, got flip={flip}.")
+            raise ValueError(f"flip must be a probability in [0, 1], got flip={flip}.")
         self.padding = check_int("padding", padding, 0)
         self.flip = flip
         self.padding_mode = padding_mode
-        self.stream = stream_of(CROP_FLIP, stream)
+        self.stream = get_stream(CROP_FLIP, stream)
         self.every = check_int("every", every, 1)
 
     def __repr__(self) -> str:
@@ -67,28 +68,29 @@ class CropFlip:
         )
 
     def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return the batch with every row cropped and perhaps mirrored."""
+        """Return the batch with each image cropped, and flipped or not."""
         check_images(x, rows)
         height, width = x.shape[-2:]
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
             raise ValueError(
-                f"padding must be less than the image's size {height} x {width} to reflect, "
+                f"padding must be smaller than the image, {height} x {width}, to reflect it, "
                 f"got padding={self.padding}."
             )
         if len(x) == 0:
             return x
-        draws = uniforms(rows.held(self.every), 3, self.stream)
+        draws = draw_uniforms(rows.round_epochs(self.every), 3, self.stream)
         offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        rows_from = offsets[:, :1] + np.arange(height)
-        columns_from = offsets[:, 1:] + np.arange(width)
-        mirrored = draws[:, 2] < self.flip
-        columns_from[mirrored] = columns_from[mirrored, ::-1]
+        source_y = offsets[:, :1] + np.arange(height)
+        source_x = offsets[:, 1:] + np.arange(width)
+        is_flipped = draws[:, 2] < self.flip
+        source_x[is_flipped] = source_x[is_flipped, ::-1]
         if self.padding_mode == "reflect":
-            rows_from = height - 1 - np.abs(height - 1 - np.abs(rows_from))
-            columns_from = width - 1 - np.abs(width - 1 - np.abs(columns_from))
-        # In an image with a black border of one pixel.
-        first = (np.clip(rows_from, -1, height) + 1) * (width + 2)
-        second = np.clip(columns_from, -1, width) + 1
-        at = sent(torch.from_numpy(np.concatenate([first, second], 1)), x.device)
+            source_y = height - 1 - np.abs(height - 1 - np.abs(source_y))
+            source_x = width - 1 - np.abs(width - 1 - np.abs(source_x))
+        # Flat indices into the image with take_pixels' black border of one pixel.
+        row_start = (np.clip(source_y, -1, height) + 1) * (width + 2)
+        column = np.clip(source_x, -1, width) + 1
+        both = np.concatenate([row_start, column], 1)  # one transfer instead of two
+        index = to_device_async(torch.from_numpy(both), x.device)
         with torch.no_grad():
-            return taken(x, at[:, :height, None] + at[:, None, height:])
+            return take_pixels(x, index[:, :height, None] + index[:, None, height:])

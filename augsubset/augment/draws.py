@@ -1,8 +1,11 @@
-"""From uniform numbers to what each row gets, compiled: many small arrays would take longer."""
+"""Decode uniform numbers into each row's operations and magnitudes.
+
+Compiled with numba: many NumPy calls on small arrays would take longer than the work itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numba
@@ -11,28 +14,31 @@ import numpy.typing as npt
 
 from augsubset.augment.ops import Op
 
-__all__ = ["ANEW", "DISTINCT", "DRAWS_A_SLOT", "IN_SEQUENCE", "Drawn", "draw_rows", "odds_of"]
+__all__ = ["DISTINCT", "DRAWS_PER_SLOT", "INDEPENDENT", "SEQUENCE", "OpDraws"]
+__all__ += ["build_op_table", "decode_draws"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
-# What is drawn for a slot: the operation, whether it is applied, its level, sign, and two to spare.
-_CHOICE, _FIRES, _LEVEL, _SIGN, _SPARE, DRAWS_A_SLOT = 0, 1, 2, 3, 4, 6
+# The uniform numbers of one slot: which operation, whether to apply it, level, sign, two to spare.
+_CHOICE, _APPLY, _LEVEL, _SIGN, _SPARE, DRAWS_PER_SLOT = 0, 1, 2, 3, 4, 6
 
-# How operations are chosen: each slot's among all; among those that the row has not got yet, all
-# arrangements equally likely; or all slots' by the first one's draw, one sequence after the other.
-ANEW, DISTINCT, IN_SEQUENCE = range(3)
+# How a row's operations are chosen. INDEPENDENT: each slot from all of them. DISTINCT: without
+# replacement, all arrangements equally likely. SEQUENCE: the first slot's draw picks one of several
+# fixed sequences, which are stored one after another.
+INDEPENDENT, DISTINCT, SEQUENCE = range(3)
 
-_LOW, _SPAN, _SIGNED, _INTEGRAL, _PROBABILITY, _ONLY_LEVEL, _NUM_ODDS = range(7)
+# Columns of the operation table.
+_LOW, _SPAN, _SIGNED, _INTEGRAL, _PROBABILITY, _FIXED_LEVEL = range(6)
 
 
-class Drawn(NamedTuple):
-    """What a policy drew for each row and slot.
+class OpDraws(NamedTuple):
+    """The operation drawn for each row and slot.
 
     Args:
-        op: Which of the operations, -1 for none. ``(B, S)``
+        op: Index into the policy's operations, -1 for none. ``(B, S)``
         magnitude: ``(B, S)``
-        spare: Uniform numbers for what is drawn beside the magnitude. ``(B, S, 2)``
+        spare: Uniform numbers for whatever else an operation draws. ``(B, S, 2)``
     """
 
     op: Int64Array
@@ -40,19 +46,19 @@ class Drawn(NamedTuple):
     spare: Float32Array
 
 
-def odds_of(
-    ops: Sequence[Op], probabilities: Sequence[float], levels: Sequence[float]
+def build_op_table(
+    ops: Collection[Op], probabilities: Sequence[float], levels: Sequence[float]
 ) -> Float32Array:
-    """Return what :func:`draw_rows` looks up.
+    """Return the lookup table of :func:`decode_draws`.
 
     Args:
         ops: Operations.
-        probabilities: That each is applied.
-        levels: The only level of each; below zero: any.
+        probabilities: Probability that each is applied.
+        levels: Fixed level of each, or a negative number to draw it.
 
     Shape:
-        returns ``(ops, 6)``: magnitude at level 0, what level 1 adds, whether half get less by as
-        much, whether magnitudes are whole, probability, level.
+        returns ``(len(ops), 6)``: magnitude at level 0, difference to level 1, signed, integral,
+        probability, fixed level.
     """
     low = np.array([op.low for op in ops], np.float32)
     span = np.array([op.high for op in ops], np.float32) - low
@@ -61,75 +67,77 @@ def odds_of(
     return np.stack([np.asarray(column, np.float32) for column in columns], 1)
 
 
-def draw_rows(
-    draws: Float32Array, way: int, num_choices: int, odds: Float32Array, levels: Float32Array
-) -> Drawn:
-    """Return what rows get by their uniform numbers.
+def decode_draws(
+    draws: Float32Array, mode: int, num_choices: int, table: Float32Array, levels: Float32Array
+) -> OpDraws:
+    """Return the operations and magnitudes that uniform numbers stand for.
 
     Args:
         draws: ``(B, S, 6)``
-        way: How operations are chosen.
-        num_choices: Operations, or sequences of them, to choose from.
-        odds: Of :func:`odds_of`.
-        levels: Levels to draw from, where any is drawn; none: all.
+        mode: ``INDEPENDENT``, ``DISTINCT`` or ``SEQUENCE``.
+        num_choices: Number of operations, or of sequences, to choose from.
+        table: From :func:`build_op_table`.
+        levels: Allowed levels, equally likely; empty: any level in [0, 1).
     """
     op = np.empty(draws.shape[:2], np.int64)
     magnitude = np.empty(draws.shape[:2], np.float32)
-    _draw(draws, way, num_choices, odds, levels, op, magnitude)
-    return Drawn(op, magnitude, draws[:, :, _SPARE:])
+    _decode(draws, mode, num_choices, table, levels, op, magnitude)
+    return OpDraws(op, magnitude, draws[:, :, _SPARE:])
 
 
-# One index after the other below: a view would be counted, which takes longer than what is done.
+# The loops index element by element: reference counting of a view costs more than the loop body.
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose(draws: Float32Array, way: int, num_choices: int, op: Int64Array) -> None:
+def _choose_ops(draws: Float32Array, mode: int, num_choices: int, op: Int64Array) -> None:
     num_slots = op.shape[1]
     for i in range(op.shape[0]):
         for slot in range(num_slots):
-            if way == ANEW:
+            if mode == INDEPENDENT:
                 op[i, slot] = np.int64(draws[i, slot, _CHOICE] * num_choices)
-            elif way == IN_SEQUENCE:
+            elif mode == SEQUENCE:
                 sequence = np.int64(draws[i, 0, _CHOICE] * num_choices)
                 op[i, slot] = sequence * num_slots + slot
             else:
+                # The draw is a rank among the unused operations. Going through the used ones in
+                # ascending order and skipping each that is not above the rank gives the index:
+                # with 1 and 3 used of 0..4, ranks 0, 1, 2 become 0, 2, 4.
                 rank = np.int64(draws[i, slot, _CHOICE] * (num_choices - slot))
-                # Passes the operations that the row has, lowest first, as the least not seen yet.
                 last = -1
                 for _ in range(slot):
-                    least = num_choices
-                    for before in range(slot):
-                        if last < op[i, before] < least:
-                            least = op[i, before]
-                    rank += rank >= least
-                    last = least
+                    smallest = num_choices  # of the used operations above `last`
+                    for earlier in range(slot):
+                        if last < op[i, earlier] < smallest:
+                            smallest = op[i, earlier]
+                    rank += rank >= smallest
+                    last = smallest
                 op[i, slot] = rank
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw(
+def _decode(
     draws: Float32Array,
-    way: int,
+    mode: int,
     num_choices: int,
-    odds: Float32Array,
+    table: Float32Array,
     levels: Float32Array,
     op: Int64Array,
     magnitude: Float32Array,
 ) -> None:
-    """Write operations, -1 for those that are not applied, and magnitudes."""
-    _choose(draws, way, num_choices, op)
+    """Write operations, -1 where none is applied, and magnitudes."""
+    _choose_ops(draws, mode, num_choices, op)
     for i in range(op.shape[0]):
         for slot in range(op.shape[1]):
-            at = op[i, slot]
-            level = odds[at, _ONLY_LEVEL]
+            which = op[i, slot]
+            level = table[which, _FIXED_LEVEL]
             if level < 0:
                 level = draws[i, slot, _LEVEL]
                 if levels.shape[0]:
                     level = levels[np.int64(level * levels.shape[0])]
-            change = level * odds[at, _SPAN]
-            if odds[at, _SIGNED] != 0 and draws[i, slot, _SIGN] < 0.5:
+            change = level * table[which, _SPAN]
+            if table[which, _SIGNED] != 0 and draws[i, slot, _SIGN] < 0.5:
                 change = -change
-            value = odds[at, _LOW] + change
-            magnitude[i, slot] = np.rint(value) if odds[at, _INTEGRAL] != 0 else value
-            if draws[i, slot, _FIRES] >= odds[at, _PROBABILITY]:
+            value = table[which, _LOW] + change
+            magnitude[i, slot] = np.rint(value) if table[which, _INTEGRAL] != 0 else value
+            if draws[i, slot, _APPLY] >= table[which, _PROBABILITY]:
                 op[i, slot] = -1

@@ -1,10 +1,12 @@
-"""What runs on the pixels: one kernel for several operations, each row by its own parameters.
+"""Torch kernels of the image operations, with per-row parameters, for any device.
 
-A kernel takes images ``(m, C, H, W)``, contiguous, uint8 or float32 in [0, 1], and parameters
-``(m, P)`` float32 on the same device, and returns new images of the same kind. Results are
-torchvision's (``transforms.v2.functional``) on the same type. A row's bits depend on no other row:
-elementwise operations, gathers, and sums of integers or in a fixed order; no convolution, whose
-algorithm may follow the batch's shape, and no fused multiply-add, which only whole vectors get.
+A kernel takes contiguous images ``(m, C, H, W)``, uint8 or float32 in [0, 1], and parameters
+``(m, P)`` float32 on the same device, and returns new images of the same dtype. Results follow
+torchvision (``transforms.v2.functional``) for that dtype. Several operations share one kernel.
+
+A row's result must be bit-identical in any batch. So kernels use only elementwise operations,
+gathers, integer sums and sums in a fixed order: no convolutions, whose algorithm may depend on the
+batch shape, and no fused multiply-add, which a vectorised loop may use for all but the remainder.
 """
 
 from __future__ import annotations
@@ -13,101 +15,95 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augsubset.augment.random import normals
+from augsubset.augment.random import draw_normals
 
-__all__ = [
-    "autocontrast",
-    "blend",
-    "blur",
-    "equalize",
-    "erase",
-    "identity",
-    "noise",
-    "posterize",
-    "sharpen",
-    "solarize",
-    "taken",
-    "warp",
-    "warp_reflected",
-]
+__all__ = ["add_noise", "autocontrast", "blend", "blur", "equalize", "erase", "identity"]
+__all__ += ["posterize", "sharpen", "solarize", "take_pixels", "warp", "warp_reflected"]
 
 
-def _column(values: Tensor) -> Tensor:
+def _expand(values: Tensor) -> Tensor:
+    """Return per-row values ``(m,)`` in a shape that broadcasts against images."""
     return values[:, None, None, None]
 
 
-def _top(x: Tensor) -> int:
-    """Return the value of white."""
+def _get_white(x: Tensor) -> int:
+    """Return the largest pixel value of the dtype."""
     return 1 if x.is_floating_point() else 255
 
 
-def _stored(values: Tensor, like: Tensor) -> Tensor:
-    """Cut values to the range, and for uint8 the fraction off, as torchvision does."""
-    return values.clamp_(0, _top(like)).to(like.dtype)
+def _clamp_to(values: Tensor, like: Tensor) -> Tensor:
+    """Clamp in place to the range of a dtype and cast; uint8 truncates, as torchvision does."""
+    return values.clamp_(0, _get_white(like)).to(like.dtype)
 
 
 def identity(x: Tensor, _: Tensor) -> Tensor:
-    """Leave every image as it is."""
+    """Return the images unchanged."""
     return x
 
 
-# Pixels moved.
+# Geometry: pixels are moved, never interpolated.
 
 
-def taken(x: Tensor, index: Tensor) -> Tensor:
-    """Return pixels by their positions in an image with a border of one black pixel around.
+def take_pixels(x: Tensor, index: Tensor) -> Tensor:
+    """Gather pixels from each image padded with a one-pixel black border.
+
+    The border lets an out-of-range source be an index like any other, without a mask.
 
     Args:
         x: Images. ``(m, C, H, W)``
-        index: Positions in ``H + 2`` rows of ``W + 2``. ``(m, H, W)`` int64
+        index: Flat source indices into the ``(H + 2, W + 2)`` padded image. ``(m, H, W)`` int64
     """
     m, channels, height, width = x.shape
     bordered = F.pad(x, (1, 1, 1, 1)).flatten(2)
-    at = index.reshape(m, 1, height * width).expand(-1, channels, -1)
-    return bordered.gather(2, at).view_as(x)
+    index = index.reshape(m, 1, height * width).expand(-1, channels, -1)
+    return bordered.gather(2, index).view_as(x)
 
 
-def _sources(params: Tensor, height: int, width: int) -> Tensor:
-    """Return the whole coordinates (x, y) where each pixel comes from; ``(m, 2, H, W)``."""
-    # Positions are computed in floats, which float32 holds exactly up to 4094 x 4094 pixels.
+def _compute_sources(params: Tensor, height: int, width: int) -> Tensor:
+    """Return the rounded source coordinates (x, y) of each pixel; ``(m, 2, H, W)``."""
+    # _to_index computes flat indices in this dtype; float32 is exact for integers up to 2**24.
     if (height + 2) * (width + 2) >= 1 << 24:
         params = params.double()
-    at = torch.arange(max(height, width), dtype=params.dtype, device=params.device)
+    steps = torch.arange(max(height, width), dtype=params.dtype, device=params.device)
     along_x, along_y, shift = params[:, :6].reshape(-1, 2, 3, 1).unbind(2)
-    rows = along_y * at[:height] + shift
-    return ((along_x * at[:width])[:, :, None, :] + rows[:, :, :, None]).round_()
+    rows = along_y * steps[:height] + shift
+    # Halves are rounded to even, as np.rint does in kernels_cpu.
+    return ((along_x * steps[:width])[:, :, None, :] + rows[:, :, :, None]).round_()
 
 
-def _position(sources: Tensor) -> Tensor:
-    """Return positions as :func:`taken` counts them, of coordinates from -1 to the size."""
+def _to_index(sources: Tensor) -> Tensor:
+    """Return indices for :func:`take_pixels` from coordinates between -1 and the size."""
     width = sources.shape[-1]
-    position = torch.add(sources[:, 0], sources[:, 1], alpha=width + 2)  # whole numbers: exact
-    return position.add_(width + 3).long()
+    index = torch.add(sources[:, 0], sources[:, 1], alpha=width + 2)  # exact: integers
+    return index.add_(width + 3).long()  # skips the first border row and column
 
 
 def warp(x: Tensor, params: Tensor) -> Tensor:
-    """Take each pixel from the nearest one to (a x + b y + c, d x + e y + f); black from outside.
+    """Affine warp: pixel (x, y) is the one nearest to (a x + b y + c, d x + e y + f), else black.
 
-    Nearest is what PIL, torchvision's policies and the published ones take.
+    Nearest-neighbour sampling is the default of PIL, torchvision's policies and published code.
 
     Args:
         x: Images.
         params: a, b, c, d, e, f.
     """
     height, width = x.shape[-2:]
-    sources = _sources(params, height, width)
+    sources = _compute_sources(params, height, width)
     sources[:, 0].clamp_(-1, width)
     sources[:, 1].clamp_(-1, height)
-    return taken(x, _position(sources))
+    return take_pixels(x, _to_index(sources))
 
 
 def warp_reflected(x: Tensor, params: Tensor) -> Tensor:
-    """Do the same with the image mirrored around its edge pixels, up to its own size outside."""
+    """Affine warp like :func:`warp`, of the image reflected about its edge pixels.
+
+    Exact up to one image size outside, clamped to the first row or column beyond.
+    """
     height, width = x.shape[-2:]
-    sources = _sources(params, height, width)
+    sources = _compute_sources(params, height, width)
     for axis, last in enumerate((width - 1, height - 1)):
         sources[:, axis].abs_().sub_(last).abs_().neg_().add_(last).clamp_(0, last)
-    return taken(x, _position(sources))
+    return take_pixels(x, _to_index(sources))
 
 
 def erase(x: Tensor, params: Tensor) -> Tensor:
@@ -115,8 +111,8 @@ def erase(x: Tensor, params: Tensor) -> Tensor:
 
     Args:
         x: Images.
-        params: First row and column, row and column after the last, and the colour in [0, 1],
-            one value for gray images and three else.
+        params: Top, left, bottom (exclusive), right (exclusive), then the colour in [0, 1]. If it
+            has fewer values than ``x`` has channels, the first fills them all.
     """
     height, width = x.shape[-2:]
     ys = torch.arange(height, device=x.device)
@@ -126,15 +122,15 @@ def erase(x: Tensor, params: Tensor) -> Tensor:
     colour = params[:, 4 : 4 + x.shape[1]]
     if colour.shape[1] < x.shape[1]:
         colour = params[:, 4:5]
-    fill = (colour * _top(x)).to(x.dtype)[:, :, None, None]
+    fill = (colour * _get_white(x)).to(x.dtype)[:, :, None, None]
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], fill, x)
 
 
-# Values changed.
+# Pixel values.
 
 
-def _gray(values: Tensor, is_float: bool) -> Tensor:
-    """Return luma of float values ``(m, 1, H, W)``, whole for uint8; of gray images themselves."""
+def _to_gray(values: Tensor, is_float: bool) -> Tensor:
+    """Return the luma ``(m, 1, H, W)`` of float values, truncated to integers for uint8 images."""
     if values.shape[1] == 1:
         return values
     red, green, blue = (values[:, channel : channel + 1] for channel in range(3))
@@ -145,38 +141,40 @@ def _gray(values: Tensor, is_float: bool) -> Tensor:
 
 
 def blend(x: Tensor, params: Tensor) -> Tensor:
-    """Add up the image, its gray version and its mean gray level, each times a factor.
+    """Weighted sum of the image, its gray version and its mean gray level.
+
+    Brightness, contrast and saturation are special cases.
 
     Args:
-        x: Images of one or three channels.
-        params: Factor of the image, of the gray version, of the mean. In a gray image the second
-            is without effect and the image stays as it is, as in torchvision.
+        x: Images with one or three channels.
+        params: Weights of image, gray version and mean. A one-channel image with a nonzero second
+            weight is returned unchanged, as in torchvision.
     """
     values, is_float = x.float(), x.is_floating_point()
-    gray = _gray(values, is_float)
-    # A float sum depends on its order; whole numbers add up the same in any.
-    whole, unit = ((gray * (1 << 20)).round_(), 1 << 20) if is_float else (gray, 1)
-    mean = whole.sum((1, 2, 3), dtype=torch.int64) / (unit * gray[0].numel())
-    out = values * _column(params[:, 0])
+    gray = _to_gray(values, is_float)
+    # The mean in fixed point, 2**-20 per unit for floats: an integer sum is the same in any order.
+    fixed, unit = ((gray * (1 << 20)).round_(), 1 << 20) if is_float else (gray, 1)
+    mean = fixed.sum((1, 2, 3), dtype=torch.int64) / (unit * gray[0].numel())
+    out = values * _expand(params[:, 0])
     if x.shape[1] != 1:
-        out += gray * _column(params[:, 1])
-    out += _column(mean * params[:, 2])
-    out = _stored(out, x)
-    return torch.where(_column(params[:, 1] != 0), x, out) if x.shape[1] == 1 else out
+        out += gray * _expand(params[:, 1])
+    out += _expand(mean * params[:, 2])
+    out = _clamp_to(out, x)
+    return torch.where(_expand(params[:, 1] != 0), x, out) if x.shape[1] == 1 else out
 
 
 def solarize(x: Tensor, params: Tensor) -> Tensor:
     """Invert values at or above a threshold in [0, 1]."""
     if x.is_floating_point():
-        return torch.where(x >= _column(params[:, 0]), 1 - x, x)
+        return torch.where(x >= _expand(params[:, 0]), 1 - x, x)
     threshold = (params[:, 0] * 255).ceil_().to(torch.uint8)
-    inverted = (x >= _column(threshold)).to(torch.uint8).neg_()  # all bits or none
-    return inverted.bitwise_xor_(x)
+    mask = (x >= _expand(threshold)).to(torch.uint8).neg_()  # 255 or 0
+    return mask.bitwise_xor_(x)  # 255 - x is x with all bits flipped
 
 
 def posterize(x: Tensor, params: Tensor) -> Tensor:
-    """Keep the highest bits: of 8 in uint8; floats are cut to as many levels below 1."""
-    bits = _column(params[:, 0])
+    """Keep the highest bits of uint8; floats are floored to ``2**bits`` levels below 1."""
+    bits = _expand(params[:, 0])
     if not x.is_floating_point():
         return x & (256 - torch.exp2(8 - bits)).to(torch.uint8)
     levels = torch.exp2(bits)
@@ -184,16 +182,16 @@ def posterize(x: Tensor, params: Tensor) -> Tensor:
 
 
 def autocontrast(x: Tensor, _: Tensor) -> Tensor:
-    """Stretch each channel to the full range; a constant channel stays."""
+    """Stretch each channel to the full range; a constant channel is left unchanged."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    scale = (high - low) * (1 / _top(x))
-    return torch.where(high > low, _stored((x - low) / scale, x), x)
+    scale = (high - low) * (1 / _get_white(x))
+    return torch.where(high > low, _clamp_to((x - low) / scale, x), x)
 
 
 def equalize(x: Tensor, _: Tensor) -> Tensor:
-    """Flatten each channel's histogram of 256 levels, as PIL does; floats are cut to levels."""
+    """Equalize each channel's 256-level histogram, as PIL does; floats are quantised first."""
     if x.is_floating_point():
-        levels = (x * (256 - 1e-3)).to(torch.uint8)
+        levels = (x * (256 - 1e-3)).to(torch.uint8)  # 1.0 becomes 255, not 256
         return equalize(levels, _).to(x.dtype) / 255
     m, channels, height, width = x.shape
     count = m * channels
@@ -201,11 +199,12 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
     first = torch.arange(0, count * 256, 256, device=x.device)[:, None]
     index = (flat + first).flatten()
     histogram = torch.zeros(count * 256, dtype=torch.int32, device=x.device)
-    # In one dimension, where torch has a deterministic form on every device.
+    # One flat scatter, as torch has a deterministic version in one dimension only.
     histogram.scatter_add_(0, index, torch.ones_like(histogram[:1]).expand(index.shape[0]))
     histogram = histogram.view(count, 256)
     brightest = histogram.gather(1, flat.amax(1, keepdim=True))
-    # Whole numbers divide exactly in float64, which vectors of a processor do and integers not.
+    # As in PIL, the brightest level does not count towards the step. Integer division is done in
+    # float64, which is exact here and has SIMD instructions, unlike int64.
     step = ((height * width - brightest).double() / 255).floor_()
     below = histogram.cumsum(1, dtype=torch.int32) - histogram
     table = ((below + (step / 2).floor_()) / step).clamp_(0, 255)
@@ -214,7 +213,11 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
 
 
 def sharpen(x: Tensor, params: Tensor) -> Tensor:
-    """Blend with the smoothed image: 0 gives that, 1 the image, 2 sharper. Borders stay."""
+    """Blend with a smoothed image: 0 is smooth, 1 the original, 2 sharper. Borders are kept.
+
+    The filter is a 3 x 3 box with weight 5 at the centre, over 13: separable box sums, plus 4 times
+    the centre.
+    """
     height, width = x.shape[-2:]
     if height <= 2 or width <= 2:
         return x
@@ -228,39 +231,39 @@ def sharpen(x: Tensor, params: Tensor) -> Tensor:
     smooth /= 13
     if not x.is_floating_point():
         smooth.round_()
-    inner += (smooth - inner) * _column(1 - params[:, 0])
-    return _stored(values, x)
+    inner += (smooth - inner) * _expand(1 - params[:, 0])
+    return _clamp_to(values, x)
 
 
 def blur(x: Tensor, params: Tensor) -> Tensor:
-    """Smooth along rows and columns with symmetric weights; edges are reflected.
+    """Separable symmetric blur, up to 5 x 5, with reflected edges.
 
     Args:
-        x: Images of at least as many rows and columns as there are weights.
-        params: Weight of the middle, of its neighbours, and of theirs where an image is large
-            enough.
+        x: Images at least as high and as wide as there are weights.
+        params: Weights from the centre outwards: three, or fewer for images below 3 pixels.
     """
     values = x.float()
     radius = min(2, x.shape[2] - 1, x.shape[3] - 1)
     padded = F.pad(values, (radius, radius, radius, radius), mode="reflect")
     for dim in (-1, -2):
         size = padded.shape[dim] - 2 * radius
-        total = padded.narrow(dim, radius, size) * _column(params[:, 0])
-        for away in range(1, radius + 1):
-            both = padded.narrow(dim, radius - away, size) + padded.narrow(dim, radius + away, size)
-            total += both * _column(params[:, away])
+        total = padded.narrow(dim, radius, size) * _expand(params[:, 0])
+        for step in range(1, radius + 1):
+            both = padded.narrow(dim, radius - step, size) + padded.narrow(dim, radius + step, size)
+            total += both * _expand(params[:, step])
         padded = total
     return padded if x.is_floating_point() else padded.round_().to(x.dtype)
 
 
-def noise(x: Tensor, params: Tensor) -> Tensor:
+def add_noise(x: Tensor, params: Tensor) -> Tensor:
     """Add normal noise to every value.
 
     Args:
         x: Images.
-        params: Standard deviation in [0, 1], and two uniform numbers that decide the noise.
+        params: Standard deviation in [0, 1], and two uniform numbers that seed the noise.
     """
-    drawn = normals(params[:, 1:3], x[0].numel()).view_as(x) * _column(params[:, 0] * _top(x))
+    sigma = _expand(params[:, 0] * _get_white(x))
+    drawn = draw_normals(params[:, 1:3], x[0].numel()).view_as(x) * sigma
     if x.is_floating_point():
         return drawn.add_(x).clamp_(0, 1)
     return (drawn.to(torch.int16) + x).clamp_(0, 255).to(torch.uint8)

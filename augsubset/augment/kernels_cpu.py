@@ -1,8 +1,8 @@
-"""The kernels once more, as compiled loops over one row after the other, for images on the host.
+"""Numba versions of the kernels for images on the CPU: one row after another, all its operations.
 
-A device wants few launches on many rows; a processor wants a row to stay in its cache from the
-first operation to the last. Same operations on the same types in the same order as in
-``kernels.py``: the same bits, which a test holds them to.
+A GPU wants few launches over many rows; a CPU wants a row to stay in cache from the first operation
+to the last. Results are bit-identical to ``kernels.py``: the arithmetic has the same dtypes and
+order. Hence ``np.float32`` everywhere (a Python number would widen to float64) and no ``fastmath``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
-(_NONE, _WARP, _BLEND, _SHARPEN, _POSTERIZE, _SOLARIZE, _AUTOCONTRAST, _EQUALIZE, _ERASE) = range(9)
+_NONE, _WARP, _BLEND, _SHARPEN, _POSTERIZE, _SOLARIZE, _AUTOCONTRAST, _EQUALIZE, _ERASE = range(9)
 
 KERNELS: dict[Callable[..., Tensor], int] = {
     kernels.identity: _NONE,
@@ -39,31 +39,31 @@ KERNELS: dict[Callable[..., Tensor], int] = {
     kernels.equalize: _EQUALIZE,
     kernels.erase: _ERASE,
 }
-"""Which loop does what a kernel does."""
+"""The code of the loop that replaces each kernel."""
 
-# Values that a thread of its own pays for.
-_MIN_A_THREAD = 1 << 21
+# Pixel values per thread below which starting another thread does not pay.
+_MIN_VALUES_PER_THREAD = 1 << 21
 
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-_UNIT = 1 << 20
+_FIXED_POINT = 1 << 20  # as in kernels.blend
 
 
 def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
-    """Return the images with each row's kernels applied, one after the other.
+    """Return the images with each row's kernels applied in slot order.
 
     Args:
-        x: ``(B, C, H, W)`` uint8 or float32 in [0, 1], contiguous, on the host.
-        kernel: Of :data:`KERNELS`, a row and slot. ``(B, S)``
-        params: What :mod:`~augsubset.augment.kernels` takes, a row and slot. ``(B, S, P)``
+        x: ``(B, C, H, W)`` uint8 or float32 in [0, 1], contiguous, on the CPU.
+        kernel: Code from :data:`KERNELS` for each row and slot. ``(B, S)``
+        params: Kernel parameters for each row and slot. ``(B, S, P)``
     """
     out = torch.empty_like(x)
     source, target = x.numpy(), out.numpy()
-    threads = min(torch.get_num_threads(), x.numel() // _MIN_A_THREAD, len(x))
+    threads = min(torch.get_num_threads(), x.numel() // _MIN_VALUES_PER_THREAD, len(x))
     if threads <= 1:
         _run(source, kernel, params, target)
         return out
     ends = np.linspace(0, len(x), threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:  # its own each time: none to be lost in a fork
+    with ThreadPoolExecutor(threads) as pool:  # a new one per call: threads do not survive a fork
         parts = [slice(first, last) for first, last in itertools.pairwise(ends)]
         list(pool.map(lambda at: _run(source[at], kernel[at], params[at], target[at]), parts))
     return out
@@ -71,7 +71,7 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
 
 @numba.njit(cache=True, nogil=True)
 def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
-    spare = np.empty(x.shape[1:], x.dtype)
+    before = np.empty(x.shape[1:], x.dtype)
     gray = np.empty(x.shape[2:], np.float32)
     other = np.empty(x.shape[2:], np.float32)
     for i in range(x.shape[0]):
@@ -80,8 +80,8 @@ def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> No
         for slot in range(kernel.shape[1]):
             which, p = kernel[i, slot], params[i, slot]
             if which == _WARP:
-                _copy(row, spare)
-                _warp(spare, p, row)
+                _copy(row, before)
+                _warp(before, p, row)
             elif which == _BLEND:
                 _blend(row, p, gray)
             elif which == _SHARPEN:
@@ -100,14 +100,14 @@ def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> No
 
 @numba.njit(cache=True, nogil=True)
 def _copy(x: Images, out: Images) -> None:
-    values, target = x.reshape(-1), out.reshape(-1)  # one loop, which becomes a block copy
+    values, target = x.reshape(-1), out.reshape(-1)  # a flat loop compiles to a memcpy
     for i in range(values.shape[0]):
         target[i] = values[i]
 
 
 @numba.njit(cache=True, nogil=True)
-def _top(x: Images) -> np.float32:
-    """Return the value of white."""
+def _get_white(x: Images) -> np.float32:
+    """Return the largest pixel value of the dtype."""
     return np.float32(255) if x.itemsize == 1 else np.float32(1)
 
 
@@ -116,33 +116,28 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     source, target, size = x.reshape(-1), out.reshape(-1), height * width
     across = np.arange(width).astype(np.float32)
-    at = np.empty(width, np.int64)  # of the pixel to take, -1 outside
+    index = np.empty(width, np.int64)  # source pixel within a channel, -1 for outside
+    before, right, bottom = np.float32(-1), np.float32(width), np.float32(height)
     for y in range(height):
         row_x = p[1] * np.float32(y) + p[2]
         row_y = p[4] * np.float32(y) + p[5]
         for column in range(width):
-            # Clamped to just outside first, as whole numbers of any size would not fit.
-            at_x = min(
-                max(np.rint(p[0] * across[column] + row_x), np.float32(-1)), np.float32(width)
-            )
-            at_y = min(
-                max(np.rint(p[3] * across[column] + row_y), np.float32(-1)), np.float32(height)
-            )
+            # Clamp to just outside before the cast: a float beyond int64 has no defined result.
+            at_x = min(max(np.rint(p[0] * across[column] + row_x), before), right)
+            at_y = min(max(np.rint(p[3] * across[column] + row_y), before), bottom)
             is_inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-            at[column] = np.int64(at_y) * width + np.int64(at_x) if is_inside else -1
+            index[column] = np.int64(at_y) * width + np.int64(at_x) if is_inside else -1
         for c in range(channels):
             first = c * size
             for column in range(width):
-                position = at[column]
-                target[first + y * width + column] = (
-                    source[first + position] if position >= 0 else 0
-                )
+                at = index[column]
+                target[first + y * width + column] = source[first + at] if at >= 0 else 0
 
 
 @numba.njit(cache=True, nogil=True)
 def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
     channels, height, width = x.shape
-    is_bytes, top, zero = x.itemsize == 1, _top(x), np.float32(0)
+    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
     if channels == 1 and p[1] != 0:
         return
     total = np.int64(0)
@@ -157,8 +152,8 @@ def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
                 if is_bytes:
                     value = np.floor(value)
             gray[y, column] = value
-            total += np.int64(value if is_bytes else np.rint(value * np.float32(_UNIT)))
-    unit = 1 if is_bytes else _UNIT
+            total += np.int64(value if is_bytes else np.rint(value * np.float32(_FIXED_POINT)))
+    unit = 1 if is_bytes else _FIXED_POINT
     mean = np.float32(total) / np.float32(unit * height * width)
     add = mean * p[2]
     for c in range(channels):
@@ -168,7 +163,7 @@ def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
                 if channels != 1:
                     value += gray[y, column] * p[1]
                 value += add
-                x[c, y, column] = min(max(value, zero), top)
+                x[c, y, column] = min(max(value, zero), white)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -176,7 +171,7 @@ def _sharpen(x: Images, p: Float32Array, sums: Float32Array, smooth: Float32Arra
     channels, height, width = x.shape
     if height <= 2 or width <= 2:
         return
-    is_bytes, top, zero = x.itemsize == 1, _top(x), np.float32(0)
+    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
     share = np.float32(1) - p[0]
     for c in range(channels):
         image = x[c]
@@ -195,7 +190,7 @@ def _sharpen(x: Images, p: Float32Array, sums: Float32Array, smooth: Float32Arra
             for column in range(1, width - 1):
                 inner = np.float32(image[y, column])
                 value = inner + (smooth[y, column] - inner) * share
-                image[y, column] = min(max(value, zero), top)
+                image[y, column] = min(max(value, zero), white)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -213,17 +208,17 @@ def _posterize(x: Images, p: Float32Array) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _solarize(x: Images, p: Float32Array) -> None:
-    flat, top = x.reshape(-1), _top(x)
-    threshold = np.ceil(p[0] * top) if x.itemsize == 1 else p[0]
+    flat, white = x.reshape(-1), _get_white(x)
+    threshold = np.ceil(p[0] * white) if x.itemsize == 1 else p[0]
     for i in range(flat.shape[0]):
         value = np.float32(flat[i])
         if value >= threshold:
-            flat[i] = top - value
+            flat[i] = white - value
 
 
 @numba.njit(cache=True, nogil=True)
 def _autocontrast(x: Images) -> None:
-    top, zero = _top(x), np.float32(0)
+    white, zero = _get_white(x), np.float32(0)
     for c in range(x.shape[0]):
         flat = x[c].reshape(-1)
         low, high = flat[0], flat[0]
@@ -232,10 +227,10 @@ def _autocontrast(x: Images) -> None:
         if not high > low:
             continue
         first = np.float32(low)
-        scale = (np.float32(high) - first) * np.float32(1 / np.float64(top))
+        scale = (np.float32(high) - first) * np.float32(1 / np.float64(white))
         for i in range(flat.shape[0]):
             value = (np.float32(flat[i]) - first) / scale
-            flat[i] = min(max(value, zero), top)
+            flat[i] = min(max(value, zero), white)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -243,7 +238,8 @@ def _equalize(x: Images) -> None:
     is_bytes = x.itemsize == 1
     count = x[0].size
     levels, table = np.empty(count, np.uint8), np.zeros(256, np.uint8)
-    # Neighbours are often alike: two counters a level wait less for each other.
+    # Two histograms in turn: neighbouring pixels are often equal, and a second increment of the
+    # same counter would wait for the first.
     histogram = np.zeros((2, 256), np.int64)
     for c in range(x.shape[0]):
         flat = x[c].reshape(-1)
@@ -274,11 +270,11 @@ def _equalize(x: Images) -> None:
 @numba.njit(cache=True, nogil=True)
 def _erase(x: Images, p: Float32Array) -> None:
     channels, height, width = x.shape
-    top = _top(x)
+    white = _get_white(x)
     for c in range(channels):
         colour = p[4 + c] if p.shape[0] >= 4 + channels else p[4]
         for y in range(height):
             if y >= p[0] and y < p[2]:
                 for column in range(width):
                     if column >= p[1] and column < p[3]:
-                        x[c, y, column] = colour * top
+                        x[c, y, column] = colour * white

@@ -1,4 +1,4 @@
-"""Anybody's augmentation module as a policy."""
+"""Any augmentation module as a policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augsubset.augment.checks import MODULE, check_images, check_unit_range, plain_context
+from augsubset.augment.checks import (
+    MODULE,
+    check_images,
+    check_unit_range,
+    disable_grad_and_autocast,
+)
 from augsubset.augment.random import RowKeys, hash_rows
 from augsubset.utils.checks import check_int
 from augsubset.utils.rng import forked_rng
@@ -17,28 +22,28 @@ __all__ = ["KorniaModule"]
 
 
 class KorniaModule:
-    """Run anybody's augmentation on the rows given: Kornia's, torchvision's v2, any callable.
+    """Wrap any batch augmentation as a policy: Kornia, torchvision v2, or any other callable.
 
-    Random numbers come from the global generators of torch, numpy and Python, which are forked and
-    seeded from the rows, so that the same rows in the same batch repeat exactly and the caller's
-    state is left alone. But one call draws for all its rows: a row's result can depend on its batch
-    mates, which the built-in policies rule out. Kornia's own ``auto`` policies and torchvision's
-    transforms even draw one list of operations for the whole batch.
+    The module draws from the global generators of torch, NumPy and Python, which are seeded from
+    the batch's keys and restored afterwards: the same rows in the same batch repeat exactly, and
+    the caller's random state does not change. But the module is called once for the whole batch, so
+    a row's result can depend on the rest of the batch, which the built-in policies rule out.
+    Kornia's ``auto`` policies and torchvision's transforms even draw one list of operations for the
+    whole batch.
 
     Args:
         module: A module or callable ``(B, C, H, W) -> (B, C, H, W)`` on floats in [0, 1]. An
-            ``AugmentationSequential`` with ``data_keys`` gets what comes with the images too, and
-            returns it.
-        every: Epochs for which the same rows in the same batch get the same.
+            ``AugmentationSequential`` with ``data_keys`` also takes and returns masks, boxes or
+            keypoints.
+        every: Number of epochs for which the same batch gets the same augmentation.
 
     Raises:
-        TypeError: If the module is not callable; when called, if it returns something else than
-            it got.
-        ValueError: When called, if it changes the shape of the images or the number of rows.
+        TypeError: If the module is not callable; on a call, if it returns another type or dtype.
+        ValueError: On a call, if it changes the shape of the images or the number of rows.
 
     Shape:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype; uint8 is converted to float
-        and rounded back. With masks, boxes or keypoints of B rows each:
+        and rounded back. With masks, boxes or keypoints, B of each:
         ``(x, rows, *others) -> (x, *others)``.
 
     Example:
@@ -61,37 +66,37 @@ class KorniaModule:
         return f"KorniaModule({self.module!r})"
 
     def __call__(self, x: Tensor, rows: RowKeys, *others: Tensor) -> Any:
-        """Return the batch with the module applied to all rows together."""
+        """Return the batch after one call of the module."""
         check_images(x, rows)
         check_unit_range(x)
         if len(x) == 0:
             return (x, *others) if others else x
-        # Chained, not summed: the same rows in another order are another batch.
+        # Chained, not summed, so that the same rows in another order get another seed.
         seed = 0
-        for word in hash_rows(rows.held(self.every), MODULE).tolist():
+        for word in hash_rows(rows.round_epochs(self.every), MODULE).tolist():
             seed = (seed * 0x5851F42D4C957F2D + word) & ((1 << 63) - 1)
-        # Copies: what a module does in place is not done to the caller's.
+        # Copies, because the module may work in place.
         images = x.float() / 255 if x.dtype == torch.uint8 else x.clone()
-        with forked_rng(seed, [x.device]), plain_context(x.device):
+        with forked_rng(seed, [x.device]), disable_grad_and_autocast(x.device):
             found = self.module(images, *(part.clone() for part in others))
         if not others:
-            return _checked(found, images, x)
+            return _restore_dtype(found, images, x)
         if not isinstance(found, (list, tuple)) or len(found) != 1 + len(others):
             got = len(found) if isinstance(found, (list, tuple)) else type(found).__name__
-            raise TypeError(f"module must return the {1 + len(others)} parts it got, got {got}.")
+            raise TypeError(f"module must return {1 + len(others)} outputs, as given, got {got}.")
         for part, before in zip(found[1:], others, strict=True):
             if len(part) != len(x):
-                raise ValueError(f"module must keep the {len(x)} rows, got {len(part)}.")
+                raise ValueError(f"module must keep the batch size {len(x)}, got {len(part)}.")
             if isinstance(part, Tensor) and part.dtype != before.dtype:
-                raise TypeError(f"module must return {before.dtype}, as it got, got {part.dtype}.")
-        return (_checked(found[0], images, x), *found[1:])
+                raise TypeError(f"module must keep the dtype {before.dtype}, got {part.dtype}.")
+        return (_restore_dtype(found[0], images, x), *found[1:])
 
 
-def _checked(out: Any, images: Tensor, x: Tensor) -> Tensor:
-    """Return the images in the dtype they had, or refuse what the module made of them."""
+def _restore_dtype(out: Any, images: Tensor, x: Tensor) -> Tensor:
+    """Return the module's images in the dtype of ``x``; raise if they changed dtype or shape."""
     if not isinstance(out, Tensor) or out.dtype != images.dtype:
         kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"module must return {images.dtype}, as it got, got {kind}.")
+        raise TypeError(f"module must keep the dtype {images.dtype}, got {kind}.")
     if out.shape != x.shape:
         raise ValueError(
             f"module must keep the shape {tuple(x.shape)}, got {tuple(out.shape)}. "

@@ -1,9 +1,9 @@
-"""The image operations that policies draw from: a kernel, its parameters, a range of magnitudes.
+"""The image operations that policies draw from: kernel, parameters and range of magnitudes.
 
-Semantics are torchvision's (``transforms.v2.functional``) on uint8 and on floats in [0, 1]. Where
-it and Pillow differ, torchvision is followed: ``color`` and ``contrast`` blend with gray values
-whose fractions are cut off, and with their exact mean, where Pillow rounds both, ``sharpness``
-rounds the smoothed image first, and floats are not cut to 256 levels, except by ``equalize``.
+Semantics are those of torchvision (``transforms.v2.functional``) on uint8 and on floats in [0, 1],
+even where Pillow differs: ``color`` and ``contrast`` truncate gray values and use their exact mean,
+where Pillow rounds both; ``sharpness`` rounds the smoothed image before blending; floats are not
+quantised to 256 levels, except by ``equalize``.
 """
 
 from __future__ import annotations
@@ -19,42 +19,41 @@ from torch import Tensor
 from augsubset.augment import kernels
 from augsubset.augment.checks import check_batch, check_unit_range
 from augsubset.augment.params import (
-    FORM_OF_WARP,
+    WARP_FORM,
     Array,
-    Place,
     Prepare,
-    alone,
-    bell,
-    blended,
-    cropped,
-    cut,
-    mirrored,
-    noisy,
-    warped,
+    PrepareContext,
+    prepare_blend,
+    prepare_blur,
+    prepare_crop,
+    prepare_cutout,
+    prepare_flip,
+    prepare_magnitude,
+    prepare_noise,
+    prepare_warp,
 )
 from augsubset.utils.checks import check_number
 
-__all__ = ["OPS", "Op", "by_name"]
+__all__ = ["OPS", "Op", "select_ops"]
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation, and the magnitudes from its weakest to its strongest.
+    """An image operation with its range of magnitudes, from weakest to strongest.
 
     Args:
-        apply: What is done to the pixels, row by row independently. Of your own: ``(x, magnitude)
-            -> x``, with x ``(m, C, H, W)`` float32 in [0, 1] and magnitude ``(m,)``; what it
-            returns is clamped to [0, 1].
+        apply: Function ``(x, magnitude) -> x`` that treats rows independently: x ``(m, C, H, W)``
+            float32 in [0, 1], magnitude ``(m,)``. Its result is clamped to [0, 1].
         low: Magnitude at level 0.
-        high: Magnitude at level 1; levels between are in proportion.
-        signed: Whether half of the rows get the magnitude mirrored about ``low``.
-        integral: Whether magnitudes are rounded to whole numbers.
-        prepare: The kernel's parameters by magnitudes, forms and :class:`Place`, ``(m, P)`` on the
-            host. With it, ``apply`` is a kernel: it takes these, and uint8 as it is. Rows of all
-            operations with one kernel are done in one go.
-        form: What tells operations with one ``prepare`` apart.
-        limits: Least and largest magnitude that ``apply`` has a meaning for.
-        channels: Numbers of channels that it takes; empty: any.
+        high: Magnitude at level 1. Levels in between are interpolated linearly.
+        signed: If true, half of the rows get the magnitude mirrored about ``low``.
+        integral: If true, magnitudes are rounded to integers.
+        prepare: Function from magnitudes, forms and a ``PrepareContext`` to the kernel parameters
+            ``(m, P)`` on the CPU. With it, ``apply`` is a kernel that takes these parameters, and
+            uint8 without conversion. Operations that share a kernel run as one call.
+        form: Constants passed to ``prepare``, so that operations can share it.
+        limits: Smallest and largest magnitude that ``apply`` is defined for.
+        channels: Supported numbers of channels; empty means any.
 
     Raises:
         TypeError: If ``apply`` is not callable.
@@ -82,31 +81,31 @@ class Op:
         check_number("low", self.low)
         check_number("high", self.high)
         ends = [self.low, self.high, 2 * self.low - self.high if self.signed else self.low]
-        if not all(self._has_meaning(end) for end in ends):
+        if not all(self._is_valid(end) for end in ends):
             raise ValueError(
                 f"magnitudes must be between {self.limits[0]:g} and {self.limits[1]:g}, got "
                 f"{'+-' if self.signed else ''}{self.low:g} to {self.high:g}."
             )
 
-    def _has_meaning(self, magnitude: float) -> bool:
+    def _is_valid(self, magnitude: float) -> bool:
         return math.isfinite(magnitude) and self.limits[0] <= magnitude <= self.limits[1]
 
     def between(self, low: float, high: float) -> Op:
-        """Return the operation with another range."""
+        """Return the same operation with another range of magnitudes."""
         return replace(self, low=low, high=high)
 
     def __call__(
         self, x: Tensor, magnitude: float | Tensor, spare: tuple[float, float] = (0.0, 0.0)
     ) -> Tensor:
-        """Apply to a batch at one magnitude, or one a row, without a draw.
+        """Apply the operation to a batch at given magnitudes; nothing is drawn.
 
         Args:
             x: ``(m, C, H, W)``, uint8 or float in [0, 1].
-            magnitude: A number or ``(m,)``.
-            spare: What would be drawn besides: where to crop or cut, and the seed of noise.
+            magnitude: One number, or one per row ``(m,)``.
+            spare: Stands for the other uniform draws: place of a crop or cutout, seed of the noise.
 
         Raises:
-            ValueError: If images are none that it takes, or a magnitude is outside ``limits``.
+            ValueError: If the images are not supported, or a magnitude is outside ``limits``.
         """
         check_batch(x)
         check_unit_range(x)
@@ -114,37 +113,38 @@ class Op:
         magnitude = torch.as_tensor(magnitude, dtype=torch.float32)
         if magnitude.shape not in ((), (1,), (len(x),)):
             raise ValueError(
-                f"magnitude must be a number or one an image, got shape {tuple(magnitude.shape)} "
-                f"for {len(x)} images."
+                "magnitude must be a number or one per image, got shape "
+                f"{tuple(magnitude.shape)} for {len(x)} images."
             )
-        if not all(self._has_meaning(each) for each in magnitude.flatten().tolist()):
+        if not all(self._is_valid(each) for each in magnitude.flatten().tolist()):
             raise ValueError(
                 f"magnitudes must be between {self.limits[0]:g} and {self.limits[1]:g}, got "
                 f"{magnitude.tolist()}."
             )
-        place = Place(np.tile(np.array(spare, np.float32), (len(x), 1)), *x.shape[-2:])
-        params = self.parameters(magnitude.expand(len(x)).numpy(), place)
-        # Kernels are written for float32: in half precision 255 levels and a bit are 256.
+        spares = np.tile(np.array(spare, np.float32), (len(x), 1))
+        context = PrepareContext(spares, *x.shape[-2:])
+        params = self.compute_params(magnitude.expand(len(x)).numpy(), context)
+        # Kernels need float32: in half precision equalize's factor 255.999 would round to 256.
         images = x if x.dtype == torch.uint8 else x.to(torch.float32)
         images = images.contiguous() if self.prepare is not None else images.clone()
         return self.run(images, torch.from_numpy(params).to(x.device)).to(x.dtype)
 
     def check_channels(self, name: str, x: Tensor) -> None:
-        """Refuse images with a number of channels that it does not take."""
+        """Raise if the operation does not support the number of channels."""
         if self.channels and x.shape[1] not in self.channels:
             raise ValueError(
                 f"images must have {' or '.join(map(str, self.channels))} channels for {name}, "
                 f"got {x.shape[1]}."
             )
 
-    def parameters(self, magnitude: Array, place: Place) -> Array:
-        """Return what :meth:`run` takes beside the images; ``(m, P)`` float32."""
+    def compute_params(self, magnitude: Array, context: PrepareContext) -> Array:
+        """Return the parameters for :meth:`run`; ``(m, P)`` float32."""
         form = np.tile(np.array(self.form, np.float32), (len(magnitude), 1))
-        params = (self.prepare or alone)(magnitude, form, place)
+        params = (self.prepare or prepare_magnitude)(magnitude, form, context)
         return np.ascontiguousarray(params, np.float32)
 
     def run(self, x: Tensor, params: Tensor) -> Tensor:
-        """Apply the kernel, or a function of your own on floats in [0, 1]."""
+        """Apply the kernel, or a user's function to floats in [0, 1]."""
         if self.prepare is not None:
             return self.apply(x, params)
         images = x if x.is_floating_point() else x.float() / 255
@@ -156,21 +156,17 @@ class Op:
         return out.to(x.dtype) if x.is_floating_point() else (out * 255).round().to(x.dtype)
 
 
-def _warping(**factors: float) -> tuple[float, ...]:
-    return tuple(factors.get(name, 0.0) for name in FORM_OF_WARP)
+def _make_warp(low: float, high: float, **factors: float) -> Op:
+    form = tuple(factors.get(name, 0.0) for name in WARP_FORM)
+    return Op(kernels.warp, low, high, signed=True, prepare=prepare_warp, form=form)
 
 
-def _warp(low: float, high: float, **factors: float) -> Op:
-    form = _warping(**factors)
-    return Op(kernels.warp, low, high, signed=True, prepare=warped, form=form)
-
-
-def _blend(gray: float, mean: float) -> Op:
+def _make_blend(gray: float, mean: float) -> Op:
     return Op(
         kernels.blend,
         *(1, 1.9),
         signed=True,
-        prepare=blended,
+        prepare=prepare_blend,
         form=(gray, mean),
         limits=(0, np.inf),
         channels=(1, 3),
@@ -178,39 +174,43 @@ def _blend(gray: float, mean: float) -> Op:
 
 
 # The first fourteen have the ranges of AutoAugment's search space (Cubuk et al., 2019,
-# arXiv:1805.09501, table 6), which RandAugment took over: translations of 150 of 331 pixels, shown
-# as fractions of the size, and enhancement by 0.1 to 1.9.
+# arXiv:1805.09501, table 6), which RandAugment adopted: translation by up to 150 of 331 pixels,
+# here a fraction of the size, and enhancement factors of 0.1 to 1.9.
 OPS: dict[str, Op] = {
-    "rotate": _warp(0, 30, degrees=1),
-    "shear_x": _warp(0, 0.3, shear_x=1),
-    "shear_y": _warp(0, 0.3, shear_y=1),
-    "translate_x": _warp(0, 150 / 331, share_x=1),
-    "translate_y": _warp(0, 150 / 331, share_y=1),
-    "brightness": _blend(gray=0, mean=0),
-    "contrast": _blend(gray=0, mean=1),
-    "color": _blend(gray=1, mean=0),
-    "sharpness": Op(kernels.sharpen, 1, 1.9, signed=True, prepare=alone, limits=(0, np.inf)),
-    "posterize": Op(kernels.posterize, 8, 4, integral=True, prepare=alone, limits=(0, 8)),
-    "solarize": Op(kernels.solarize, 1, 0, prepare=alone, limits=(0, 1)),
-    "autocontrast": Op(kernels.autocontrast, prepare=alone),
-    "equalize": Op(kernels.equalize, prepare=alone),
-    "invert": Op(kernels.solarize, prepare=alone, limits=(0, 0)),
-    "identity": Op(kernels.identity, prepare=alone),
-    "horizontal_flip": Op(kernels.warp, prepare=mirrored, form=(1, 0)),
-    "vertical_flip": Op(kernels.warp, prepare=mirrored, form=(0, 1)),
-    "translate_x_pixels": _warp(0, 10, pixels_x=1),
-    "translate_y_pixels": _warp(0, 10, pixels_y=1),
-    "crop": Op(kernels.warp, 4, 4, integral=True, prepare=cropped, limits=(0, np.inf)),
-    "crop_reflect": Op(
-        kernels.warp_reflected, 4, 4, integral=True, prepare=cropped, limits=(0, np.inf)
+    "rotate": _make_warp(0, 30, degrees=1),
+    "shear_x": _make_warp(0, 0.3, shear_x=1),
+    "shear_y": _make_warp(0, 0.3, shear_y=1),
+    "translate_x": _make_warp(0, 150 / 331, fraction_x=1),
+    "translate_y": _make_warp(0, 150 / 331, fraction_y=1),
+    "brightness": _make_blend(gray=0, mean=0),
+    "contrast": _make_blend(gray=0, mean=1),
+    "color": _make_blend(gray=1, mean=0),
+    "sharpness": Op(
+        kernels.sharpen, 1, 1.9, signed=True, prepare=prepare_magnitude, limits=(0, np.inf)
     ),
-    "cutout": Op(kernels.erase, 0, 0.5, prepare=cut, limits=(0, 1)),
-    "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=bell, limits=(0, np.inf)),
-    "gaussian_noise": Op(kernels.noise, 0, 0.1, prepare=noisy, limits=(0, np.inf)),
+    "posterize": Op(
+        kernels.posterize, 8, 4, integral=True, prepare=prepare_magnitude, limits=(0, 8)
+    ),
+    "solarize": Op(kernels.solarize, 1, 0, prepare=prepare_magnitude, limits=(0, 1)),
+    "autocontrast": Op(kernels.autocontrast, prepare=prepare_magnitude),
+    "equalize": Op(kernels.equalize, prepare=prepare_magnitude),
+    "invert": Op(kernels.solarize, prepare=prepare_magnitude, limits=(0, 0)),
+    "identity": Op(kernels.identity, prepare=prepare_magnitude),
+    "horizontal_flip": Op(kernels.warp, prepare=prepare_flip, form=(1, 0)),
+    "vertical_flip": Op(kernels.warp, prepare=prepare_flip, form=(0, 1)),
+    "translate_x_pixels": _make_warp(0, 10, pixels_x=1),
+    "translate_y_pixels": _make_warp(0, 10, pixels_y=1),
+    "crop": Op(kernels.warp, 4, 4, integral=True, prepare=prepare_crop, limits=(0, np.inf)),
+    "crop_reflect": Op(
+        kernels.warp_reflected, 4, 4, integral=True, prepare=prepare_crop, limits=(0, np.inf)
+    ),
+    "cutout": Op(kernels.erase, 0, 0.5, prepare=prepare_cutout, limits=(0, 1)),
+    "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=prepare_blur, limits=(0, np.inf)),
+    "gaussian_noise": Op(kernels.add_noise, 0, 0.1, prepare=prepare_noise, limits=(0, np.inf)),
 }
-"""Every operation by its name, with the range that it has by default."""
+"""Every built-in operation by name, with its default range."""
 
 
-def by_name(*names: str) -> dict[str, Op]:
-    """Return some of :data:`OPS`."""
+def select_ops(*names: str) -> dict[str, Op]:
+    """Return the named entries of :data:`OPS`."""
     return {name: OPS[name] for name in names}

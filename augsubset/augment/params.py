@@ -1,4 +1,7 @@
-"""From magnitudes to what kernels take: compiled, as many small arrays would take longer."""
+"""Turn magnitudes into the per-row parameters that kernels take.
+
+The common cases are compiled with numba: many NumPy calls on small arrays would take longer.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Compiled", "Place", "Prepare", "bell", "cut", "noisy", "prepare_rows"]
-__all__ += ["alone", "blended", "cropped", "mirrored", "warped"]
+__all__ = ["CompiledPrepare", "Prepare", "PrepareContext", "prepare_rows"]
+__all__ += ["prepare_blend", "prepare_blur", "prepare_crop", "prepare_cutout", "prepare_flip"]
+__all__ += ["prepare_magnitude", "prepare_noise", "prepare_warp"]
 
-Array = npt.NDArray[Any]  # floating, on the host
+Array = npt.NDArray[Any]  # of floats
 Int64Array = npt.NDArray[np.int64]
 
 
-class Place(NamedTuple):
-    """What parameters may depend on beside the magnitude.
+class PrepareContext(NamedTuple):
+    """What parameters may depend on besides the magnitude.
 
     Args:
-        spare: Two more uniform numbers in [0, 1). ``(m, 2)``
-        height: Of the images.
-        width: Of the images.
+        spare: Two more uniform numbers in [0, 1) per row. ``(m, 2)``
+        height: Image height.
+        width: Image width.
     """
 
     spare: Array
@@ -31,28 +35,25 @@ class Place(NamedTuple):
     width: int
 
 
-Prepare = Callable[[Array, Array, Place], Array]
+Prepare = Callable[[Array, Array, PrepareContext], Array]
 
-_ALONE, _WARPED, _MIRRORED, _CROPPED, _BLENDED = range(5)
+_MAGNITUDE, _WARP, _FLIP, _CROP, _BLEND = range(5)
 _NUM_PARAMS = (1, 6, 6, 6, 3)
 
-# Columns of the form of a warp: how far a magnitude of one turns, slides and moves.
-FORM_OF_WARP = ("degrees", "shear_x", "shear_y", "share_x", "share_y", "pixels_x", "pixels_y")
-_DEGREES, _SHEAR_X, _SHEAR_Y, _SHARE_X, _SHARE_Y, _PIXELS_X, _PIXELS_Y = range(7)
+# Columns of a warp's form: how far a magnitude of 1 rotates, shears and translates, the last both
+# as a fraction of the image size and in pixels.
+WARP_FORM = ("degrees", "shear_x", "shear_y", "fraction_x", "fraction_y", "pixels_x", "pixels_y")
+_DEGREES, _SHEAR_X, _SHEAR_Y, _FRACTION_X, _FRACTION_Y, _PIXELS_X, _PIXELS_Y = range(7)
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A preparation that :func:`prepare_rows` knows, for any mixture of operations at once.
-
-    Args:
-        code: Which one.
-    """
+class CompiledPrepare:
+    """A case of :func:`prepare_rows`, which handles rows of different operations in one call."""
 
     code: int
 
-    def __call__(self, magnitude: Array, form: Array, place: Place) -> Array:
-        """Return parameters by magnitudes and forms; ``(m, P)`` float32."""
+    def __call__(self, magnitude: Array, form: Array, context: PrepareContext) -> Array:
+        """Return the parameters, ``(m, P)`` float32."""
         num_rows = len(magnitude)
         out = np.zeros((num_rows, 1, max(_NUM_PARAMS)), np.float32)
         prepare_rows(
@@ -60,28 +61,28 @@ class Compiled:
             np.arange(num_rows)[:, None],
             np.asarray(form, np.float32),
             np.asarray(magnitude, np.float32)[:, None],
-            np.asarray(place.spare, np.float32)[:, None],
-            place.height,
-            place.width,
+            np.asarray(context.spare, np.float32)[:, None],
+            context.height,
+            context.width,
             out,
         )
         return out[:, 0, : _NUM_PARAMS[self.code]]
 
 
-alone = Compiled(_ALONE)
-"""The magnitude for the only parameter."""
+prepare_magnitude = CompiledPrepare(_MAGNITUDE)
+"""The magnitude itself is the only parameter."""
 
-warped = Compiled(_WARPED)
-"""Where pixels come from: turned about the centre, slid about the upper left corner."""
+prepare_warp = CompiledPrepare(_WARP)
+"""Inverse affine matrix: rotation about the centre, shear about the upper left corner."""
 
-mirrored = Compiled(_MIRRORED)
-"""Where pixels come from in a mirror; the form says in which axes, x and y."""
+prepare_flip = CompiledPrepare(_FLIP)
+"""Inverse affine matrix of a flip; the form holds a flag for each of x and y."""
 
-cropped = Compiled(_CROPPED)
-"""Where pixels come from in a random window of the padded image."""
+prepare_crop = CompiledPrepare(_CROP)
+"""Inverse affine matrix of a random window of the padded image."""
 
-blended = Compiled(_BLENDED)
-"""Factors of the image and of what it is blended with: its gray version, its mean."""
+prepare_blend = CompiledPrepare(_BLEND)
+"""Factors of the image, of its gray version and of its mean; the form says which gets the rest."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -95,59 +96,64 @@ def prepare_rows(
     width: int,
     out: Array,
 ) -> None:
-    """Write the parameters of every row and slot whose operation's preparation is compiled.
+    """Write the parameters of all rows and slots whose operation has a compiled case.
 
     Args:
-        code: Of each operation, -1 for another preparation; the last is that of none.
+        code: Case of each operation, -1 if it has none. The last entry is for op -1, no operation.
         op: Operation of each row and slot, -1 for none. ``(B, S)``
-        form: Of each operation, zeros after its own.
+        form: Form of each operation, padded with zeros.
         magnitude: ``(B, S)``
         spare: ``(B, S, 2)``
-        height: Of the images.
-        width: Of the images.
-        out: Zeros at first. ``(B, S, P)``
+        height: Image height.
+        width: Image width.
+        out: Zeros on entry. ``(B, S, P)``
     """
     one, two = np.float32(1), np.float32(2)
-    # One index after the other: a view would be counted, which takes longer than what is done.
+    # Indexed element by element: reference counting of a view costs more than the loop body.
     for i in range(op.shape[0]):
         for slot in range(op.shape[1]):
             at, value = op[i, slot], magnitude[i, slot]
             which = code[at]
-            if which == _WARPED:
-                xx, xy, xo, yx, yy, yo = _warped(value, form, at, height, width)
-                out[i, slot, 0], out[i, slot, 1], out[i, slot, 2] = xx, xy, xo
-                out[i, slot, 3], out[i, slot, 4], out[i, slot, 5] = yx, yy, yo
-            elif which == _MIRRORED:
+            if which == _WARP:
+                a, b, c, d, e, f = _get_affine(value, form, at, height, width)
+                out[i, slot, 0], out[i, slot, 1], out[i, slot, 2] = a, b, c
+                out[i, slot, 3], out[i, slot, 4], out[i, slot, 5] = d, e, f
+            elif which == _FLIP:
                 flip_x, flip_y = form[at, 0], form[at, 1]
                 out[i, slot, 0], out[i, slot, 4] = one - two * flip_x, one - two * flip_y
                 out[i, slot, 2], out[i, slot, 5] = flip_x * (width - 1), flip_y * (height - 1)
-            elif which == _CROPPED:
-                steps = two * value + one
+            elif which == _CROP:
+                num_offsets = two * value + one  # from -value to value
                 out[i, slot, 0] = out[i, slot, 4] = one
-                out[i, slot, 2] = np.floor(spare[i, slot, 1] * steps) - value
-                out[i, slot, 5] = np.floor(spare[i, slot, 0] * steps) - value
-            elif which == _BLENDED:
+                out[i, slot, 2] = np.floor(spare[i, slot, 1] * num_offsets) - value
+                out[i, slot, 5] = np.floor(spare[i, slot, 0] * num_offsets) - value
+            elif which == _BLEND:
                 rest = one - value
                 out[i, slot, 0] = value
                 out[i, slot, 1], out[i, slot, 2] = rest * form[at, 0], rest * form[at, 1]
-            elif which == _ALONE:
+            elif which == _MAGNITUDE:
                 out[i, slot, 0] = value
 
 
 @numba.njit(cache=True, nogil=True)
-def _warped(magnitude: Any, form: Array, at: int, height: int, width: int) -> tuple[Any, ...]:
+def _get_affine(magnitude: Any, form: Array, at: int, height: int, width: int) -> tuple[Any, ...]:
+    """Return a to f of the map from output to source pixels, (a x + b y + c, d x + e y + f).
+
+    It is the inverse of what the image appears to do, hence the minus at every translation.
+    """
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     cos, sin = 1.0, 0.0
     if form[at, _DEGREES] != 0:
         angle = np.deg2rad(np.float64(magnitude * form[at, _DEGREES]))
         cos, sin = np.cos(angle), np.sin(angle)
     shear_x, shear_y = magnitude * form[at, _SHEAR_X], magnitude * form[at, _SHEAR_Y]
-    # Fractions of a size are cut to whole pixels.
-    moved_x = np.trunc(magnitude * form[at, _SHARE_X] * np.float32(width))
+    # Translations by a fraction of the size are truncated to whole pixels, as in torchvision.
+    moved_x = np.trunc(magnitude * form[at, _FRACTION_X] * np.float32(width))
     moved_x += np.trunc(magnitude * form[at, _PIXELS_X])
-    moved_y = np.trunc(magnitude * form[at, _SHARE_Y] * np.float32(height))
+    moved_y = np.trunc(magnitude * form[at, _FRACTION_Y] * np.float32(height))
     moved_y += np.trunc(magnitude * form[at, _PIXELS_Y])
-    # A shear keeps the corner, half a pixel off the centre of the first one.
+    # A shear fixes the image's corner, which is half a pixel from the centre of the first pixel:
+    # hence shear / 2. A rotation fixes the centre: c - R c.
     return (
         cos,
         shear_x - sin,
@@ -158,30 +164,31 @@ def _warped(magnitude: Any, form: Array, at: int, height: int, width: int) -> tu
     )
 
 
-# Drawn seldom enough to be prepared in arrays.
+# Rare operations, prepared with NumPy.
 
 
-def cut(share: Array, _: Array, place: Place, colour: tuple[float, ...] = (0.5,)) -> Array:
-    """Return a square around a uniform pixel, cut off at the edges of the image."""
-    side = np.round(share * min(place.height, place.width))
+def prepare_cutout(
+    share: Array, _: Array, context: PrepareContext, colour: tuple[float, ...] = (0.5,)
+) -> Array:
+    """Return a square around a random pixel; what lies outside the image is ignored."""
+    side = np.round(share * min(context.height, context.width))
     out = np.empty((len(share), 7), np.float32)
-    for axis, size in enumerate((place.height, place.width)):
-        first = np.floor(place.spare[:, axis] * size) - np.floor(side / 2)
+    for axis, size in enumerate((context.height, context.width)):
+        first = np.floor(context.spare[:, axis] * size) - np.floor(side / 2)
         out[:, axis], out[:, axis + 2] = first, first + side
     out[:, 4:] = colour
     return out
 
 
-def bell(sigma: Array, _: Array, place: Place) -> Array:
-    """Return weights of five pixels in a row, of fewer where the image is small."""
-    radius = min(2, place.height - 1, place.width - 1)
-    away = np.arange(radius + 1)
-    scaled = away / np.maximum(sigma.astype(np.float64), 1e-3)[:, None]
+def prepare_blur(sigma: Array, _: Array, context: PrepareContext) -> Array:
+    """Return a 5-tap Gaussian's weights from the centre outwards, fewer for tiny images."""
+    radius = min(2, context.height - 1, context.width - 1)
+    scaled = np.arange(radius + 1) / np.maximum(sigma.astype(np.float64), 1e-3)[:, None]
     weights: Array = np.exp(-np.square(scaled) / 2)
-    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]
+    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]  # each twice but the centre
     return weights
 
 
-def noisy(sigma: Array, _: Array, place: Place) -> Array:
-    """Return the deviation, and what decides the noise."""
-    return np.concatenate([sigma[:, None], place.spare], 1)
+def prepare_noise(sigma: Array, _: Array, context: PrepareContext) -> Array:
+    """Return the standard deviation and the two numbers that seed the noise."""
+    return np.concatenate([sigma[:, None], context.spare], 1)

@@ -1,4 +1,4 @@
-"""Policies: a batch and its row keys in, the batch augmented row by row out."""
+"""Policies: functions from a batch and its row keys to the augmented batch."""
 
 from __future__ import annotations
 
@@ -17,67 +17,66 @@ from augsubset.augment.checks import (
     RANDOM_OPS,
     check_images,
     check_unit_range,
-    plain_context,
-    stream_of,
+    disable_grad_and_autocast,
+    get_stream,
 )
 from augsubset.augment.draws import (
-    ANEW,
     DISTINCT,
-    DRAWS_A_SLOT,
-    IN_SEQUENCE,
-    Drawn,
-    draw_rows,
-    odds_of,
+    DRAWS_PER_SLOT,
+    INDEPENDENT,
+    SEQUENCE,
+    OpDraws,
+    build_op_table,
+    decode_draws,
 )
 from augsubset.augment.engine import Engine
-from augsubset.augment.ops import OPS, Op, by_name
-from augsubset.augment.params import cut
-from augsubset.augment.random import RowKeys, uniforms
+from augsubset.augment.ops import OPS, Op, select_ops
+from augsubset.augment.params import prepare_cutout
+from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
-from augsubset.utils.torch_utils import sent
+from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["PAPER_OPS", "AugMix", "RandomOps", "SubPolicies"]
 
 Float32Array = npt.NDArray[np.float32]
 
 PAPER_OPS = tuple(OPS)[:14]
-_NUM_BINS = 31  # of RandAugment's and TrivialAugment's published code
+_NUM_BINS = 31  # magnitude levels in the code of RandAugment and TrivialAugment
 
 
 class RandomOps:
-    """Apply ``num_ops`` operations to each row, drawn for it alone, in the order drawn.
+    """Apply ``num_ops`` random operations to each row, drawn independently for every row.
 
-    A row's result depends on (seed, epoch, index, copy) and its pixels: not on batch mates, order,
-    batch size, workers or resume, on the same device type and torch version. No global generator
-    is read. An operation on uint8 returns uint8, as torchvision's do.
+    A row's result depends on (seed, epoch, index, copy) and its pixels alone: not on the rest of
+    the batch, its order or size, on workers or on a resume, for the same device type and torch
+    version. No global generator is read. Operations on uint8 return uint8, as in torchvision.
 
     Args:
-        ops: Names of :data:`~augsubset.augment.ops.OPS`, or a mapping of names to
-            :class:`~augsubset.augment.ops.Op`, your own or changed ones.
-        num_ops: Operations a row.
-        replacement: Whether a row may get an operation twice.
-        probability: That an operation is applied; for each slot by itself.
-        levels: Levels in [0, 1] that magnitudes are drawn from, all equally likely; ``None``: any
-            level, uniformly.
-        stream: Two policies of one class that see the same rows draw the same numbers; give one
-            of them another stream. The loader does so for its strong and base policy.
-        every: Epochs for which a row keeps what it drew, as a frozen base policy does.
-        compiled: Compile the kernels with ``torch.compile``; bits may differ from eager ones.
+        ops: Names from :data:`~augsubset.augment.ops.OPS`, or a mapping of names to
+            :class:`~augsubset.augment.ops.Op`.
+        num_ops: Operations per row.
+        replacement: Whether a row may draw the same operation twice.
+        probability: Probability that a drawn operation is applied, independently per slot.
+        levels: Levels in [0, 1] to draw from, equally likely; ``None`` draws from all of [0, 1].
+        stream: Two policies of one class draw the same numbers for the same rows, unless they have
+            different streams. The loader sees to this for its strong and base policies.
+        every: Number of epochs for which a row keeps its draws.
+        compiled: Compile the kernels with ``torch.compile``; results may differ slightly.
 
     Raises:
-        TypeError: If an op is none, or a number is of the wrong kind.
+        TypeError: If an op is not an ``Op``, or a number has the wrong type.
         ValueError: If an op is unknown, there are fewer than ``num_ops``, or a value is out of
-            range; when called, if images are none, hold floats outside [0, 1] (on the CPU; the
-            loader looks before it sends them), or have a number of channels that an op refuses.
+            range. On a call, if the shape or dtype is wrong, floats leave [0, 1] (checked on the
+            CPU only; the loader checks before the copy to the GPU), or an op does not support the
+            number of channels.
 
     Shape:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype; uint8, or float in [0, 1].
 
     Cost:
-        O(pixels of the rows given) an operation. On the host compiled loops take row by row, some
-        3 us each at 32 pixels; they are compiled once a machine, for some seconds. On a device rows
-        of one kernel go together: some 200 calls of torch for two of fourteen operations, however
-        many rows. Rows are drawn on the host, and nothing is read back from the device.
+        O(pixels) per operation. On the CPU about 3 us per row and operation at 32 pixels, in loops
+        that are compiled once per machine, within seconds. On a GPU about 200 torch calls for two
+        of fourteen operations, whatever the batch size, and no synchronisation.
 
     Example:
         >>> spin = RandomOps({"spin": OPS["rotate"].between(0, 180)}, num_ops=1)
@@ -106,14 +105,13 @@ class RandomOps:
             names = list(ops)
             for name in names:
                 check_choice("ops", name, tuple(OPS))
-            self.ops = by_name(*names)
+            self.ops = select_ops(*names)
         if not self.ops:
             raise ValueError("ops must name at least one operation, got none.")
         check_choice("replacement", replacement, (False, True))
         check_choice("compiled", compiled, (False, True))
         self.replacement = replacement
-        most = None if replacement else len(self.ops)
-        self.num_ops = check_int("num_ops", num_ops, 1, most)
+        self.num_ops = check_int("num_ops", num_ops, 1, None if replacement else len(self.ops))
         check_number("probability", probability)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got probability={probability}.")
@@ -127,45 +125,44 @@ class RandomOps:
             and ((self.levels >= 0) & (self.levels <= 1)).all()
         ):
             raise ValueError(f"levels must be a list of numbers in [0, 1], got levels={levels}.")
-        self.stream = stream_of(RANDOM_OPS, stream)
+        self.stream = get_stream(RANDOM_OPS, stream)
         self.every = check_int("every", every, 1)
-        every_op = list(self.ops.values())
-        self._picky = {name: op for name, op in self.ops.items() if op.channels}
         self._levels = np.zeros(0, np.float32) if self.levels is None else self.levels
-        count = len(every_op)
-        self._way, self._num_choices = ANEW if replacement else DISTINCT, count
-        self._odds = odds_of(every_op, [float(probability)] * count, [-1.0] * count)
+        count = len(self.ops)
+        self._mode, self._num_choices = INDEPENDENT if replacement else DISTINCT, count
+        self._op_table = build_op_table(self.ops.values(), [probability] * count, [-1.0] * count)
         self._engine = Engine(self.ops, compiled)
 
     # Published policies.
 
     @classmethod
     def paper(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
-        """Return two of fourteen operations at random magnitudes, as the paper's section 5 says.
+        """Two of fourteen operations at random magnitudes, as in the paper's section 5.
 
-        The operations and ranges are those of AutoAugment and RandAugment (Cubuk et al., 2019,
-        2020); SamplePairing, which looks at another row, and Cutout are left out.
+        Operations and ranges are those of AutoAugment and RandAugment (Cubuk et al., 2019, 2020)
+        without Cutout and SamplePairing, which needs a second image.
         """
         return cls(stream=stream, every=every, compiled=compiled)
 
     @classmethod
     def wu2020(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
-        """Return two of fifteen operations with replacement, each with a random probability.
+        """Two of fifteen operations with replacement, each applied with probability one half.
 
-        A probability that is itself uniform and drawn anew each time is one half. The ranges are
-        those of the released code, translations in pixels of a 32 pixel image; Mixup, which looks
-        at another row, is left out. Combine with ``base=CropFlip(4, padding_mode="reflect")``.
+        The paper draws each probability uniformly every time, which amounts to one half. Ranges are
+        those of the released code, with translations in pixels for 32-pixel images. Mixup, which
+        needs a second image, is left out. Use with ``base=CropFlip(4, padding_mode="reflect")``.
 
         Reference:
             Wu, Zhang, Valiant & Re, *On the Generalization Effects of Linear Transformations in
             Data Augmentation*, 2020 (arXiv:2005.00695).
         """
-        ops = by_name(
+        ops = select_ops(
             *("autocontrast", "brightness", "color", "contrast", "cutout", "equalize", "invert"),
             *("rotate", "sharpness", "shear_x", "shear_y", "solarize"),
             *("translate_x_pixels", "translate_y_pixels"),
         )
-        # Released: int(4 level), so 0 to 3 bits; rounding gives the same from half a bit below.
+        # The released code keeps int(4 * level) bits: 0 to 3, equally likely. Rounding a uniform
+        # number between -0.5 and 3.5 gives the same.
         ops["posterize"] = replace(OPS["posterize"], low=-0.5, high=3.5, limits=(-0.5, 8.0))
         return cls(
             ops, 2, replacement=True, probability=0.5, stream=stream, every=every, compiled=compiled
@@ -181,7 +178,7 @@ class RandomOps:
         every: int = 1,
         compiled: bool = False,
     ) -> RandomOps:
-        """Return operations drawn with replacement, all at one magnitude of 0 to 30.
+        """Operations drawn with replacement, all at one magnitude from 0 to 30.
 
         Reference:
             Cubuk, Zoph, Shlens & Le, *RandAugment*, 2020 (arXiv:1909.13719), with the operations
@@ -201,13 +198,13 @@ class RandomOps:
 
     @classmethod
     def trivial(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
-        """Return one operation a row, at one of 31 magnitudes of a wide range.
+        """One operation per row, at one of 31 levels of a wide range of magnitudes.
 
         Reference:
             Mueller & Hutter, *TrivialAugment*, 2021 (arXiv:2103.10158), with the wide space of
             torchvision's ``TrivialAugmentWide``.
         """
-        ops = by_name("identity", "autocontrast", "equalize", "solarize")
+        ops = select_ops("identity", "autocontrast", "equalize", "solarize")
         for name in ("brightness", "color", "contrast", "sharpness"):
             ops[name] = OPS[name].between(1, 1.99)
         for name, high in (("shear_x", 0.99), ("shear_y", 0.99), ("rotate", 135.0)):
@@ -226,18 +223,18 @@ class RandomOps:
         every: int = 1,
         compiled: bool = False,
     ) -> SubPolicies:
-        """Return the learned policy for a dataset: one of 25 pairs of operations a row.
+        """The learned policy for a dataset: one of 25 pairs of operations per row.
 
         Reference:
             Cubuk, Zoph, Mane, Vasudevan & Le, *AutoAugment*, 2019 (arXiv:1805.09501), tables 7 to
-            9, as torchvision carries them.
+            9, as in torchvision.
 
         Raises:
-            ImportError: If torchvision, which has the tables, is not installed.
+            ImportError: If torchvision, whose tables it uses, is not installed.
         """
         check_choice("dataset", dataset, ("cifar10", "imagenet", "svhn"))
         return SubPolicies(
-            _autoaugment_table(dataset), stream=stream, every=every, compiled=compiled
+            _load_autoaugment_table(dataset), stream=stream, every=every, compiled=compiled
         )
 
     @staticmethod
@@ -249,7 +246,7 @@ class RandomOps:
         every: int = 1,
         compiled: bool = False,
     ) -> AugMix:
-        """Return a mixture of chains of operations: see :class:`AugMix`."""
+        """A random mixture of chains of operations, see :class:`AugMix`."""
         return AugMix(severity, width=width, stream=stream, every=every, compiled=compiled)
 
     @classmethod
@@ -261,13 +258,13 @@ class RandomOps:
         stream: int = 0,
         every: int = 1,
     ) -> RandomOps:
-        """Return a square erased around a random pixel, cut off at the edges.
+        """Erase a square around a random pixel, clipped at the image edges.
 
         Args:
-            size: Side, as a share of the shorter side of the image; DeVries & Taylor take half of
-                it on CIFAR-10 and 20 of 32 pixels on SVHN.
-            fill: Colour in [0, 1], one value or one a channel; the dataset's mean is what is
-                black once normalised.
+            size: Side as a fraction of the image's shorter side. DeVries & Taylor use 1/2 on
+                CIFAR-10 and 20/32 on SVHN.
+            fill: Colour in [0, 1], one value or one per channel. The dataset's mean becomes 0 after
+                normalisation.
             stream: As in :class:`RandomOps`.
             every: As in :class:`RandomOps`.
 
@@ -281,59 +278,54 @@ class RandomOps:
         colour = tuple(float(value) for value in values)
         if len(colour) not in (1, 3) or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"fill must be one or three values in [0, 1], got fill={fill}.")
-        op = replace(OPS["cutout"], low=size, high=size, prepare=partial(cut, colour=colour))
+        op = replace(
+            OPS["cutout"], low=size, high=size, prepare=partial(prepare_cutout, colour=colour)
+        )
         return cls({"cutout": op}, 1, stream=stream, every=every)
 
     @classmethod
     def noise(cls, sigma: float = 0.1, *, stream: int = 0, every: int = 1) -> RandomOps:
-        """Return normal noise of a standard deviation in [0, 1] on every value."""
-        return cls(
-            {"gaussian_noise": OPS["gaussian_noise"].between(sigma, sigma)},
-            1,
-            stream=stream,
-            every=every,
-        )
+        """Add normal noise to every value, with a standard deviation in [0, 1]."""
+        op = OPS["gaussian_noise"].between(sigma, sigma)
+        return cls({"gaussian_noise": op}, 1, stream=stream, every=every)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(ops={tuple(self.ops)}, num_ops={self.num_ops})"
 
     def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return the batch with every row augmented."""
+        """Return the augmented batch."""
         check_images(x, rows)
         check_unit_range(x)
-        for name, op in self._picky.items():
+        for name, op in self.ops.items():
             op.check_channels(repr(name), x)
         if len(x) == 0:
             return x
-        with plain_context(x.device):
+        with disable_grad_and_autocast(x.device):
             images = x if x.dtype == torch.uint8 else x.to(torch.float32)
-            return self._augmented(images, rows.held(self.every)).to(x.dtype)
+            return self._augment(images, rows.round_epochs(self.every)).to(x.dtype)
 
-    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        draws = uniforms(rows, self.num_ops * DRAWS_A_SLOT, self.stream)
-        return self._engine(x, self.drawn(draws.reshape(len(rows), self.num_ops, DRAWS_A_SLOT)))
+    def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
+        draws = draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)
+        return self._engine(x, self._decode(draws))
 
-    def drawn(self, draws: Float32Array) -> Drawn:
-        """Turn uniform numbers into operations and magnitudes.
-
-        Args:
-            draws: ``(B, num_ops, 6)``
-        """
-        return draw_rows(draws, self._way, self._num_choices, self._odds, self._levels)
+    def _decode(self, draws: Float32Array) -> OpDraws:
+        """Return the operations for uniform numbers of any shape with 6 ``num_ops`` per row."""
+        draws = draws.reshape(-1, self.num_ops, DRAWS_PER_SLOT)
+        return decode_draws(draws, self._mode, self._num_choices, self._op_table, self._levels)
 
 
 class SubPolicies(RandomOps):
     """Apply one of several sequences of operations to each row, all equally likely.
 
     Args:
-        table: Sequences, of one length: ``(op, probability, level)`` each, where an op is a name
-            of :data:`~augsubset.augment.ops.OPS` or an :class:`~augsubset.augment.ops.Op`.
+        table: Sequences of equal length. A step is ``(op, probability, level)``, with a name from
+            :data:`~augsubset.augment.ops.OPS` or an :class:`~augsubset.augment.ops.Op`.
         stream: As in :class:`RandomOps`.
         every: As in :class:`RandomOps`.
         compiled: As in :class:`RandomOps`.
 
     Raises:
-        TypeError: If an op is of the wrong kind.
+        TypeError: If a step has the wrong type.
         ValueError: If an op is unknown, a probability or level is outside [0, 1], or the lengths
             differ.
 
@@ -352,12 +344,14 @@ class SubPolicies(RandomOps):
         table = [list(sequence) for sequence in table]
         lengths = {len(sequence) for sequence in table}
         if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"table must hold sequences of one length, got {sorted(lengths)}.")
+            raise ValueError(
+                f"table must hold sequences of equal length, at least 1, got {sorted(lengths)}."
+            )
         ops: dict[str, Op] = {}
         steps = [step for sequence in table for step in sequence]
         for number, step in enumerate(steps):
             if not isinstance(step, (tuple, list)) or len(step) != 3:
-                raise TypeError(f"a step must be (op, probability, level), got {step!r}.")
+                raise TypeError(f"table steps must be (op, probability, level), got {step!r}.")
             op, probability, level = step
             check_number("probability", probability)
             check_number("level", level)
@@ -374,23 +368,23 @@ class SubPolicies(RandomOps):
             ops, length, replacement=True, stream=stream, every=every, compiled=compiled
         )
         self.table = table
-        every_op = list(self.ops.values())
-        self._way, self._num_choices = IN_SEQUENCE, len(table)
-        self._odds = odds_of(every_op, [p for _, p, _ in steps], [level for *_, level in steps])
+        self._mode, self._num_choices = SEQUENCE, len(table)
+        _, probabilities, levels = zip(*steps, strict=True)
+        self._op_table = build_op_table(self.ops.values(), probabilities, levels)
 
     def __repr__(self) -> str:
         return f"SubPolicies({len(self.table)} sequences of {self.num_ops})"
 
 
 class AugMix(RandomOps):
-    """Mix each row with some chains of one to three operations on it.
+    """Mix each image with the results of several random chains of one to three operations.
 
-    Weights of the chains are uniform on the simplex, that of the original uniform in [0, 1): the
-    published alpha of 1. Warps take the nearest pixel, as everywhere here.
+    The chains' weights are uniform on the simplex and the original's weight is uniform in [0, 1),
+    which is the published alpha of 1. Warps use the nearest pixel, as everywhere in this package.
 
     Args:
-        severity: 1 to 10: magnitudes are uniform among the lowest so many of ten.
-        width: Chains.
+        severity: 1 to 10. Levels are drawn from the lowest ``severity`` of ten.
+        width: Number of chains.
         stream: As in :class:`RandomOps`.
         every: As in :class:`RandomOps`.
         compiled: As in :class:`RandomOps`.
@@ -399,11 +393,11 @@ class AugMix(RandomOps):
         ValueError: If a value is out of range.
 
     Cost:
-        That of ``2 width`` operations a row, and ``width + 1`` passes to mix.
+        That of ``2 * width`` operations per row, and ``width + 1`` passes to mix.
 
     Reference:
         Hendrycks et al., *AugMix*, 2020 (arXiv:1912.02781), with the operations and ranges of
-        torchvision's ``AugMix``. The consistency loss of the paper is yours to add.
+        torchvision's ``AugMix``. The paper's consistency loss is not included.
     """
 
     def __init__(
@@ -416,7 +410,7 @@ class AugMix(RandomOps):
         compiled: bool = False,
     ) -> None:
         check_int("severity", severity, 1, 10)
-        ops = by_name(
+        ops = select_ops(
             *("shear_x", "shear_y", "rotate", "solarize", "autocontrast", "equalize"),
             *("brightness", "color", "contrast", "sharpness"),
         )
@@ -427,39 +421,37 @@ class AugMix(RandomOps):
         super().__init__(
             ops, 3, replacement=True, levels=levels, stream=stream, every=every, compiled=compiled
         )
-        self.stream = stream_of(AUGMIX, stream)
+        self.stream = get_stream(AUGMIX, stream)
         self.width = check_int("width", width, 1)
 
-    def _augmented(self, x: Tensor, rows: RowKeys) -> Tensor:
-        num_rows, per_chain = len(x), self.num_ops * DRAWS_A_SLOT
-        draws = uniforms(rows, self.width * (per_chain + 2) + 1, self.stream)
-        chains = draws[:, : self.width * per_chain]
-        drawn = self.drawn(chains.reshape(num_rows * self.width, self.num_ops, DRAWS_A_SLOT))
+    def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
+        # Per row: the draws of all chains, their depths, their weights, the original's weight.
+        per_chain = self.num_ops * DRAWS_PER_SLOT
+        draws = draw_uniforms(rows, self.width * (per_chain + 2) + 1, self.stream)
+        chains = self._decode(draws[:, : self.width * per_chain])
         depth = draws[:, self.width * per_chain : -self.width - 1].reshape(-1, 1) * self.num_ops
-        drawn.op[np.arange(self.num_ops) > depth] = -1
-        chained = self._engine(x.repeat_interleave(self.width, 0), drawn)
-        # A uniform point of the simplex: exponential numbers by their sum.
+        chains.op[np.arange(self.num_ops) > depth] = -1  # keeps floor(depth) + 1 operations
+        chained = self._engine(x.repeat_interleave(self.width, 0), chains)
+        # A uniform point on the simplex: exponential numbers divided by their sum. 2**-25, half the
+        # resolution of a draw, keeps the logarithm finite.
         share = -np.log(draws[:, -self.width - 1 : -1].astype(np.float64) + 2**-25)
         share /= share.sum(1, keepdims=True)
         original = draws[:, -1:].astype(np.float64)
         weights = np.concatenate([original, (1 - original) * share], 1).astype(np.float32)
-        weight = sent(torch.from_numpy(weights), x.device)[:, :, None, None, None]
+        weight = to_device_async(torch.from_numpy(weights), x.device)[:, :, None, None, None]
         mixed = x * weight[:, 0]
         for chain in range(self.width):
             mixed += chained[chain :: self.width] * weight[:, chain + 1]
         return mixed.clamp_(0, 255 if x.dtype == torch.uint8 else 1).to(x.dtype)
 
 
-def _autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]]:
-    """Return torchvision's table with our operations: (op, probability, level of ten)."""
+def _load_autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]]:
+    """Return torchvision's table as sequences for :class:`SubPolicies`."""
     try:
-        from torchvision.transforms import (  # type: ignore[import-untyped]
-            AutoAugment,
-            AutoAugmentPolicy,
-        )
+        import torchvision.transforms as tv  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
-            "RandomOps.autoaugment takes its tables from torchvision, which is not installed: "
+            "RandomOps.autoaugment needs the tables of torchvision, which is not installed. Run "
             'pip install "augsubset[augment]".'
         ) from error
     names = {
@@ -471,5 +463,5 @@ def _autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, float]]
     }
     return [
         [(names[name], p, 0.0 if bin_ is None else bin_ / 9) for name, p, bin_ in sequence]
-        for sequence in AutoAugment(AutoAugmentPolicy(dataset)).policies
+        for sequence in tv.AutoAugment(tv.AutoAugmentPolicy(dataset)).policies
     ]

@@ -1,12 +1,12 @@
-"""Counter-based random numbers: a row's draws depend on its key, not on what else is drawn.
+"""Counter-based random numbers: a row's draws depend on its key and on nothing else.
 
-torch's generators give the n-th number of a stream, so that a row's augmentation would depend on
-its place in the batch and on every batch before. Here a row's numbers are a hash of
-(seed, epoch, index, copy, stream, draw): the same alone or among others, in any order, in any
-process, and there is no generator state to save.
+A torch generator returns the next number of a sequence, so a row's augmentation would depend on
+its place in the batch and on all batches before. Here a row's numbers are a hash of (seed, epoch,
+index, copy, stream, draw): the same in any batch, order or process, and without state to save.
 
-Rows are drawn on the host, by compiled loops: many small tensor operations would take longer than
-augmenting a batch. Only :func:`normals`, one number a pixel, is drawn where the pixels are.
+Uniform numbers are computed on the CPU by compiled loops, because many small tensor operations
+would take longer than augmenting a batch. Only :func:`draw_normals`, which makes one number per
+pixel, runs on the device of the pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["RowKeys", "hash_rows", "mixed", "normals", "uniforms"]
+__all__ = ["RowKeys", "draw_normals", "draw_uniforms", "hash_rows", "mix_words"]
 
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
@@ -28,18 +28,18 @@ Float32Array = npt.NDArray[np.float32]
 
 # splitmix64's increment and multipliers (Steele, Lea & Flood, 2014).
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_WORD = (1 << 64) - 1
+_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class RowKeys:
-    """What a row's augmentation depends on, and nothing else.
+    """Keys of a batch's rows: all that a row's random augmentation depends on.
 
     Args:
-        seed: Distinguishes runs.
+        seed: Seed of the run.
         epoch: Epoch of each row.
         index: Dataset index of each row.
-        copy: 0 for an original, 1.. for an augmented copy.
+        copy: 0 for an original, 1 and up for augmented copies.
 
     Shape:
         epoch, index, copy ``(B,)`` int64 on the CPU; ints are broadcast against the others.
@@ -70,13 +70,13 @@ class RowKeys:
                 raise TypeError(f"{name} must be an int or an int64 tensor, got {part.dtype}.")
             parts.append(part.cpu())
         shapes = [tuple(part.shape) for part in parts]
-        if len(shapes[0]) != 1 or shapes.count(shapes[0]) != 3:  # seldom, and takes a while
+        if len(shapes[0]) != 1 or shapes.count(shapes[0]) != 3:  # rare, and slow
             parts = _broadcast(parts, shapes)
         self._set(int(seed), *(part.contiguous() for part in parts))
 
     def _set(self, seed: int, epoch: Tensor, index: Tensor, copy: Tensor) -> RowKeys:
-        # With what compiled loops take, once for all policies that see these rows.
-        arrays = np.uint64(seed & _WORD), epoch.numpy(), index.numpy(), copy.numpy()
+        # Converted to NumPy once, for all policies that see these rows.
+        arrays = np.uint64(seed & _MASK), epoch.numpy(), index.numpy(), copy.numpy()
         self.__dict__.update(seed=seed, epoch=epoch, index=index, copy=copy, _arrays=arrays)
         return self
 
@@ -85,19 +85,19 @@ class RowKeys:
         return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> RowKeys:
-        """Return the keys of some rows, by positions or a mask."""
+        """Return the keys of the rows selected by positions or by a mask."""
         kept = self.epoch[rows], self.index[rows], self.copy[rows]
         return object.__new__(RowKeys)._set(self.seed, *kept)
 
-    def held(self, every: int) -> RowKeys:
-        """Return the keys with epochs rounded down to a multiple: the same draws for so long."""
+    def round_epochs(self, every: int) -> RowKeys:
+        """Return the keys with epochs rounded down to a multiple, to repeat draws that long."""
         if every == 1:
             return self
         return RowKeys(self.seed, self.epoch - self.epoch % every, self.index, self.copy)
 
 
 def _broadcast(parts: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Return the parts in their common shape, which must be ``(B,)``."""
+    """Return the parts broadcast to a common shape, which must be ``(B,)``."""
     try:
         shape = np.broadcast_shapes((1,), *shapes)
     except ValueError:
@@ -109,7 +109,7 @@ def _broadcast(parts: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tenso
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _mix(state: np.uint64) -> np.uint64:
-    """Scramble 64 bits bijectively (splitmix64's finaliser)."""
+    """Mix 64 bits bijectively (splitmix64's finaliser)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
     return state ^ (state >> np.uint64(31))
@@ -147,31 +147,26 @@ def _draw(
     for i in range(words.shape[0]):
         state = words[i]
         for t in range(out.shape[1]):
-            state += golden
-            out[i, t] = np.float32(_mix(state) >> np.uint64(40)) * unit
+            state += golden  # splitmix64, seeded with the row's hash
+            out[i, t] = np.float32(_mix(state) >> np.uint64(40)) * unit  # 24 bits: exact
 
 
 def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:
-    """Return one well-mixed word a row, of shape ``(B,)``.
-
-    Args:
-        rows: The rows.
-        stream: Keeps two policies that see the same rows independent of each other.
-    """
+    """Return a 64-bit hash of each row's key, ``(B,)``; other streams give independent hashes."""
     words = np.empty(len(rows), np.uint64)
     seed, epoch, index, copy = rows._arrays
     _hash(seed, stream, epoch, index, copy, words)
     return words
 
 
-def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
-    """Return uniform numbers in [0, 1), ``num_draws`` a row: multiples of 2**-24.
+def draw_uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
+    """Return ``num_draws`` uniform numbers in [0, 1) per row, multiples of 2**-24.
 
     Shape:
         returns ``(B, num_draws)`` float32.
 
     Cost:
-        A hash a number, compiled: a few nanoseconds each.
+        One hash per number, a few nanoseconds each.
     """
     out = np.empty((len(rows), num_draws), np.float32)
     seed, epoch, index, copy = rows._arrays
@@ -179,51 +174,52 @@ def uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
     return out
 
 
-def _signed(word: int) -> int:
-    """Write a 64-bit constant as torch's int64 has it."""
+def _to_int64(word: int) -> int:
+    """Return the signed integer with the same 64 bits."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
-def mixed(state: Tensor) -> Tensor:
-    """Scramble like :func:`_mix`, on any device.
+def mix_words(state: Tensor) -> Tensor:
+    """Mix like :func:`_mix`, on any device.
 
-    int64 stands in for uint64, which torch cannot shift: products wrap alike, and the mask undoes
-    the sign that an arithmetic shift drags in.
+    torch cannot shift uint64, so this uses int64: products wrap to the same bits, and the masks
+    clear the sign bits that an arithmetic right shift copies in.
     """
-    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
-    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _to_int64(_MIX_1)
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _to_int64(_MIX_2)
     return state ^ ((state >> 31) & ((1 << 33) - 1))
 
 
 _tables: dict[torch.device, Tensor] = {}
 
 
-def _quantiles(device: torch.device) -> Tensor:
-    """Return the normal distribution's value in the middle of each of 2**16 equal shares."""
+def _get_quantiles(device: torch.device) -> Tensor:
+    """Return the normal quantiles at the midpoints of 2**16 equal bins of probability."""
     if device not in _tables:
-        shares = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-        _tables[device] = torch.special.ndtri(shares).to(torch.float32).to(device)
+        midpoints = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+        _tables[device] = torch.special.ndtri(midpoints).to(torch.float32).to(device)
     return _tables[device]
 
 
-def normals(seeds: Tensor, num_draws: int) -> Tensor:
-    """Return standard normal numbers, ``num_draws`` a row: one of 2**16 equally likely values.
+def draw_normals(seeds: Tensor, num_draws: int) -> Tensor:
+    """Return ``num_draws`` standard normal numbers per row, of 2**16 equally likely values.
 
-    Looked up, not computed: the same bits on every device. The largest is 4.3.
+    They come from a table of quantiles, which makes them bit-identical on every device. The largest
+    is 4.3.
 
     Args:
-        seeds: Two uniform multiples of 2**-24 a row, from :func:`uniforms`. ``(B, 2)`` float32
-        num_draws: Numbers a row.
+        seeds: Two numbers per row from :func:`draw_uniforms`. ``(B, 2)`` float32
+        num_draws: Numbers per row.
 
     Shape:
         returns ``(B, num_draws)`` float32 on the device of ``seeds``.
 
     Cost:
-        O(B num_draws), a quarter of a hash and a lookup each.
+        O(B num_draws): a hash per four numbers and a lookup each.
     """
     high, low = (seeds * (1 << 24)).to(torch.int64).unbind(1)
-    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * _signed(_GOLDEN)
-    words = mixed(mixed((high << 24) | low)[:, None] + counters)
-    shares = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)
-    values: Tensor = _quantiles(seeds.device)[shares]
+    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * _to_int64(_GOLDEN)
+    words = mix_words(mix_words((high << 24) | low)[:, None] + counters)
+    bins = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)  # four per word
+    values: Tensor = _get_quantiles(seeds.device)[bins]
     return values

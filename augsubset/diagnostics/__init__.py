@@ -1,8 +1,8 @@
-"""Why it works, in numbers: spectra, fidelity of gradients, the paper's bounds. Needs scipy."""
+"""Checks of the paper's theory: Jacobian spectra, gradient fidelity, its bounds. Needs scipy."""
 
 from augsubset.diagnostics.spectrum import Spectrum, SpectrumChange, jacobian, spectrum_change
 
-# After the module that says what to install where scipy is missing.
+# After spectrum, whose ImportError says what to install if scipy is missing.
 from augsubset.diagnostics.fidelity import (  # isort: skip
     Alignment,
     alignment,

@@ -1,4 +1,4 @@
-"""How well last-layer gradients stand for full ones, and a weighted subset's sum for all's."""
+"""How well last-layer gradients approximate full ones, and a weighted subset the whole set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from augsubset.probe.eval_mode import untouched
+from augsubset.probe.eval_mode import evaluation_mode
 from augsubset.selection.gradients import LastLayerGradients
 from augsubset.utils.checks import check_int
 
@@ -22,11 +22,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Alignment(NamedTuple):
-    """Where one gradient points beside another.
+    """Agreement of a gradient with a reference gradient.
 
     Args:
-        cosine: Of the angle between them; 0 where one is zero.
-        error: Norm of the difference, by that of the other.
+        cosine: Cosine similarity; 0 if either is zero.
+        error: Norm of the difference relative to the norm of the reference.
     """
 
     cosine: float
@@ -36,37 +36,37 @@ class Alignment(NamedTuple):
 def full_gradients(
     model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss = cross_entropy, chunk_size: int = 16
 ) -> Tensor:
-    """Return each example's gradient of the loss in all parameters, the model in evaluation mode.
+    """Return the per-example gradients with respect to all parameters, in evaluation mode.
 
     Args:
-        model: Returns what the loss takes; batch normalisation uses its running statistics.
+        model: Its output is the loss's first argument; batch norm uses running statistics.
         x: Inputs. ``(n, ...)``
         y: Labels. ``(n, ...)``
-        loss: Mean loss of a batch; of one example here.
-        chunk_size: Examples at a time: bounds memory beside the result.
+        loss: Mean loss of a batch, called with batches of one example.
+        chunk_size: Examples per step; bounds the memory beside the result.
 
     Shape:
         returns ``(n, m)`` on the device of ``x``.
 
     Raises:
-        ValueError: If there are not as many labels as inputs.
+        ValueError: If the numbers of labels and inputs differ.
 
     Cost:
-        A backward pass an example; 4 n m bytes.
+        One backward pass per example; 4 n m bytes.
     """
     check_int("chunk_size", chunk_size, 1)
     _check_pairs(x, y)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
 
-    def loss_of(weights: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+    def compute_loss(weights: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
         return loss(functional_call(model, (weights, buffers), (one[None],)), label[None])
 
     parts = []
     for first in range(0, len(x), chunk_size):
         some = slice(first, first + chunk_size)
-        with untouched(model, x.device), torch.enable_grad():
-            found = vmap(grad(loss_of), (None, 0, 0))(weights, x[some], y[some])
+        with evaluation_mode(model, x.device), torch.enable_grad():
+            found = vmap(grad(compute_loss), (None, 0, 0))(weights, x[some], y[some])
         parts.append(torch.cat([each.detach().flatten(1) for each in found.values()], 1))
     return torch.cat(parts)
 
@@ -80,21 +80,21 @@ def summed_gradient(
     loss: Loss = cross_entropy,
     chunk_size: int = 256,
 ) -> Tensor:
-    """Return the weighted sum of all examples' gradients, without holding each.
+    """Return the weighted sum of the per-example gradients, without storing each of them.
 
     Args:
         model: As in :func:`full_gradients`.
         x: Inputs. ``(n, ...)``
         y: Labels. ``(n, ...)``
-        weights: ``(n,)``; by default 1 each.
-        loss: Mean loss of a batch; of one example here.
-        chunk_size: Examples at a time.
+        weights: ``(n,)``; ``None``: all 1.
+        loss: Mean loss of a batch, called with batches of one example.
+        chunk_size: Examples per step.
 
     Shape:
         returns ``(m,)`` float64.
 
     Raises:
-        ValueError: If there are not as many labels, or weights, as inputs.
+        ValueError: If the numbers of labels, weights and inputs differ.
 
     Cost:
         One backward pass over the data.
@@ -104,13 +104,13 @@ def summed_gradient(
     weights = torch.ones(len(x), device=x.device) if weights is None else weights.to(x.device)
     if weights.shape != (len(x),):
         raise ValueError(
-            f"weights must be one an example, got shape {tuple(weights.shape)} for {len(x)}."
+            f"weights must be of shape ({len(x)},), one per input, got {tuple(weights.shape)}."
         )
     parameters = list(model.parameters())
     total = torch.zeros(sum(each.numel() for each in parameters), dtype=torch.float64)
     for first in range(0, len(x), chunk_size):
         some = slice(first, first + chunk_size)
-        with untouched(model, x.device), torch.enable_grad():
+        with evaluation_mode(model, x.device), torch.enable_grad():
             out = model(x[some])
             losses = vmap(lambda one, label: loss(one[None], label[None]))(out, y[some])
             found = torch.autograd.grad(
@@ -121,24 +121,23 @@ def summed_gradient(
 
 
 def distance_fidelity(gradients: LastLayerGradients, full: Tensor) -> float:
-    """Return Spearman's rank correlation of two lists of distances: of probed and full gradients.
+    """Return Spearman's rank correlation between distances of probed and of full gradients.
 
-    Of pairs within a class, as selection compares no others; the mean over classes, by pairs.
+    Over pairs within a class, as selection compares no others; classes are averaged, weighted by
+    their number of pairs.
 
     Args:
-        gradients: As a probe measured them.
+        gradients: As measured by a probe.
         full: Full gradients of the same rows, from :func:`full_gradients`. ``(n, m)``
 
     Raises:
-        ValueError: If rows differ in number, or no class has three examples.
+        ValueError: If the numbers of rows differ, or no class has three examples.
 
     Cost:
-        O(n^2 m / classes), and the pairs' ranks.
+        O(n^2 m / classes), and ranking the pairs.
     """
     if len(full) != len(gradients):
-        raise ValueError(
-            f"full must have {len(gradients)} rows, as gradients have, got {len(full)}."
-        )
+        raise ValueError(f"full must have {len(gradients)} rows, like gradients, got {len(full)}.")
     found, pairs = [], []
     for label in torch.unique(gradients.labels):
         rows = torch.nonzero(gradients.labels == label).squeeze(1)
@@ -150,12 +149,14 @@ def distance_fidelity(gradients: LastLayerGradients, full: Tensor) -> float:
         found.append(float(spearmanr(probed.numpy(), exact.cpu().numpy()).statistic))
         pairs.append(upper.shape[1])
     if not found:
-        raise ValueError("gradients must hold three examples of a class at least, to rank pairs.")
+        raise ValueError(
+            "gradients must contain a class of at least three examples, to rank pairs."
+        )
     return float(np.average(found, weights=pairs))
 
 
 def alignment(gradient: Tensor, other: Tensor) -> Alignment:
-    """Return where a gradient points beside another, both ``(m,)``."""
+    """Compare a gradient with a reference gradient ``other``, both ``(m,)``."""
     left, right = gradient.double(), other.double()
     norms = float(left.norm() * right.norm())
     error = float((left - right).norm() / right.norm()) if float(right.norm()) else float("inf")
@@ -164,4 +165,4 @@ def alignment(gradient: Tensor, other: Tensor) -> Alignment:
 
 def _check_pairs(x: Tensor, y: Tensor) -> None:
     if len(x) != len(y) or not len(x):
-        raise ValueError(f"y must be one label an input, got {len(y)} for {len(x)} inputs.")
+        raise ValueError(f"y must have one label per input, got {len(y)} for {len(x)} inputs.")

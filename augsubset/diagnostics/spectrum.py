@@ -1,7 +1,8 @@
-r"""What augmentation does to the spectrum of a network's Jacobian, with the bounds that hold.
+"""Effect of augmentation on the spectrum of a network's Jacobian, checked against known bounds.
 
-The paper's section 3 reads an augmentation as a perturbation E of the Jacobian J of the outputs in
-the parameters: it moves singular values by no more than the norm of E, small ones relatively most.
+The paper's section 3 treats augmentation as a perturbation E of the Jacobian J of the outputs with
+respect to the parameters. Singular values move by at most the norm of E; small ones move most,
+relative to their size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 
-from augsubset.probe.eval_mode import untouched
+from augsubset.probe.eval_mode import evaluation_mode
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
 
 try:
@@ -32,20 +33,20 @@ __all__ = ["Spectrum", "SpectrumChange", "jacobian", "spectrum_change"]
 
 Float64Array = npt.NDArray[np.float64]
 
-# What float32 Jacobians leave of an inequality that holds exactly, relative to the largest value.
+# Rounding error allowed in the inequalities, relative to the largest value: Jacobians are float32.
 _ROUNDING = 1e-4
-# Spaces of leading vectors that are compared: an SVD each.
-_MOST_SPACES = 32
+# Number of leading subspaces that are compared; each takes an SVD.
+_MAX_SUBSPACES = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of a Jacobian, the largest first.
+    """Singular values of a Jacobian, in decreasing order.
 
     Args:
         singular_values: ``(k,)`` float64; all of them, or the k largest.
-        num_rows: Outputs of all examples together.
-        num_columns: Parameters.
+        num_rows: Number of examples times number of outputs.
+        num_columns: Number of parameters.
     """
 
     singular_values: Float64Array
@@ -54,23 +55,23 @@ class Spectrum:
 
     @property
     def eigenvalues(self) -> Float64Array:
-        """Eigenvalues of the neural tangent kernel J J^T: the squares."""
+        """Eigenvalues of the neural tangent kernel J J^T: the squared singular values."""
         return np.square(self.singular_values)
 
 
 @dataclass(frozen=True, eq=False)
 class SpectrumChange:
-    """Spectra of original and augmented examples, and of what lies between.
+    """Spectra of original and augmented examples, and how far they are apart.
 
     Args:
         original: Of J.
         augmented: Of J + E.
         perturbation_norm: Largest singular value of E.
-        perturbation_frobenius: Root of the summed squares of E.
-        sines: Sine of the largest angle between the spaces of the j + 1 leading left singular
-            vectors, for the first 32 j; empty where vectors were not computed.
-        wedin_bounds: What Wedin's theorem allows for it; at least 1, which says nothing, where the
-            gap to the next singular value is too small.
+        perturbation_frobenius: Frobenius norm of E.
+        sines: Sine of the largest angle between the subspaces of the j + 1 leading left singular
+            vectors, for j < 32; empty if vectors were not computed.
+        wedin_bounds: Upper bound on each by Wedin's theorem; at least 1, hence vacuous, if the gap
+            to the next singular value is too small.
     """
 
     original: Spectrum
@@ -81,53 +82,53 @@ class SpectrumChange:
     wedin_bounds: Float64Array
 
     def __post_init__(self) -> None:
-        """Check what no perturbation can do; a violation is an error of the computation."""
+        """Check that the bounds hold; a violation means that the computation is wrong."""
         moved = np.abs(self.augmented.singular_values - self.original.singular_values)
         scale = float(self.original.singular_values[0] + self.perturbation_norm)
         if float(moved.max()) > self.perturbation_norm + _ROUNDING * scale:
             raise AugsubsetError(
                 f"singular values moved by {moved.max():.4g}, more than Weyl's inequality allows "
                 f"for a perturbation of norm {self.perturbation_norm:.4g}. The model must be "
-                "deterministic, and the same for both."
+                "deterministic and must not change between the two."
             )
         total = float(np.sqrt(np.square(moved).sum()))
         if total > self.perturbation_frobenius + _ROUNDING * scale * np.sqrt(len(moved)):
             raise AugsubsetError(
-                f"singular values moved by {total:.4g} in all, more than Mirsky's inequality "
+                f"singular values moved by {total:.4g} in total, more than Mirsky's inequality "
                 f"allows for a perturbation of norm {self.perturbation_frobenius:.4g}."
             )
-        beyond = self.sines - self.wedin_bounds
-        if len(beyond) and float(beyond.max()) > np.sqrt(_ROUNDING):
+        excess = self.sines - self.wedin_bounds
+        if len(excess) and float(excess.max()) > np.sqrt(_ROUNDING):
             raise AugsubsetError(
-                f"singular vectors turned by a sine of {beyond.max():.4g} more than Wedin's "
-                "theorem allows."
+                f"singular vectors turned by more than Wedin's theorem allows: the sine exceeds "
+                f"its bound by {excess.max():.4g}."
             )
 
 
 def jacobian(model: nn.Module, x: Tensor, *, chunk_size: int = 16) -> Tensor:
-    """Return the Jacobian of all outputs in all parameters, the model in evaluation mode.
+    """Return the Jacobian of all outputs with respect to all parameters, in evaluation mode.
 
     Args:
-        model: Returns ``(B, C)``; batch normalisation uses its running statistics.
+        model: Returns ``(B, C)``; batch norm uses running statistics.
         x: Inputs. ``(n, ...)``
-        chunk_size: Examples at a time: bounds memory beside the result.
+        chunk_size: Examples per step; bounds the memory beside the result.
 
     Shape:
-        returns ``(n * C, m)`` on the device of ``x``: the outputs of an example are neighbours.
+        returns ``(n * C, m)`` on the device of ``x``; the outputs of an example are adjacent rows.
 
     Cost:
-        C backward passes an example; 4 n C m bytes.
+        C backward passes per example; 4 n C m bytes.
 
     Raises:
-        TypeError: If the model returns no ``(B, C)`` tensor.
+        TypeError: If the model does not return a ``(B, C)`` tensor.
     """
     check_int("chunk_size", chunk_size, 1)
-    _num_outputs(model, x)
-    return torch.cat([_rows(model, part) for part in torch.split(x, chunk_size)])
+    _count_outputs(model, x)
+    return torch.cat([_compute_rows(model, part) for part in torch.split(x, chunk_size)])
 
 
-def _rows(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the rows of the Jacobian of some examples, held at once."""
+def _compute_rows(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the rows of the Jacobian for one chunk of examples."""
     weights = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
 
@@ -135,13 +136,13 @@ def _rows(model: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = functional_call(model, (weights, buffers), (one[None],))
         return out[0]
 
-    with untouched(model, x.device), torch.enable_grad():
+    with evaluation_mode(model, x.device), torch.enable_grad():
         found = vmap(jacrev(outputs), (None, 0))(weights, x)
     return torch.cat([each.detach().flatten(2) for each in found.values()], 2).flatten(0, 1)
 
 
-def _num_outputs(model: nn.Module, x: Tensor) -> int:
-    with untouched(model, x.device):
+def _count_outputs(model: nn.Module, x: Tensor) -> int:
+    with evaluation_mode(model, x.device):
         out = model(x[:1])
     if not isinstance(out, Tensor) or out.ndim != 2:
         raise TypeError(
@@ -162,29 +163,27 @@ def spectrum_change(
     max_elements: int = 1 << 27,
     seed: int = 0,
 ) -> SpectrumChange:
-    """Return how augmenting moves the Jacobian's singular values and vectors.
+    """Return how augmentation changes the Jacobian's singular values and vectors.
 
-    Weyl's and Mirsky's inequalities and, where vectors are computed, Wedin's bound are checked.
+    Weyl's and Mirsky's inequalities are checked, and Wedin's bound if vectors are computed.
 
     Args:
-        model: Returns ``(B, C)``; evaluated as a whole, without a trace.
+        model: Returns ``(B, C)``; left unchanged, run in evaluation mode.
         x: Inputs as the model takes them. ``(n, ...)``
         augmented: The same examples, augmented. ``(n, ...)``
-        method: ``"exact"``: both Jacobians in memory, through their Gram matrices in float64 or
-            their SVD, whichever is smaller. ``"iterative"``: the ``num_values`` largest singular
-            values alone by products with the Jacobian, which is never held (ARPACK). ``"auto"``:
-            exact up to ``max_elements`` entries.
-        num_values: How many, for ``"iterative"``; by default a tenth of what there are, at most
-            100.
-        chunk_size: Examples at a time.
-        max_elements: Entries of a Jacobian that are held.
-        seed: Of the iteration's start.
+        method: ``"exact"``: both Jacobians in memory, and their SVD in float64. ``"iterative"``:
+            only the ``num_values`` largest singular values, from matrix-vector products (ARPACK).
+            ``"auto"``: exact up to ``max_elements`` entries.
+        num_values: Number of values for ``"iterative"``; by default a tenth of all, at most 100.
+        chunk_size: Examples per step.
+        max_elements: Size limit of a Jacobian in memory, in entries.
+        seed: Of the iteration's start vector.
 
     Raises:
         ValueError: If shapes differ or a value is out of range.
-        TypeError: If the model returns no ``(B, C)`` tensor.
-        AugsubsetError: If a bound is violated: the model draws random numbers, or float32 does not
-            hold what it computes.
+        TypeError: If the model does not return a ``(B, C)`` tensor.
+        AugsubsetError: If a bound is violated: the model is not deterministic, or float32 is too
+            imprecise.
 
     Reference:
         Liu & Mirzasoleiman, section 3; Weyl, 1912; Mirsky, 1960; Wedin, 1972.
@@ -192,30 +191,30 @@ def spectrum_change(
     check_choice("method", method, ("auto", "exact", "iterative"))
     if x.shape != augmented.shape or not len(x):
         raise ValueError(
-            f"augmented must be as many examples of one shape as x, got {tuple(augmented.shape)} "
-            f"for {tuple(x.shape)}."
+            f"augmented must have the shape of x and at least one example, got shape "
+            f"{tuple(augmented.shape)} for {tuple(x.shape)}."
         )
-    rows = len(x) * _num_outputs(model, x)
+    rows = len(x) * _count_outputs(model, x)
     columns = sum(parameter.numel() for parameter in model.parameters())
     if method == "auto":
         method = "exact" if rows * columns <= max_elements else "iterative"
     if method == "exact":
         first = jacobian(model, x, chunk_size=chunk_size)
         second = jacobian(model, augmented, chunk_size=chunk_size)
-        return _exact(first.double().cpu().numpy(), second.double().cpu().numpy())
+        return _compute_exactly(first.double().cpu().numpy(), second.double().cpu().numpy())
     most = min(rows, columns) - 1
     count = max(1, min(100, most // 10)) if num_values is None else num_values
     check_int("num_values", count, 1, most)
-    return _iterative(model, x, augmented, rows, columns, count, chunk_size, seed)
+    return _compute_iteratively(model, x, augmented, rows, columns, count, chunk_size, seed)
 
 
-def _exact(first: Float64Array, second: Float64Array) -> SpectrumChange:
-    """Return the change between two Jacobians that are held."""
+def _compute_exactly(first: Float64Array, second: Float64Array) -> SpectrumChange:
+    """Return the change between two Jacobians in memory."""
     difference = second - first
     left, before, _ = np.linalg.svd(first, full_matrices=False)
     turned, after, _ = np.linalg.svd(second, full_matrices=False)
     norm = float(np.linalg.norm(difference, 2))
-    sines, bounds = _movement(left, turned, before, after, norm)
+    sines, bounds = _compare_subspaces(left, turned, before, after, norm)
     rows, columns = first.shape
     return SpectrumChange(
         Spectrum(before, rows, columns),
@@ -227,32 +226,32 @@ def _exact(first: Float64Array, second: Float64Array) -> SpectrumChange:
     )
 
 
-def _movement(
+def _compare_subspaces(
     left: Float64Array,
     turned: Float64Array,
     before: Float64Array,
     after: Float64Array,
     norm: float,
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the sines between leading left singular spaces, and Wedin's bounds on them.
+    """Return the sines between leading left singular subspaces, and Wedin's bounds on them.
 
-    The gap is from the j-th singular value of the one to the next of the other; where it is not
-    positive the theorem says nothing.
+    The gap is between the j-th singular value before and the (j + 1)-th after; if it is not
+    positive, there is no bound.
     """
-    count = min(len(before) - 1, _MOST_SPACES)
+    count = min(len(before) - 1, _MAX_SUBSPACES)
     products = turned[:, :count].T @ left[:, :count]
     sines, bounds = np.empty(count), np.ones(count)
     for j in range(count):
-        # What the j + 1 leading vectors of the other leave of those of the one.
-        inside = min(1.0, float(np.linalg.svd(products[: j + 1, : j + 1], compute_uv=False)[-1]))
-        sines[j] = np.sqrt(1 - inside**2)
+        # The cosine of the largest principal angle.
+        cosine = min(1.0, float(np.linalg.svd(products[: j + 1, : j + 1], compute_uv=False)[-1]))
+        sines[j] = np.sqrt(1 - cosine**2)
         gap = before[j] - after[j + 1]
         if gap > 0:
             bounds[j] = max(norm / gap, 0.0)
     return sines, bounds
 
 
-def _iterative(
+def _compute_iteratively(
     model: nn.Module,
     x: Tensor,
     augmented: Tensor,
@@ -262,35 +261,34 @@ def _iterative(
     chunk_size: int,
     seed: int,
 ) -> SpectrumChange:
-    """Return the largest singular values by products with Jacobians that are never held."""
+    """Return the change of the largest singular values, from Jacobian-vector products only."""
     rng = np.random.default_rng(seed)
     start = rng.standard_normal(min(rows, columns))
     frobenius = 0.0
     for parts in zip(torch.split(x, chunk_size), torch.split(augmented, chunk_size), strict=True):
-        first, second = (_rows(model, part) for part in parts)
+        first, second = (_compute_rows(model, part) for part in parts)
         frobenius += float((second - first).double().square().sum())
-    operators = [_operator(model, inputs, rows, columns) for inputs in (x, augmented)]
+    operators = [_build_operator(model, inputs, rows, columns) for inputs in (x, augmented)]
 
-    def largest(operator: LinearOperator, k: int) -> Float64Array:
+    def find_largest(operator: LinearOperator, k: int) -> Float64Array:
         found: Float64Array = svds(operator, k, v0=start, return_singular_vectors=False)
         return np.sort(found)[::-1]
 
-    with untouched(model, x.device):
-        before, after = (largest(operator, count) for operator in operators)
-        norm = largest(operators[1] - operators[0], 1)[0]
-    nothing = np.zeros(0)
+    with evaluation_mode(model, x.device):
+        before, after = (find_largest(operator, count) for operator in operators)
+        norm = find_largest(operators[1] - operators[0], 1)[0]
     return SpectrumChange(
         Spectrum(before, rows, columns),
         Spectrum(after, rows, columns),
         float(norm),
         float(np.sqrt(frobenius)),
-        nothing,
-        nothing,
+        sines=np.zeros(0),
+        wedin_bounds=np.zeros(0),
     )
 
 
-def _operator(model: nn.Module, x: Tensor, rows: int, columns: int) -> LinearOperator:
-    """Return the Jacobian as what multiplies vectors: a forward or a backward derivative."""
+def _build_operator(model: nn.Module, x: Tensor, rows: int, columns: int) -> LinearOperator:
+    """Return the Jacobian as a linear operator, by forward and backward differentiation."""
     weights = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
     sizes = [value.numel() for value in weights.values()]
@@ -304,7 +302,7 @@ def _operator(model: nn.Module, x: Tensor, rows: int, columns: int) -> LinearOpe
         parts = zip(weights.items(), torch.split(flat, sizes), strict=True)
         tangents = {name: part.view_as(value) for (name, value), part in parts}
         with torch.enable_grad():
-            # The backward derivative is linear in its vector: its own is the forward one.
+            # J^T u is linear in u, so its own vector-Jacobian product is J v: double backward.
             pull = vjp(outputs, weights)[1]
             push = vjp(lambda u: pull(u)[0], torch.zeros(rows, device=x.device))[1]
             (product,) = push(tangents)

@@ -1,12 +1,13 @@
-r"""The paper's statements in numbers: what is said to be smaller, and what is said to be larger.
+r"""The paper's theorems, evaluated on concrete instances: both sides of each inequality.
 
-Each function computes both sides on an instance of yours, in float64; whether it satisfies the
-assumptions, which are named, is yours to see to. Where the paper prints a bound that does not
-follow, :class:`Inequality` has the one that does, and the printed one beside it.
+Each function computes both sides in float64 on an instance that you supply. Its assumptions are
+listed, but not checked. If the bound printed in the paper does not follow, :class:`Inequality` has
+one that does, next to the printed one.
 
 Throughout, J is a Jacobian ``(n, m)``, r a residual ``(n,)``, ``chosen`` the rows of a coreset and
-``weights`` its cluster sizes: its gradient is the sum of its rows of J, each times its residual and
-weight, and xi the norm of what that misses of the same sum over all rows, each weighing one.
+``weights`` its cluster sizes. The coreset's gradient is the sum of its rows of J, each times its
+residual and weight; xi is the norm of its difference from the full gradient, where all rows have
+weight 1.
 
 Reference:
     Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
@@ -43,12 +44,12 @@ _ROUNDING = 1e-9
 
 
 class Inequality(NamedTuple):
-    """Two sides of a statement on one instance.
+    """Both sides of an inequality on one instance.
 
     Args:
-        value: What is bounded.
-        bound: What bounds it, by a proof.
-        printed: What the paper prints; the same where that is right.
+        value: The bounded quantity.
+        bound: A proven bound on it.
+        printed: The paper's bound; equal to ``bound`` if the paper is right.
     """
 
     value: float
@@ -62,17 +63,17 @@ class Inequality(NamedTuple):
 
     @property
     def holds_as_printed(self) -> bool:
-        """Whether it is within what the paper prints."""
+        """Whether the value is within the printed bound, up to rounding."""
         return self.value <= self.printed + _ROUNDING * (1 + abs(self.printed))
 
 
-# Section 3: the spectrum decides how fast residuals shrink.
+# Section 3: the spectrum determines how fast residuals shrink.
 
 
 def residuals_by_descent(
     jacobian: Array, residual: Array, learning_rate: float, num_steps: int
 ) -> Array:
-    """Return the residuals of a linear model under gradient descent, step by step.
+    """Return the residuals of a linear model at every step of gradient descent.
 
     Shape:
         jacobian ``(n, m)``, residual ``(n,)``; returns ``(num_steps + 1, n)``.
@@ -88,7 +89,7 @@ def residuals_by_descent(
 def residuals_by_spectrum(
     jacobian: Array, residual: Array, learning_rate: float, num_steps: int
 ) -> Array:
-    """Return the same by equation 5: each eigenvector's share shrinks by its eigenvalue.
+    """Return the same by equation 5: each eigencomponent shrinks at the rate of its eigenvalue.
 
     Shape:
         jacobian ``(n, m)``, residual ``(n,)``; returns ``(num_steps + 1, n)``.
@@ -100,19 +101,19 @@ def residuals_by_spectrum(
 
 
 def expected_eigenvalue(singular_value: float, norm: float, decreasing: float) -> float:
-    """Return the mean of the squared singular value by lemma 3.1.
+    """Return the expected squared singular value according to lemma 3.1.
 
     Args:
         singular_value: Before the perturbation.
         norm: Largest singular value of the perturbation.
-        decreasing: Probability that it decreases; given that, as given the opposite, the lemma
-            assumes that the shift is uniform up to the norm.
+        decreasing: Probability that it decreases. In both directions, the lemma assumes that the
+            size of the shift is uniform between 0 and the norm.
     """
     return singular_value**2 + singular_value * (1 - 2 * decreasing) * norm + norm**2 / 3
 
 
 def sampled_shifts(norm: float, decreasing: float, count: int, seed: int = 0) -> Array:
-    """Draw shifts of a singular value as lemma 3.1 assumes them, of shape ``(count,)``."""
+    """Draw ``(count,)`` shifts of a singular value from the distribution in lemma 3.1."""
     rng = np.random.default_rng(seed)
     sign = np.where(rng.random(count) < decreasing, -1.0, 1.0)
     return sign * norm * rng.random(count)
@@ -121,14 +122,14 @@ def sampled_shifts(norm: float, decreasing: float, count: int, seed: int = 0) ->
 def decay_under_shifts(
     singular_value: float, norm: float, decreasing: float, learning_rate: float, num_steps: int
 ) -> Inequality:
-    """Compare theorem 3.2 to the mean that it bounds, for one direction of a unit residual.
+    """Compare theorem 3.2 with the mean that it bounds, for one direction of a unit residual.
 
-    The proof moves the mean into a convex function, against Jensen's inequality: what is printed
-    is a bound from below, no bound from above. What holds is that no factor is larger than the
-    largest, over all shifts.
+    The proof moves the mean inside a convex function, in the wrong direction of Jensen's
+    inequality: the printed expression is a lower bound, not an upper bound. The bound that holds is
+    the largest decay factor over all shifts.
 
     Cost:
-        An exact quadrature of ``2 num_steps + 1`` nodes.
+        Exact quadrature with ``2 num_steps + 1`` nodes.
     """
     nodes, masses = np.polynomial.legendre.leggauss(2 * num_steps + 1)
     up = norm * (nodes + 1) / 2
@@ -136,7 +137,7 @@ def decay_under_shifts(
     probabilities = np.concatenate([decreasing * masses, (1 - decreasing) * masses]) / 2
     factors = (1 - learning_rate * (singular_value + shifts) ** 2) ** (2 * num_steps)
     mean = expected_eigenvalue(singular_value, norm, decreasing)
-    # The factor is largest at an end: of the shifts, or where the eigenvalue is zero.
+    # The factor is largest at either extreme shift, or where the singular value is zero.
     ends = np.array([singular_value - norm, singular_value + norm, 0.0])
     if abs(singular_value) > norm:
         ends = ends[:2]
@@ -145,27 +146,27 @@ def decay_under_shifts(
     return Inequality(float(probabilities @ factors), float(largest), float(printed))
 
 
-# Section 4 and appendix B: what a coreset's gradient misses.
+# Section 4 and appendix B: the gradient error of a coreset.
 
 
 def coreset_gradient_error(
     gradients: Array, chosen: Int64Array, weights: Array, clusters: Int64Array
 ) -> Inequality:
-    """Compare what a coreset's gradient misses to the distances to its representatives.
+    """Compare the gradient error of a coreset with the distances to its representatives.
 
-    The sum of the distances bounds it: facility location minimises that. The paper's A.6 prints the
-    root of the summed squares, which is less, and no bound.
+    It is bounded by their sum, which facility location minimises. The paper's A.6 prints the root
+    of their summed squares, which is smaller and not a bound.
 
     Args:
         gradients: ``(n, m)``
         chosen: ``(k,)``
         weights: Cluster sizes. ``(k,)``
-        clusters: Row of ``chosen`` that represents each example. ``(n,)``
+        clusters: Representative of each example, as a position in ``chosen``. ``(n,)``
     """
-    missed = gradients.sum(0) - weights @ gradients[chosen]
+    error = gradients.sum(0) - weights @ gradients[chosen]
     distances = np.linalg.norm(gradients - gradients[chosen][clusters], axis=1)
     frobenius = float(np.sqrt(np.square(distances).sum()))
-    return Inequality(float(np.linalg.norm(missed)), float(distances.sum()), frobenius)
+    return Inequality(float(np.linalg.norm(error)), float(distances.sum()), frobenius)
 
 
 def augmented_gradient_error(
@@ -176,18 +177,18 @@ def augmented_gradient_error(
     weights: Array,
     lipschitz: float,
 ) -> Inequality:
-    """Compare what an augmented coreset's gradient misses to lemma 4.1's bound.
+    """Compare the gradient error of an augmented coreset with the bound of lemma 4.1.
 
     Assumes:
         Rows of the perturbation no longer than ``lipschitz`` times its radius, which is at most
-        ``n ** -1.5 / sqrt(lipschitz)``; residuals in [-1, 1], the same for augmented examples;
-        weights that add up to n.
+        ``n ** -1.5 / sqrt(lipschitz)``; residuals in [-1, 1], unchanged by augmentation; weights
+        that add up to n.
 
     Shape:
         jacobian, perturbation ``(n, m)``, residual ``(n,)``, chosen, weights ``(k,)``.
     """
-    xi = _missed(jacobian, residual, chosen, weights)
-    value = _missed(jacobian + perturbation, residual, chosen, weights)
+    xi = _compute_gradient_error(jacobian, residual, chosen, weights)
+    value = _compute_gradient_error(jacobian + perturbation, residual, chosen, weights)
     bound = xi + 2 * np.sqrt(lipschitz)
     return Inequality(value, bound, bound)
 
@@ -195,19 +196,19 @@ def augmented_gradient_error(
 def coreset_spectrum(
     jacobian: Array, residual: Array, chosen: Int64Array, weights: Array, xi: float | None = None
 ) -> Inequality:
-    """Compare lemma B.2's lower bound to the spectrum of the weighted coreset's Jacobian.
+    """Compare the lower bound of lemma B.2 with the spectrum of the weighted coreset's Jacobian.
 
-    What holds is of the root of the summed eigenvalues; without it, as printed, the two sides do
-    not scale alike. A ``xi`` larger than the gradient says nothing.
+    It bounds the root of the summed eigenvalues; as printed, without the root, the two sides scale
+    differently. The bound is vacuous if ``xi`` exceeds the norm of the gradient.
 
     Args:
         jacobian: ``(n, m)``
         residual: ``(n,)``
         chosen: ``(k,)``
         weights: ``(k,)``
-        xi: Bound on what the coreset misses; by default what it misses.
+        xi: Upper bound on the gradient error; by default the gradient error itself.
     """
-    xi = _missed(jacobian, residual, chosen, weights) if xi is None else xi
+    xi = _compute_gradient_error(jacobian, residual, chosen, weights) if xi is None else xi
     gradient = float(np.linalg.norm(jacobian.T @ residual))
     value = max(0.0, gradient - xi) / float(np.linalg.norm(residual[chosen]))
     frobenius = float(np.linalg.norm(weights[:, None] * jacobian[chosen]))
@@ -224,11 +225,11 @@ def linear_augmentation_error(
     *,
     with_originals: bool = False,
 ) -> Inequality:
-    """Compare what a coreset misses after a linear augmentation to lemma B.3, or corollary B.4.
+    """Compare the gradient error after a linear augmentation with lemma B.3, or corollary B.4.
 
-    A linear model under squared loss, whose outputs the augmentation changes by at most omega. The
-    proof counts what the augmentation changes in the coreset, and not in the whole set, which is as
-    much again: what holds is twice the printed term. Inputs are in [-1, 1].
+    For a linear model under squared loss, whose outputs the augmentation changes by at most omega.
+    The proof counts that change in the coreset but not in the whole set, which contributes as much
+    again: the bound that holds has twice the printed term. Inputs are in [-1, 1].
 
     Args:
         model: ``(d, C)``
@@ -237,31 +238,34 @@ def linear_augmentation_error(
         augmentation: ``(d, d)``
         chosen: ``(k,)``
         weights: Cluster sizes, which add up to n. ``(k,)``
-        with_originals: Whether the originals' gradients count too (the corollary).
+        with_originals: Whether to add the gradients of the originals (the corollary).
     """
     n, d = x.shape
     changed = x @ augmentation.T
-    before, after = _linear_gradients(model, x, y), _linear_gradients(model, changed, y)
-    missed = [each.sum(0) - np.tensordot(weights, each[chosen], 1) for each in (before, after)]
-    xi = float(np.linalg.norm(missed[0]))
+    before, after = (
+        _compute_linear_gradients(model, x, y),
+        _compute_linear_gradients(model, changed, y),
+    )
+    errors = [each.sum(0) - np.tensordot(weights, each[chosen], 1) for each in (before, after)]
+    xi = float(np.linalg.norm(errors[0]))
     omega = float(np.linalg.norm((changed - x) @ model, axis=1).max())
     norm = float(np.linalg.norm(augmentation, 2))
-    value = float(np.linalg.norm(sum(missed) if with_originals else missed[1]))
+    value = float(np.linalg.norm(sum(errors) if with_originals else errors[1]))
     of_xi = (norm + with_originals) * xi
     term = norm * np.sqrt(d) * n * omega
     return Inequality(value, of_xi + 2 * term, of_xi + term)
 
 
-# Theorems 4.2, B.1 and B.5: stochastic gradient descent on what was chosen and augmented.
+# Theorems 4.2, B.1 and B.5: stochastic gradient descent on the augmented coreset.
 
 
 class Descent(NamedTuple):
-    """Norms of the gradient over the steps, and what bounds them.
+    """Gradient norms at every step, and bounds on them.
 
     Args:
-        norms: Root mean square over all orders, which is no less than the mean. ``(steps + 1,)``
-        bounds: What follows for them. ``(steps + 1,)``
-        printed: As in the paper. ``(steps + 1,)``
+        norms: Root mean square over all orders of examples, at least the mean. ``(steps + 1,)``
+        bounds: Proven bounds. ``(steps + 1,)``
+        printed: The paper's bounds. ``(steps + 1,)``
     """
 
     norms: Array
@@ -275,26 +279,27 @@ class Descent(NamedTuple):
 
     @property
     def holds_as_printed(self) -> bool:
-        """Whether all norms are within what the paper prints."""
+        """Whether all norms are within the printed bounds, up to rounding."""
         return bool((self.norms <= self.printed + _ROUNDING * self.norms[0]).all())
 
 
 def stochastic_descent(rows: Array, weights: Array, error: Array, num_steps: int) -> Descent:
-    """Follow SGD on weighted least squares that some parameters solve, in exact expectation.
+    """Return the exact expectation of SGD on a weighted least-squares problem with zero minimum.
 
-    For a loss that is lambda-smooth, has beta-smooth parts and a squared gradient of at least alpha
-    times itself, a step eta = alpha / (2 lambda beta) shrinks its mean by 1 - alpha eta / 2 (after
-    Bassily, Belkin & Ma, 2018); at twice that step, as we read the paper, it need not shrink.
-    From loss to gradient and back costs a factor of 2 lambda / alpha; the paper prints 1 / alpha.
+    For a loss that is lambda-smooth, has beta-smooth terms and a squared gradient of at least alpha
+    times the loss, a step size eta = alpha / (2 lambda beta) shrinks the expected loss by a factor
+    1 - alpha eta / 2 (after Bassily, Belkin & Ma, 2018). At twice that step size, as we read the
+    paper, it need not shrink. Converting gradient to loss and back costs a factor 2 lambda / alpha;
+    the paper prints 1 / alpha.
 
     Assumes:
-        Rows that span the space; a solution (interpolation).
+        Rows that span the space; a solution with zero loss (interpolation).
 
     Args:
-        rows: What each example multiplies the parameters with. ``(n, d)``
-        weights: Of each example's loss. ``(n,)``
-        error: Parameters at the start, less the solution. ``(d,)``
-        num_steps: Steps of one example each, drawn uniformly.
+        rows: Feature vector of each example. ``(n, d)``
+        weights: Weight of each example's loss. ``(n,)``
+        error: Initial parameters minus the solution. ``(d,)``
+        num_steps: Number of steps, on one uniformly drawn example each.
 
     Cost:
         O(steps n d^3).
@@ -325,10 +330,11 @@ def initial_gradient(
     *,
     full: bool = True,
 ) -> Inequality:
-    """Compare the gradient at the start to what theorem 4.2, or B.1, makes of it.
+    """Compare the initial gradient of training with its bound in theorem 4.2, or B.1.
 
-    A linear model under squared loss; of the full data, or the coreset (B.1), with the augmented
-    coreset: at most twice the full data's, xi (B.1: twice), and what the perturbation adds.
+    For a linear model under squared loss, trained on the full data, or on the coreset (B.1), plus
+    the augmented coreset. The bound: twice the full gradient, xi (B.1: twice), and a term for the
+    perturbation.
 
     Assumes:
         Residuals of augmented examples in [-sqrt 2, sqrt 2]; weights that add up to n.
@@ -340,11 +346,11 @@ def initial_gradient(
         perturbation: Of the chosen examples. ``(k, d)``
         chosen: ``(k,)``
         weights: ``(k,)``
-        full: Whether all originals are trained on, or the weighted coreset's.
+        full: Whether to train on all originals, instead of the weighted coreset's.
     """
     n = len(x)
     residual = x @ model - y
-    xi = _missed(x, residual, chosen, weights)
+    xi = _compute_gradient_error(x, residual, chosen, weights)
     of_full, of_coreset = x.T @ residual, x[chosen].T @ (weights * residual[chosen])
     augmented = x[chosen] + perturbation
     of_augmented = augmented.T @ (weights * (augmented @ model - y[chosen]))
@@ -357,13 +363,15 @@ def initial_gradient(
     return Inequality(value, bound, bound)
 
 
-def _missed(jacobian: Array, residual: Array, chosen: Int64Array, weights: Array) -> float:
-    """Return the norm of what a coreset's gradient misses: xi."""
+def _compute_gradient_error(
+    jacobian: Array, residual: Array, chosen: Int64Array, weights: Array
+) -> float:
+    """Return xi, the norm of (full gradient - weighted gradient of the coreset)."""
     of_coreset = jacobian[chosen].T @ (weights * residual[chosen])
     return float(np.linalg.norm(jacobian.T @ residual - of_coreset))
 
 
-def _linear_gradients(model: Array, x: Array, y: Array) -> Array:
-    """Return each example's gradient of half the squared error; ``(n, d, C)``."""
+def _compute_linear_gradients(model: Array, x: Array, y: Array) -> Array:
+    """Return the per-example gradients of half the squared error; ``(n, d, C)``."""
     found: Array = np.einsum("nd,nc->ndc", x, x @ model - y)
     return found

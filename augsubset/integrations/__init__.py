@@ -1,1 +1,1 @@
-"""Helpers for frameworks, each imported by who uses it."""
+"""Adapters for other frameworks, each in a module to import explicitly."""

@@ -1,4 +1,4 @@
-"""Under Hugging Face accelerate: it shards, and has what accumulation and checkpoints need."""
+"""Adapter for Hugging Face accelerate: sharding, gradient accumulation and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from augsubset.loader import SubsetAugmentLoader
-from augsubset.sampling import loader_options, loader_order, sharded
+from augsubset.sampling import read_options, read_order, shard_loader
 from augsubset.utils.checks import AugsubsetError
 
 try:
@@ -31,7 +31,7 @@ __all__ = ["prepare"]
 
 
 class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
-    """A loader, with all that it has, that tells accelerate which batch is the last of an epoch."""
+    """Proxy of a loader that tells accelerate which batch is the last of an epoch."""
 
     def __init__(self, loader: SubsetAugmentLoader) -> None:
         self.loader = loader
@@ -54,8 +54,8 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the loader says of itself; what accelerate keeps to itself is not asked."""
-        if name.startswith("_") or name == "loader":  # which is missing while a copy is made
+        """Return an attribute of the loader, unless accelerate means one of its own classes."""
+        if name.startswith("_") or name == "loader":  # missing while a copy is being made
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -69,30 +69,32 @@ def prepare(
 ) -> Any:
     """Return a :class:`~augsubset.SubsetAugmentLoader` over a DataLoader that accelerate shards.
 
-    accelerate says how many share it, which share is whose and, with ``split_batches``, how large
-    a batch is; each step has the rows that accelerate would deal in it, but an uneven tail is
-    filled up with rows of weight 0 where it repeats some at full weight. The last batch of an epoch
-    ends an accumulation, and the state is in ``save_state``: resuming within an epoch comes with
-    ``load_state``, and no ``skip_first_batches`` is needed.
+    The number of shards, this process's shard and, with ``split_batches``, the batch size are
+    accelerate's, and so are the rows of each step, except that an uneven tail is filled up with
+    rows of weight 0, or with further copies where rows are not weighted, instead of repeated rows.
+    The last batch of an epoch ends a gradient accumulation. ``save_state`` saves the loader's
+    state, and ``load_state`` resumes, within an epoch too, without ``skip_first_batches``.
 
     Args:
         accelerator: An ``accelerate.Accelerator``.
-        loader: A DataLoader, as it was or as ``accelerator.prepare`` returned it.
-        model: The model, as it was or prepared.
+        loader: A DataLoader, prepared by accelerate or not.
+        model: The model, prepared or not.
         augment: The strong policy.
-        options: As of :class:`~augsubset.SubsetAugmentLoader`.
+        options: Further arguments of :class:`~augsubset.SubsetAugmentLoader`.
 
     Returns:
-        The loader, with all that it has. ``accelerator.prepare`` passes it through untouched.
+        A proxy with all attributes of the loader. ``accelerator.prepare`` returns it unchanged.
 
     Raises:
-        TypeError: If there is no Accelerator, and as :class:`~augsubset.SubsetAugmentLoader`.
-        ValueError: As that, if accelerate dispatches batches, or if something else shards too.
+        TypeError: If ``accelerator`` is not an Accelerator, or an argument of the loader is of the
+            wrong type.
+        ValueError: If accelerate dispatches batches, the data is sharded already, or an argument
+            of the loader is out of range.
     """
     if isinstance(accelerator, type) or not hasattr(accelerator, "prepare_data_loader"):
         name = getattr(accelerator, "__name__", type(accelerator).__name__)
         raise TypeError(f"accelerator must be an accelerate.Accelerator, got {name}.")
-    ours = SubsetAugmentLoader(_sharded(accelerator, loader), model, augment, **options)
+    ours = SubsetAugmentLoader(_take_over_shard(accelerator, loader), model, augment, **options)
     if accelerator not in _states:
         _states[accelerator] = _States()
         accelerator.register_for_checkpointing(_states[accelerator])
@@ -101,10 +103,10 @@ def prepare(
 
 
 class _States:
-    """The states of an accelerator's loaders in its checkpoints, as far as they are still in use.
+    """The states of all live loaders of an accelerator, for its checkpoints.
 
-    accelerate keeps what is registered as long as itself: a loader would stay, with model and
-    data, that was let go of when it did not fit into memory.
+    An accelerator never releases what is registered with it. Weak references let a loader, its
+    model and its data be freed when the caller drops it, as when a batch size does not fit.
     """
 
     def __init__(self) -> None:
@@ -114,32 +116,32 @@ class _States:
         self._loaders.append(ref(loader))
 
     @property
-    def _in_use(self) -> list[SubsetAugmentLoader]:
+    def _live_loaders(self) -> list[SubsetAugmentLoader]:
         return [loader for each in self._loaders if (loader := each()) is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loaders": [loader.state_dict() for loader in self._in_use]}
+        return {"loaders": [loader.state_dict() for loader in self._live_loaders]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         states = state["loaders"]
-        if len(states) != len(self._in_use):
+        if len(states) != len(self._live_loaders):
             raise AugsubsetError(
-                f"the checkpoint must be of {len(self._in_use)} SubsetAugmentLoaders as there are, "
-                f"got one of {len(states)}. Prepare as many, in the same order."
+                f"the checkpoint must be of {len(self._live_loaders)} SubsetAugmentLoaders, the "
+                f"number prepared, got one of {len(states)}. Prepare as many, in the same order."
             )
-        for loader, each in zip(self._in_use, states, strict=True):
+        for loader, each in zip(self._live_loaders, states, strict=True):
             loader.load_state_dict(each)
 
 
 _states: WeakKeyDictionary[Any, _States] = WeakKeyDictionary()
 
 
-def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
-    """Let accelerate shard a DataLoader, and take over which share it made of it."""
-    options = loader_options(loader)
+def _take_over_shard(accelerator: Any, loader: Any) -> DataLoader[Any]:
+    """Let accelerate shard a DataLoader, and return it with the same shard as we represent it."""
+    options = read_options(loader)
     if not issubclass(type(loader), DataLoaderAdapter):
-        loader_order(loader)  # refuses any other before accelerate goes at it
-        # Without workers, which a stateful one would start for itself.
+        read_order(loader)  # refuses a loader that we cannot rebuild, before accelerate changes it
+        # Without workers: a StatefulDataLoader would start its own.
         loader = accelerator.prepare_data_loader(
             DataLoader(
                 loader.dataset,
@@ -154,7 +156,7 @@ def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
     ):
         raise ValueError(
             "accelerate must shard, got dispatch_batches=True or an IterableDataset: one process "
-            "would fetch for all, where each selects and weighs its own rows."
+            "would fetch for all, but each process selects its own rows."
         )
     batches, num_replicas, rank, split = loader.batch_sampler, 1, 0, 1
     if isinstance(batches, BatchSamplerShard):
@@ -164,16 +166,16 @@ def _sharded(accelerator: Any, loader: Any) -> DataLoader[Any]:
     if type(batches) is not BatchSampler:
         raise ValueError(
             "loader must not have a batch_sampler of its own or batch_size=None, got "
-            f"batch_sampler={type(batches).__name__}: the subset decides which rows there are."
+            f"batch_sampler={type(batches).__name__}: the selection determines the rows."
         )
     sampler: Any = batches.sampler
     if type(sampler) is SeedableRandomSampler:
         sampler = RandomSampler(sampler.data_source, sampler.replacement, len(sampler))
-    was = DataLoader(
+    original = DataLoader(
         loader.dataset,
         sampler=sampler,
         drop_last=batches.drop_last,
         collate_fn=loader.collate_fn,
         **{**options, "batch_size": batches.batch_size // split},
     )
-    return sharded(was, num_replicas, rank)
+    return shard_loader(original, num_replicas, rank)

@@ -1,4 +1,4 @@
-"""Under Lightning: it shards, its checkpoints hold the state, its logger the history."""
+"""Adapter for Lightning: sharding, checkpoints and logging."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from augsubset.loader import SubsetAugmentLoader
-from augsubset.sampling import sharded
+from augsubset.sampling import shard_loader
 from augsubset.utils.checks import AugsubsetError
 
 try:
@@ -24,10 +24,10 @@ __all__ = ["SubsetAugmentCallback", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-# What of the Trainer would change runs in silence.
+# Trainer options that would silently change a run.
 _REFUSED = {
-    "overfit_batches": "each epoch has rows of its own. Train on a Subset of the dataset",
-    "reload_dataloaders_every_n_epochs": "a new loader would know nothing of earlier selections",
+    "overfit_batches": "each epoch has different rows. Train on a Subset of the dataset",
+    "reload_dataloaders_every_n_epochs": "a new loader would not have the earlier selections",
 }
 
 
@@ -40,110 +40,107 @@ def prepare(
 ) -> SubsetAugmentLoader:
     """Return a :class:`~augsubset.SubsetAugmentLoader` over a DataLoader as Lightning shards it.
 
-    For the hook ``train_dataloader()``, which runs once ranks know of each other. How many share
-    the data, and which share is whose, is what the Trainer would give a DistributedSampler: with
-    tensor parallelism some ranks have the same. A DistributedSampler of your own is left as it is.
+    Call it in the hook ``train_dataloader()``, which runs after the process group is initialised.
+    The data is sharded as the Trainer would by a DistributedSampler; under tensor parallelism some
+    ranks share a shard. A DistributedSampler of the DataLoader's own is kept.
 
     Args:
         trainer: The Trainer: ``self.trainer`` in the hook.
         loader: The DataLoader that the hook would return.
         model: The module in training: ``self``.
         augment: The strong policy.
-        options: As of :class:`~augsubset.SubsetAugmentLoader`.
+        options: Further arguments of :class:`~augsubset.SubsetAugmentLoader`.
 
     Raises:
-        TypeError: If there is no Trainer, and as :class:`~augsubset.SubsetAugmentLoader`.
-        ValueError: As that.
-        AugsubsetError: As that, and if a Trainer that resumes has no
-            :class:`SubsetAugmentCallback`; one that does not is warned of.
+        TypeError: If ``trainer`` is not a Trainer, or an argument of the loader is of the wrong
+            type.
+        ValueError: If an argument of the loader is out of range.
+        AugsubsetError: If the Trainer resumes without a :class:`SubsetAugmentCallback` (a new run
+            without one logs a warning).
     """
     if isinstance(trainer, type) or not hasattr(trainer, "distributed_sampler_kwargs"):
-        raise TypeError(f"trainer must be a lightning Trainer, got {_named(trainer)}.")
+        raise TypeError(f"trainer must be a lightning Trainer, got {_describe(trainer)}.")
     if not any(isinstance(callback, SubsetAugmentCallback) for callback in trainer.callbacks):
         if trainer.ckpt_path is not None:
             raise AugsubsetError(
-                "the Trainer must have a SubsetAugmentCallback among its callbacks to resume: the "
-                "loader would begin with another epoch than Lightning."
+                "the Trainer must have a SubsetAugmentCallback among its callbacks to resume: "
+                "otherwise the loader would start at another epoch than Lightning."
             )
-        _log.warning("no SubsetAugmentCallback: from this run's checkpoints none can be resumed")
-    shares = trainer.distributed_sampler_kwargs
-    own = isinstance(loader, DataLoader) and type(loader.sampler) is DistributedSampler
-    if shares is not None and not own:
-        loader = sharded(loader, shares["num_replicas"], shares["rank"])
+        _log.warning("no SubsetAugmentCallback: this run cannot be resumed from its checkpoints")
+    shards = trainer.distributed_sampler_kwargs
+    is_sharded = isinstance(loader, DataLoader) and type(loader.sampler) is DistributedSampler
+    if shards is not None and not is_sharded:
+        loader = shard_loader(loader, shards["num_replicas"], shards["rank"])
     return SubsetAugmentLoader(loader, model, augment, **options)
 
 
-def _named(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 class SubsetAugmentCallback(Callback):
-    """Keep Lightning's epochs and the loader's together, and log what was selected.
+    """Save and restore the loader's state, keep its epoch equal to Lightning's, log selections.
 
-    Return the loader of :func:`prepare` from the hook ``train_dataloader()``; Lightning hands it
-    on as it is. The loader's epoch is always Lightning's; its state is saved and restored by this
-    callback, within an epoch too.
+    Return the loader of :func:`prepare` from the hook ``train_dataloader()``. The state is in
+    Lightning's checkpoints, within an epoch too.
 
     Raises:
-        AugsubsetError: When training starts, if there is no SubsetAugmentLoader, it is for another
-            number of ranks than the Trainer's data is, or the Trainer would reload it or have the
+        AugsubsetError: When training starts, if ``train_dataloader()`` returned another loader or
+            one for a different number of shards, or if the Trainer would reload it or repeat the
             same batches in every epoch.
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
-        self._logged = 0  # entries of the loader's history
+        self._num_logged = 0  # entries of the loader's history
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the loader, put a restored state into it, and begin with Lightning's epoch.
-
-        Later epochs keep together by themselves: each iterator is the next.
-        """
-        loader = self._loader(trainer)
-        shares = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-        if shares != loader.num_replicas:
+        """Check the loader, restore its state, and start at Lightning's epoch."""
+        loader = self._find_loader(trainer)
+        num_shards = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        if num_shards != loader.num_replicas:
             raise AugsubsetError(
-                f"the loader must be for the Trainer's {shares} shares of the data, got one for "
+                f"the loader must be for the Trainer's {num_shards} shards, got one for "
                 f"{loader.num_replicas}. Construct it in train_dataloader(), by "
                 "augsubset.integrations.lightning.prepare."
             )
-        for name, instead in _REFUSED.items():
+        for name, reason in _REFUSED.items():
             if value := getattr(trainer, name):
-                raise AugsubsetError(f"{name} must be 0, got {value}: {instead}.")
+                raise AugsubsetError(f"{name} must be 0, got {value}: {reason}.")
         if self._restored is not None:
             loader.load_state_dict(self._restored["loader"])
-            self._logged = self._restored["logged"]
+            self._num_logged = self._restored["num_logged"]
             self._restored = None
-        self._logged = min(self._logged, len(loader.history))  # 0 for a new loader
+        self._num_logged = min(self._num_logged, len(loader.history))  # 0 for a new loader
         loader.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figures of new selections."""
-        history = self._loader(trainer).history
-        for entry in history[self._logged :]:
+        """Log the numbers of new selections."""
+        history = self._find_loader(trainer).history
+        for entry in history[self._num_logged :]:
             if entry["event"] == "selection":
-                figures = {
+                metrics = {
                     f"augsubset/{name}": float(value)
                     for name, value in entry.items()
                     if isinstance(value, (int, float))
                 }
                 for logger in trainer.loggers:
-                    logger.log_metrics(figures, step=trainer.global_step)
-        self._logged = len(history)
+                    logger.log_metrics(metrics, step=trainer.global_step)
+        self._num_logged = len(history)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the loader's state to a checkpoint, if there is a loader by then."""
+        """Add the loader's state to a checkpoint, if the loader exists yet."""
         if trainer.train_dataloader is not None:
-            state = self._loader(trainer).state_dict()
-            checkpoint["augsubset"] = {"loader": state, "logged": self._logged}
+            state = self._find_loader(trainer).state_dict()
+            checkpoint["augsubset"] = {"loader": state, "num_logged": self._num_logged}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Remember the state until there is a loader; a test of a checkpoint has none."""
+        """Keep the state until the loader exists; outside of ``fit`` there is none."""
         if trainer.state.fn == "fit":
             self._restored = checkpoint.get("augsubset")
 
     @staticmethod
-    def _loader(trainer: Any) -> SubsetAugmentLoader:
+    def _find_loader(trainer: Any) -> SubsetAugmentLoader:
         loader = trainer.train_dataloader
         if not isinstance(loader, SubsetAugmentLoader):
             raise AugsubsetError(

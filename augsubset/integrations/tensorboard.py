@@ -1,4 +1,4 @@
-"""The history as TensorBoard scalars."""
+"""Adapter for TensorBoard: the history as scalars, and the report's images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.reporting import choose_pictures
 
 __all__ = ["TensorBoardEvents"]
 
 
 class TensorBoardEvents:
-    """Write every number of each event: pass one as ``on_event=`` to the loader.
+    """Write every number of each event; pass an instance as the loader's ``on_event=``.
 
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
-        prefix: Of the tags: ``prefix/selection/error`` and so on, over epochs.
+        prefix: Prefix of the tags: ``prefix/selection/error`` and so on, over epochs.
 
     Raises:
         TypeError: If the writer has no ``add_scalar``.
@@ -35,18 +36,19 @@ class TensorBoardEvents:
                 self._writer.add_scalar(tag, float(value), entry["epoch"])
 
     def add_pictures(self, loader: SubsetAugmentLoader, *, images: int = 12) -> None:
-        """Write the pictures of a report: most, least and never selected, copies beside each.
+        """Write the report's images: most, least and never selected examples, with copies.
 
         Args:
-            loader: Between two epochs.
-            images: Of each list.
+            loader: A loader between two epochs.
+            images: Number of examples per list.
 
         Raises:
             TypeError: If the writer has no ``add_images``.
+            AugsubsetError: While an epoch runs.
         """
         if not callable(getattr(self._writer, "add_images", None)):
             raise TypeError(f"writer must have add_images, got {type(self._writer).__name__}.")
-        for name, pictures in loader.pictures(images).items():
+        for name, pictures in choose_pictures(loader, images).items():
             if pictures:
                 shown = torch.stack([image for each in pictures for image in each.images])
                 self._writer.add_images(f"{self._prefix}/{name}", shown, loader.epoch)

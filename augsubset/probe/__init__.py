@@ -1,6 +1,7 @@
-"""Model and data in, per-example last-layer gradients out."""
+"""Per-example last-layer gradients of a model on a dataset."""
 
-from augsubset.probe.logit_cache import Harvest
+from augsubset.probe.eval_mode import evaluation_mode
+from augsubset.probe.logit_cache import LogitCache, assign_to_rank
 from augsubset.probe.probe import GradientProbe
 
-__all__ = ["GradientProbe", "Harvest"]
+__all__ = ["GradientProbe", "LogitCache", "assign_to_rank", "evaluation_mode"]

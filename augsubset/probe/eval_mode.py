@@ -1,4 +1,4 @@
-"""A block in which a model is evaluated, and after which nothing of it has changed."""
+"""Evaluate a model without changing it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from torch.nn.parameter import is_lazy
 
 from augsubset.utils.rng import forked_rng
 
-__all__ = ["untouched"]
+__all__ = ["evaluation_mode"]
 
 
 @contextmanager
-def untouched(
+def evaluation_mode(
     model: nn.Module, device: torch.device, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """Evaluation mode and seeded generators inside; everything as it was outside.
+    """Run a block in evaluation mode, without autograd and with seeded random number generators.
+
+    Buffers, every module's ``training`` flag and the generators are restored afterwards, also
+    after an error.
 
     Args:
-        model: Any.
-        device: Whose generator the model may draw from.
-        generator: A DataLoader's own, which each iteration draws from.
+        model: Any module.
+        device: Device whose random number generator the model may use.
+        generator: Generator of a DataLoader that the block iterates over: each iteration draws
+            from it.
+
+    Raises:
+        ValueError: If a parameter or buffer is lazy, that is, not initialised yet.
     """
     for name, parameter in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(parameter):
             raise ValueError(
                 f"model must be initialised, got the lazy parameter {name!r}. Run one batch "
-                "through it first: the probe would draw its weights under a seed of its own."
+                "through it first: otherwise the probe's own seed would determine its weights."
             )
     training = {module: module.training for module in model.modules()}
     buffers = [
@@ -38,17 +45,17 @@ def untouched(
         for module in training
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    drawn = None if generator is None else generator.get_state()
+    generator_state = None if generator is None else generator.get_state()
     try:
-        # Not inference mode, the caller's perhaps: it knows no way back to a requires_grad.
+        # Leaves the caller's inference mode: its tensors can never require a gradient.
         with forked_rng(0, [device]), torch.inference_mode(False), torch.no_grad():
-            # Not model.eval(): some models do work there, such as merging adapter weights.
+            # Not model.eval(): some models override it, for instance to merge adapter weights.
             for module in training:
                 module.training = False
             yield
     finally:
-        if generator is not None and drawn is not None:
-            generator.set_state(drawn)
+        if generator is not None and generator_state is not None:
+            generator.set_state(generator_state)
         for module, flag in training.items():
             module.training = flag
         with torch.no_grad():

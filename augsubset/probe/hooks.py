@@ -1,47 +1,183 @@
-"""What hooks see of one forward pass: the logits, the last layer's input, earlier layers."""
+"""Find the Linear layers of a model, and capture their inputs and outputs with forward hooks."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Capture"]
+__all__ = ["Capture", "find_linear_layer", "force_eager", "track_execution"]
+
+
+def find_linear_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Linear]:
+    """Return the name and the module of a Linear layer, given either.
+
+    Raises:
+        TypeError: If it is not a Linear.
+        ValueError: If the model does not contain it.
+    """
+    candidates = sorted(_get_linear_layers(model))
+    for name, module in model.named_modules():
+        if module is layer or name == layer:
+            if not isinstance(module, nn.Linear):
+                raise TypeError(
+                    f"layer must be a torch.nn.Linear, got {type(module).__name__} {name!r}. "
+                    f"Candidates: {candidates}."
+                )
+            return name, module
+    raise ValueError(
+        f"layer must be a Linear layer of the model, got layer={layer!r}. Candidates: {candidates}."
+    )
 
 
 class Capture:
-    """What hooks saw of one forward pass."""
+    """What hooks capture in one forward pass.
+
+    Captured tensors are copies: an in-place operation after the layer, such as an activation,
+    would overwrite them.
+
+    Args:
+        model: The model that is run.
+        kind: ``"logits"``, or ``"last_layer"`` to capture the input of the last layer too.
+        layer: Name and module of the layer whose output is the logits. ``None``: the logits are
+            the model's output, and the last layer is the last Linear layer that runs.
+        earlier: Names and modules of earlier layers whose gradients are wanted.
+
+    Attributes:
+        inputs: Inputs of the last layer ``(B, d)``, float32; set by :meth:`get_logits`, for
+            ``kind="last_layer"`` only.
+    """
 
     def __init__(
-        self, layer: nn.Linear | None, name: str | None, kind: str, named: dict[str, nn.Linear]
+        self,
+        model: nn.Module,
+        kind: str,
+        layer: tuple[str, nn.Linear] | None,
+        earlier: Sequence[tuple[str, nn.Linear]],
     ) -> None:
         self.inputs: Tensor | None = None
-        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._layer, self._name, self._kind, self._named = layer, name, kind, named
+        self._kind, self._layer, self._earlier = kind, layer, earlier
+        self._linear_layers = _get_linear_layers(model)
         self._last: tuple[nn.Module, Tensor, Tensor] | None = None
-        self._runs: Counter[nn.Module] = Counter()
+        self._num_runs: Counter[nn.Module] = Counter()
+        self._earlier_runs: dict[str, list[tuple[Tensor, Tensor]]] = {
+            name: [] for name, _ in earlier
+        }
 
-    # Whatever is remembered is a copy: an operation in place, such as an activation, would put its
-    # own result there.
+    @contextmanager
+    def register_hooks(self) -> Iterator[Capture]:
+        """Capture forward passes while the block runs."""
+        candidates = self._linear_layers.values() if self._layer is None else [self._layer[1]]
+        with ExitStack() as hooks:
+            if self._layer is not None or self._kind == "last_layer":
+                for module in candidates:
+                    hook = module.register_forward_hook(self._record, with_kwargs=True)
+                    hooks.callback(hook.remove)
+            for name, module in self._earlier:
+                record = partial(self._record_earlier, name)
+                hooks.callback(module.register_forward_hook(record, with_kwargs=True).remove)
+            yield self
 
-    def begin(self, *_: Any) -> None:
-        """Forget the pass before, and what a recomputation in its backward pass added."""
+    def reset(self, *_: Any) -> None:
+        """Forget the previous pass, and layers that its backward re-ran for checkpointing."""
         self.inputs = self._last = None
-        self._runs.clear()
+        self._num_runs.clear()
 
-    def ran(
+    def get_logits(self, output: Any, *, verify: bool = True) -> Any:
+        """Return the logits of the last forward pass, and set :attr:`inputs`.
+
+        Args:
+            output: What the model returned.
+            verify: Compare it with the output of the last Linear layer, which synchronises the
+                device.
+
+        Raises:
+            ValueError: If the layer did not run, or its gradient is not one outer product per
+                example.
+        """
+        if self._layer is None and self._kind == "logits":
+            return output
+        if self._last is None:
+            layer = '"auto"' if self._layer is None else repr(self._layer[0])
+            raise ValueError(
+                f"layer must run in the model's forward pass, got layer={layer}, which did not. "
+                f"Candidates: {sorted(self._linear_layers)}."
+            )
+        module, inputs, logits = self._last
+        if self._kind == "last_layer":
+            if inputs.ndim != 2:
+                raise ValueError(
+                    "inputs of the last layer must be (B, d), got shape "
+                    f"{tuple(inputs.shape)}: its gradient is not one outer product per example."
+                )
+            if self._num_runs[module] != 1:
+                raise ValueError(
+                    "the last layer must run once per forward pass, got "
+                    f"{self._num_runs[module]} runs: its gradient is not one outer product per "
+                    "example."
+                )
+            if verify and self._layer is None and not _is_equal(output, logits):
+                raise ValueError(
+                    "the model must return the output of its last Linear layer for "
+                    'kind="last_layer", got a different output. Pass as layer= the one whose '
+                    f"output is the logits, one of {sorted(self._linear_layers)}."
+                )
+            self.inputs = inputs.float()
+        return logits
+
+    def compute_earlier_gradients(
+        self, logits: Tensor, residual: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return (gradient at the output, input) of each earlier layer.
+
+        Raises:
+            ValueError: If a layer did not run once on ``(B, d)`` inputs, or no gradient reaches it.
+        """
+        if not self._earlier_runs:
+            return ()
+        for name, runs in self._earlier_runs.items():
+            if len(runs) != 1 or runs[0][0].ndim != 2 or len(runs[0][0]) != len(logits):
+                shapes = [tuple(inputs.shape) for inputs, _ in runs]
+                raise ValueError(
+                    "earlier layers must run once per forward pass, on (B, d) inputs, got "
+                    f"{name!r} run on {shapes} for {len(logits)} examples."
+                )
+        gradients: Sequence[Tensor | None] = [None] * len(self._earlier_runs)
+        if logits.requires_grad:
+            with torch.autocast(logits.device.type, enabled=False):
+                gradients = torch.autograd.grad(
+                    logits,
+                    [output for [(_, output)] in self._earlier_runs.values()],
+                    residual.to(logits.dtype),
+                    allow_unused=True,
+                )
+        pairs = []
+        for (name, runs), gradient in zip(self._earlier_runs.items(), gradients, strict=True):
+            if gradient is None:
+                raise ValueError(
+                    "earlier layers must come before the logits, without torch.no_grad() or "
+                    f"detach() in between, got {name!r}, which no gradient reaches."
+                )
+            pairs.append((gradient.float(), runs[0][0].float()))
+        return tuple(pairs)
+
+    def _record(
         self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> None:
-        """Remember the last Linear layer that ran, or the one that was named."""
-        inputs = _input(args, kwargs).detach()
+        inputs = _get_input(args, kwargs).detach()
         if self._kind == "last_layer":
             inputs = inputs.clone()
-        self._last = (module, inputs, output.clone() if self.outputs else output.detach().clone())
-        self._runs[module] += 1
+        logits = output.clone() if self._earlier else output.detach().clone()
+        self._last = (module, inputs, logits)
+        self._num_runs[module] += 1
 
-    def ran_earlier(
+    def _record_earlier(
         self,
         name: str,
         module: nn.Module,
@@ -49,92 +185,45 @@ class Capture:
         kwargs: dict[str, Tensor],
         output: Tensor,
     ) -> Tensor:
-        """Remember an earlier layer's input and output, and let gradients reach the output."""
-        if not output.requires_grad:
+        if not output.requires_grad:  # the layers up to here are frozen
             output.requires_grad_()
-        self.outputs[name].append((_input(args, kwargs).detach().clone(), output))
+        self._earlier_runs[name].append((_get_input(args, kwargs).detach().clone(), output))
         return output.clone()
 
-    def logits(self, output: Any, *, verify: bool = True) -> Any:
-        """Return the logits of the pass that ended with this output, and settle the inputs.
 
-        Args:
-            output: What the model returned.
-            verify: Compare it with the last Linear layer's output, which waits for the device.
-        """
-        if self._layer is None and self._kind == "logits":
-            return output
-        if self._last is None:
-            asked = f"layer={self._name!r}" if self._layer is not None else 'layer="auto"'
-            raise ValueError(
-                f"layer must run when the model does, got {asked}, which did not. "
-                f"Candidates: {sorted(self._named)}."
-            )
-        module, inputs, logits = self._last
-        if self._kind == "last_layer":
-            if inputs.ndim != 2:
-                raise ValueError(
-                    "inputs of the last layer must be (B, d), got shape "
-                    f"{tuple(inputs.shape)}. Its gradient is then no single outer product."
-                )
-            if self._runs[module] != 1:
-                raise ValueError(
-                    f"the last layer must run once a pass, got {self._runs[module]} runs. Its "
-                    "gradient is then no single outer product."
-                )
-            if (
-                verify
-                and self._layer is None
-                and not (
-                    isinstance(output, Tensor)
-                    and output.shape == logits.shape
-                    and torch.allclose(output.float(), logits.float(), 0, 0, equal_nan=True)
-                )
-            ):
-                raise ValueError(
-                    "the model's output must be that of its last Linear layer for "
-                    f'kind="last_layer", got another. Pass layer=, one of {sorted(self._named)}, '
-                    "whose output is the logits."
-                )
-            self.inputs = inputs.float()
-        return logits
-
-    def earlier_gradients(
-        self, logits: Tensor, residual: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Return (gradient at the output, input) of each earlier layer."""
-        if not self.outputs:
-            return ()
-        for name, runs in self.outputs.items():
-            if len(runs) != 1 or runs[0][0].ndim != 2 or len(runs[0][0]) != len(logits):
-                shapes = [tuple(x.shape) for x, _ in runs]
-                raise ValueError(
-                    f"earlier layers must run once a pass, on (B, d) inputs, got {name!r} run on "
-                    f"{shapes} for {len(logits)} examples."
-                )
-        found: tuple[Tensor | None, ...] = (None,) * len(self.outputs)
-        if logits.requires_grad:
-            with torch.autocast(logits.device.type, enabled=False):
-                found = torch.autograd.grad(
-                    logits,
-                    [runs[0][1] for runs in self.outputs.values()],
-                    residual.to(logits.dtype),
-                    allow_unused=True,
-                )
-        for name, gradient in zip(self.outputs, found, strict=True):
-            if gradient is None:
-                raise ValueError(
-                    "earlier layers must come before the logits, with no torch.no_grad() or "
-                    f"detach() between, got {name!r}, which no gradient reaches."
-                )
-        inputs = [runs[0][0] for runs in self.outputs.values()]
-        return tuple(
-            (gradient.float(), x.float())
-            for gradient, x in zip(found, inputs, strict=True)
-            if gradient is not None
-        )
+@contextmanager
+def track_execution(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list to which the name of each Linear layer is appended when it runs."""
+    executed: list[str] = []
+    with force_eager(), ExitStack() as hooks:
+        for name, module in _get_linear_layers(model).items():
+            hook = module.register_forward_hook(lambda *_, name=name: executed.append(name))
+            hooks.callback(hook.remove)
+        yield executed
 
 
-def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
-    """Return what a Linear layer was called with, by position or by name."""
+def force_eager() -> AbstractContextManager[Any]:
+    """Run compiled models eagerly: code compiled before a hook was registered skips the hook."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()  # nothing has been compiled, and importing it takes seconds
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _get_linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, nn.Linear)}
+
+
+def _is_equal(output: Any, logits: Tensor) -> bool:
+    """Return whether a model's output has the values of a layer's, in whatever dtype."""
+    return (
+        isinstance(output, Tensor)
+        and output.shape == logits.shape
+        and torch.allclose(output.float(), logits.float(), 0, 0, equal_nan=True)
+    )
+
+
+def _get_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """Return the input of a Linear layer, which may be passed by position or by name."""
     return args[0] if args else kwargs["input"]

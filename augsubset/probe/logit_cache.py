@@ -1,4 +1,4 @@
-"""Residuals for nothing: remember what the model said of examples while it trained on them."""
+"""Cache of training-time logits, so that the next scan can reuse them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ import torch
 from torch import Tensor
 
 from augsubset.utils.checks import AugsubsetError, check_int, check_state
-from augsubset.utils.torch_utils import sent
+from augsubset.utils.torch_utils import to_device_async
 
-__all__ = ["Harvest", "dealt"]
+__all__ = ["LogitCache", "assign_to_rank"]
 
 
-class Harvest:
-    """Logits of ordinary training passes, with the pass in which each row was last seen.
+class LogitCache:
+    """Logits from training, and how many training passes ago each example was seen.
 
-    Made by :meth:`GradientProbe.attached`. Before each training pass, :meth:`expect` says which
-    examples come; evaluation passes, and passes that nobody announced, are not recorded.
+    :meth:`GradientProbe.attached` creates and fills it. Call :meth:`expect` before each training
+    pass to say which examples are in the batch; passes in evaluation mode, or without that call,
+    are not recorded.
 
-    What is recorded comes from training mode (dropout, batch statistics, the base augmentation)
-    and from the weights of that moment: an estimate of what a scan would find now.
+    The logits are those of training mode (dropout, batch statistics, base augmentation) and of
+    the weights at that step: an estimate of what a scan would find now.
 
     Args:
-        num_examples: Examples in the dataset, n.
+        num_examples: Size of the dataset, n.
 
     Attributes:
-        passes: Training passes recorded so far.
+        passes: Number of training passes recorded so far.
 
     Raises:
-        TypeError: If ``num_examples`` is no int.
+        TypeError: If ``num_examples`` is not an int.
         ValueError: If it is below 1.
 
     Cost:
-        An indexed copy of a batch's logits a pass, on the model's device and without waiting for
-        it; n (C + d) floats there, d where inputs of the last layer are kept.
+        One indexed copy of the logits per pass, on the model's device and without a device sync.
+        Memory for n (C + d) floats there; d is 0 unless inputs of the last layer are recorded.
     """
 
     def __init__(self, num_examples: int) -> None:
@@ -48,45 +49,45 @@ class Harvest:
         self._expected: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
-        """Return the number of examples, n."""
+        """Return the size of the dataset, n."""
         return len(self._seen)
 
     @property
     def ages(self) -> Tensor:
-        """Passes since each row was recorded, -1 if it never was; ``(n,)`` int64."""
+        """Training passes since each example was recorded, -1 if it never was; ``(n,)`` int64."""
         return torch.where(self._seen < 0, -1, self.passes - self._seen)
 
     @property
     def is_expecting(self) -> bool:
-        """Whether a pass was announced that has not come."""
+        """Whether :meth:`expect` was called for a pass that has not run yet."""
         return self._expected is not None
 
     @property
     def has_inputs(self) -> bool:
-        """Whether inputs of the last layer were recorded, beside the logits."""
+        """Whether inputs of the last layer were recorded as well."""
         return len(self._values) > 1
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are: the model's device in its first pass, the CPU before."""
+        """Device of the logits: that of the model in the first pass, the CPU before."""
         return self._values[0].device if self._values else torch.device("cpu")
 
     def expect(self, indices: Tensor, labels: Tensor) -> None:
-        """Say which examples the next training pass is of; it takes the place of what was said.
+        """Announce the examples of the next training pass; replaces an earlier announcement.
 
         Args:
-            indices: Dataset index of each row, -1 for rows to leave out (augmented copies,
-                padding). ``(B,)`` ints, on the CPU: on a device they are waited for.
+            indices: Dataset index of each row, -1 for rows not to record (augmented copies,
+                padding). ``(B,)`` ints, best on the CPU: on another device this call synchronises.
             labels: Class of each row, likewise.
 
         Raises:
-            TypeError: If one of them is not of ints.
+            TypeError: If either is not an integer tensor.
             ValueError: If lengths differ or an index is out of range.
         """
         indices, labels = indices.detach().cpu(), labels.detach().cpu()
         if indices.shape != labels.shape or indices.ndim != 1:
             raise ValueError(
-                f"labels must be one an index {tuple(indices.shape)}, got {tuple(labels.shape)}."
+                f"labels must be one per index {tuple(indices.shape)}, got {tuple(labels.shape)}."
             )
         for name, value in (("indices", indices), ("labels", labels)):
             if value.is_floating_point() or value.dtype == torch.bool:
@@ -99,18 +100,18 @@ class Harvest:
         self._expected = (indices.long(), labels.long())
 
     def cancel(self) -> None:
-        """Drop what was announced and did not come."""
+        """Undo :meth:`expect`."""
         self._expected = None
 
     def record(self, values: Sequence[Tensor]) -> None:
-        """Store what a training pass gave; nothing, where no pass was announced.
+        """Store the outputs of an announced training pass; does nothing if none was announced.
 
         Args:
-            values: Logits ``(B, C)``, and where kept the inputs of the last layer ``(B, d)``.
+            values: Logits ``(B, C)``, optionally followed by inputs of the last layer ``(B, d)``.
 
         Raises:
-            AugsubsetError: If the pass has another number of rows than was announced.
-            ValueError: If it is wider or holds more than passes before it.
+            AugsubsetError: If the number of rows is not the one announced.
+            ValueError: If widths or the number of tensors differ from earlier passes.
         """
         if self._expected is None:
             return
@@ -118,37 +119,39 @@ class Harvest:
         self._expected = None
         if len(values[0]) != len(indices):
             raise AugsubsetError(
-                f"the pass must be of the {len(indices)} examples that were announced, got "
+                f"the forward pass must have the {len(indices)} rows announced by expect(), got "
                 f"{len(values[0])}. Call expect() right before the model."
             )
-        # Of an example that comes twice the last row counts, on any device.
+        # The last row of a repeated example: assigning all would leave the winner to the device.
         distinct, from_end = np.unique(indices.numpy()[::-1], return_index=True)
         rows = torch.from_numpy(len(indices) - 1 - from_end[distinct >= 0])
         if not self._values:
             self._values = [
                 torch.zeros(len(self), value.shape[1], device=value.device) for value in values
             ]
-        widths, stored_widths = ([each.shape[1] for each in of] for of in (values, self._values))
+        widths = [value.shape[1] for value in values]
+        stored_widths = [stored.shape[1] for stored in self._values]
         if widths != stored_widths:
             raise ValueError(
-                f"a pass must give values as wide as before, {stored_widths}, got {widths}. "
-                "Begin a Harvest for each probe."
+                f"values must be as wide as in earlier passes, {stored_widths}, got {widths}. "
+                "Use one LogitCache per probe."
             )
-        at = indices[rows]
+        examples = indices[rows]
         for stored, value in zip(self._values, values, strict=True):
-            picked = value.detach()[sent(rows, value.device)]
-            stored[sent(at, stored.device)] = picked.to(stored.device, torch.float32)
-        self._labels[at] = labels[rows]
+            picked = value.detach()[to_device_async(rows, value.device)]
+            target = to_device_async(examples, stored.device)
+            stored[target] = picked.to(stored.device, torch.float32)
+        self._labels[examples] = labels[rows]
         self.passes += 1
-        self._seen[at] = self.passes
+        self._seen[examples] = self.passes
 
     def rows(self, positions: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return recorded values of some examples, on their device, and labels, on the CPU."""
+        """Return recorded values of some examples, on :attr:`device`, and labels, on the CPU."""
         values = [stored[positions.to(stored.device)] for stored in self._values]
         return values, self._labels[positions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything recorded, for a checkpoint; references, not copies."""
+        """Return the contents for a checkpoint: references, not copies."""
         return {
             "passes": self.passes,
             "seen": self._seen,
@@ -157,15 +160,16 @@ class Harvest:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If it is of another number of examples, or something is missing.
+            ValueError: If a key is missing or the size of the dataset differs.
         """
-        check_state("harvest", state, ("passes", "seen", "labels", "values"))
+        check_state("logit_cache", state, ("passes", "seen", "labels", "values"))
         if len(state["seen"]) != len(self):
             raise ValueError(
-                f"harvest must be of the dataset's {len(self)} examples, got {len(state['seen'])}."
+                f"logit_cache must hold the dataset's {len(self)} examples, got "
+                f"{len(state['seen'])}."
             )
         self.passes = check_int("passes", state["passes"], 0)
         self._seen, self._labels = state["seen"].clone(), state["labels"].clone()
@@ -173,27 +177,27 @@ class Harvest:
         self._expected = None
 
 
-def dealt(ages: Sequence[Tensor], rank: int) -> Tensor:
-    """Return the examples that one of several processes measures; each falls to one of them.
+def assign_to_rank(ages: Sequence[Tensor], rank: int) -> Tensor:
+    """Return the examples that one rank probes; each example is assigned to exactly one rank.
 
-    What was recorded falls to who did so last, the rest to all in turn. Where a process would have
-    nothing to measure, all examples are dealt in turn.
+    A recorded example goes to the rank that recorded it last, the others round-robin. If that
+    leaves a rank without examples, all are assigned round-robin.
 
     Args:
-        ages: Of each process: passes since it recorded an example, -1 if it did not. ``(n,)`` ints
-        rank: Which process.
+        ages: From each rank, passes since it recorded an example, -1 if never; ``(n,)`` ints.
+        rank: The rank to assign to.
 
     Returns:
-        Ascending indices, int64.
+        Ascending dataset indices, int64.
 
     Example:
-        >>> dealt([torch.tensor([2, -1, -1, -1]), torch.tensor([1, -1, 5, -1])], rank=0)
+        >>> assign_to_rank([torch.tensor([2, -1, -1, -1]), torch.tensor([1, -1, 5, -1])], rank=0)
         tensor([1])
     """
     stacked = torch.stack(list(ages))
     owners = torch.where(stacked < 0, torch.iinfo(stacked.dtype).max, stacked).argmin(0)
-    rest = torch.nonzero((stacked < 0).all(0)).flatten()
-    owners[rest] = torch.arange(len(rest)) % len(ages)
+    unseen = torch.nonzero((stacked < 0).all(0)).flatten()
+    owners[unseen] = torch.arange(len(unseen)) % len(ages)
     if len(torch.unique(owners)) < len(ages):
         owners = torch.arange(stacked.shape[1]) % len(ages)
     return torch.nonzero(owners == rank).flatten()

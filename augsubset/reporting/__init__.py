@@ -1,7 +1,8 @@
-"""A run's record as one page, with the same figures as JSON and CSV."""
+"""The doctor, which measures a training loop, and the report on what a run selected."""
 
-from augsubset.reporting.files import Shown, run_pictures, write_report, write_run
+from augsubset.reporting.doctor import doctor
+from augsubset.reporting.files import choose_pictures, report, write_report
 from augsubset.reporting.pictures import Picture
-from augsubset.reporting.summary import summary
+from augsubset.reporting.summary import summarize
 
-__all__ = ["Picture", "Shown", "run_pictures", "summary", "write_report", "write_run"]
+__all__ = ["Picture", "choose_pictures", "doctor", "report", "summarize", "write_report"]

@@ -1,77 +1,47 @@
-"""From what the parts of a loop take to what epochs cost, a verdict and advice; runs nothing."""
+"""The cost of an epoch, part by part, and what a subset saves.
+
+The doctor predicts with this model, and the report applies it to a finished run. Both compare the
+time of epochs with a subset, probing and solving included, with that of epochs that hold as many
+copies of every example and need no selection.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from augsubset.reporting.savings import EpochCounts, Savings, epoch_counts
 from augsubset.sampling import EpochPlan
 
-__all__ = ["PARTS", "Diagnosis", "EpochCost", "Measured", "Settings", "judge"]
+__all__ = ["PARTS", "EpochCost", "EpochCounts", "Savings", "count_epoch"]
 
 PARTS = ("loading", "augmentation", "step", "probe", "solve")
-_FEW_ROWS = 0.1  # share of rows beyond one an example from which it matters to have fewer
-_FEW_COUNT = 4  # weights that count like fewer than 1 / this of the selected are warned of
-_HEAVY = 10  # a copy that weighs at least as many originals, on average, is warned of
+_MIN_SPEED_UP = 1.2  # over augmenting everything, from which a subset pays off
+_CHEAP_OVERHEAD = 0.1  # of an epoch: up to this, augmenting everything in place is cheap
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the parts of a loop take by themselves, in seconds, on one rank.
+class EpochCounts(NamedTuple):
+    """Number of items, rows and copies in an epoch, over all ranks.
 
     Args:
-        loading: An example, fetched and collated.
-        augmentation: A copy, by the strong policy.
-        step: A row: moved, by the base policy, forward and backward.
-        probe: Of a selection.
-        solve: Of a selection.
-        effective_sample_size: Of the weights in force, or of a selection made of what was measured.
-        num_sampled: How many examples these weights are of.
-        weight_kept: Share of the weights' sum that a cap on them leaves.
+        fetched: Dataset items fetched: one per row, or one per example and batch if grouped.
+        rows: Rows that go through the model, fillers included.
+        copies: Augmented rows.
     """
 
-    loading: float
-    augmentation: float
-    step: float
-    probe: float
-    solve: float
-    effective_sample_size: float
-    num_sampled: int
-    weight_kept: float = 1.0
+    fetched: int
+    rows: int
+    copies: int
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a loop was told, where costs and advice depend on it.
-
-    Args:
-        plan: Of an epoch.
-        every: Epochs between selections, R.
-        num_workers: That load.
-        batch_size: Rows a batch.
-        num_replicas: Ranks that share an epoch.
-        world_size: Ranks that share a probe.
-        has_rule: Whether the selector leaves anybody out.
-        is_resident: Whether data are on the device.
-        background: Whether solves run beside training.
-        recycle: Epochs that the probe goes back; ``None``: it does not.
-        weights: ``"paper"``, ``"unscaled"`` or ``"uniform"``.
-        max_weight: Cap, in means; ``None``: no cap.
-    """
-
-    plan: EpochPlan
-    every: int
-    num_workers: int
-    batch_size: int
-    num_replicas: int
-    world_size: int
-    has_rule: bool
-    is_resident: bool
-    background: bool
-    recycle: int | None
-    weights: str
-    max_weight: float | None
+def count_epoch(plan: EpochPlan, num_selected: int) -> EpochCounts:
+    """Return the counts of an epoch with this many selected examples."""
+    rows, copies = len(replace(plan, budget=num_selected)), plan.copies * num_selected
+    if plan.layout == "mixed":
+        return EpochCounts(rows, rows, copies)
+    n, k = plan.num_examples, num_selected
+    examples = {"all": n, "unselected": n, "selected": k, "none": k}[plan.originals]
+    fillers = rows - plan.num_rows(num_selected)
+    return EpochCounts(examples + fillers, rows, copies)
 
 
 @dataclass(frozen=True)
@@ -79,13 +49,13 @@ class EpochCost:
     """Seconds of one epoch on one rank.
 
     Args:
-        loading: Fetching and collating, on workers or in the loop.
+        loading: Fetching and collating, in workers or in the main process.
         augmentation: The strong policy on copies.
-        step: Moving, the base policy, forward and backward passes.
-        probe: Spread over the epochs between selections.
-        solve: Likewise.
-        loads_beside: Whether workers load while augmentation and steps run.
-        solves_beside: Solves an epoch that run while it trains.
+        step: The transfer to the device, the base policy, forward and backward passes.
+        probe: Probing, averaged over the epochs between selections.
+        solve: Solving, averaged likewise.
+        has_workers: Whether loading runs in parallel with augmentation and steps.
+        background_solves: Solves per epoch that run in parallel with training.
     """
 
     loading: float
@@ -93,231 +63,91 @@ class EpochCost:
     step: float
     probe: float
     solve: float
-    loads_beside: bool = False
-    solves_beside: float = 0.0
+    has_workers: bool = False
+    background_solves: float = 0.0
 
     @property
     def selection(self) -> float:
-        """Probe and solve."""
+        """Seconds of probing and solving."""
         return self.probe + self.solve
 
     @property
     def overlap(self) -> float:
-        """Seconds in which two parts run at once."""
+        """Seconds during which two parts run at the same time."""
         busy = self.augmentation + self.step
-        loading = min(self.loading, busy) if self.loads_beside else 0.0
+        loading = min(self.loading, busy) if self.has_workers else 0.0
         training = self.loading + busy - loading
-        return loading + min(self.solve, self.solves_beside * training)
+        return loading + min(self.solve, self.background_solves * training)
 
     @property
     def total(self) -> float:
-        """The epoch's time: the sum of the five parts less their overlap."""
+        """Duration of the epoch: the sum of the five parts minus their overlap."""
         parts = self.loading + self.augmentation + self.step + self.probe + self.solve
         return parts - self.overlap
 
     @property
     def bottleneck(self) -> str:
-        """The part without which the epoch would be shortest: none that others hide."""
+        """The part without which the epoch would be shortest, never one hidden behind others."""
 
-        def without(part: str) -> tuple[float, float]:
-            nothing: dict[str, Any] = {part: 0.0}
-            return replace(self, **nothing).total, -getattr(self, part)
+        def cost_without(part: str) -> tuple[float, float]:
+            removed: dict[str, Any] = {part: 0.0}
+            return replace(self, **removed).total, -getattr(self, part)
 
-        return min(PARTS, key=without)
+        return min(PARTS, key=cost_without)
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What epochs would cost and what follows; ``print`` it.
+class Savings:
+    """Time with a subset, compared with augmenting everything.
 
     Args:
-        none: An epoch of the originals, without strong augmentation.
-        subset: With the loader's own settings.
-        full: With as many copies of every example.
-        in_place: Every example augmented once, in place of the original.
-        settings: The loader's.
-        effective_sample_size: Of the latest selection, or of one made of the rows measured; capped
-            as in training.
-        num_sampled: How many examples that selection is of.
-        weight_kept: Share of its weights' sum that ``max_weight=`` leaves.
+        seconds: Time with the subset, probing and solving included.
+        full_seconds: Time with as many copies of every example, and no selection.
+        in_place_overhead: What augmenting every example once, in place of the original, adds to an
+            epoch without strong augmentation, as a share of it.
     """
 
-    none: EpochCost
-    subset: EpochCost
-    full: EpochCost
-    in_place: EpochCost
-    settings: Settings
-    effective_sample_size: float
-    num_sampled: int
-    weight_kept: float = 1.0
-
-    @property
-    def savings(self) -> Savings:
-        """What the subset saves an epoch, as the report has it of a run."""
-        over_none = self.in_place.total / self.none.total - 1
-        return Savings(self.subset.total, self.full.total, over_none)
+    seconds: float
+    full_seconds: float
+    in_place_overhead: float
 
     @property
     def speed_up(self) -> float:
-        """Time of augmenting everything over the subset's."""
-        return self.savings.speed_up
+        """Time of augmenting everything, divided by the subset's."""
+        return self.full_seconds / self.seconds
+
+    @property
+    def is_cheap_in_place(self) -> bool:
+        """Whether replacing every original by an augmented copy costs next to nothing."""
+        return self.in_place_overhead <= _CHEAP_OVERHEAD
 
     @property
     def pays(self) -> bool:
-        """Whether the subset saves enough, and augmenting all in place is not as good as free."""
-        return self.savings.pays
+        """Whether the subset saves enough, and augmenting everything in place is not cheap."""
+        return self.speed_up >= _MIN_SPEED_UP and not self.is_cheap_in_place
 
-    @property
-    def sentence(self) -> str:
-        """The verdict, and what to change first."""
-        return f"{self.savings.verdict(is_forecast=True)} Change first: {self.advice}."
+    def verdict(self, *, is_forecast: bool) -> str:
+        """Return a sentence on how much is saved, or why the subset does not pay off.
 
-    @property
-    def advice(self) -> str:
-        """The setting to change first, or ``nothing`` and why."""
-        plan = self.settings.plan
-        is_everything = plan.budget == plan.num_examples
-        if self.savings.is_cheap_in_place:
-            if not is_everything:
-                return 'selector=, to AllSelector() with raw="none", copies=1'
-            if plan.raw != "none":
-                return 'raw=, to "none" with copies=1'
-            if plan.copies > 1:
-                return "copies=, to 1"
-            return "nothing, since every example is augmented in place"
-        if is_everything and self.settings.has_rule:
-            return "fraction=, which leaves nobody out"
-        if is_everything:
-            return "selector=, since AllSelector() leaves nobody out"
-        return _advice_on(self.subset.bottleneck, self.settings)
-
-    @property
-    def warning(self) -> str | None:
-        """What to know of the weights, if anything."""
-        if self.settings.weights == "uniform":
-            return None
-        return " ".join(filter(None, [self._few_count, self._copies_are_heavy])) or None
-
-    @property
-    def _few_count(self) -> str | None:
-        """Say that few of the selected carry most of the weight, if they do."""
-        settings = self.settings
-        if self.effective_sample_size >= self.num_sampled / _FEW_COUNT:
-            return None
-        known = settings.max_weight
-        change = "max_weight=" if known is None else f"max_weight= below {known:g}"
-        if settings.plan.mode == "weight":
-            change += ' or weights="uniform"'
-        return (
-            f"The weights count like {self.effective_sample_size:.0f} of {self.num_sampled} "
-            f"selected examples: few carry most of it. Consider {change}."
-        )
-
-    @property
-    def _copies_are_heavy(self) -> str | None:
-        """Say that copies outweigh the originals beside them, if they do by far.
-
-        All copies together weigh as much as all originals, however few they are, but for a cap.
+        Args:
+            is_forecast: Whether it is about epochs to come rather than a finished run.
         """
-        plan = self.settings.plan
-        times = self.weight_kept * plan.num_examples / (plan.budget * plan.copies)
-        if times < _HEAVY or plan.mode != "weight" or plan.raw not in ("all", "unselected"):
-            return None
-        return (
-            f"On average a copy weighs as much as {times:.0f} originals: few images carry much of "
-            'the loss. Consider weights="uniform".'
-        )
-
-    @property
-    def table(self) -> str:
-        """Seconds an epoch, by part, and what the total is."""
-        costs = {
-            name: getattr(self, name.replace(" ", "_"))
-            for name in ("none", "subset", "full", "in place")
-        }
-        columns = [*PARTS, "total"]
-        about = "total: the sum of the five parts"
-        if any(cost.overlap for cost in costs.values()):
-            columns.insert(-1, "overlap")
-            about += f" less the overlap, in which {self._overlapping}"
-        lines = ["seconds an epoch" + "".join(f"{each:>14}" for each in columns)]
-        for name, cost in costs.items():
-            # Subtracted: the columns of a row add up to its total.
-            values = {each: getattr(cost, each) for each in columns}
-            if "overlap" in values:
-                values["overlap"] = -cost.overlap or 0.0
-            lines.append(f"{name:<16}" + "".join(f"{value:>14.3f}" for value in values.values()))
-        every = self.settings.every
-        spread = "" if every == 1 else f"; a probe and a solve are spread over every={every} epochs"
-        return "\n".join([*lines, f"{about}{spread}."])
-
-    @property
-    def _overlapping(self) -> str:
-        """Say what runs beside what."""
-        found = []
-        if self.settings.num_workers:
-            found.append("workers load beside augmentation and step")
-        if self.settings.background:
-            found.append("a thread solves beside training")
-        return " and ".join(found)
-
-    def __str__(self) -> str:
-        lines = [self.table, self.sentence, self.warning]
-        return "\n".join(line for line in lines if line is not None)
-
-
-def judge(measured: Measured, settings: Settings) -> Diagnosis:
-    """Return what epochs of a loop cost and what follows, from what its parts take.
-
-    Args:
-        measured: Seconds.
-        settings: The loop's.
-    """
-    plan, n = settings.plan, settings.plan.num_examples
-
-    def epoch(counts: EpochCounts, selections: float = 0.0) -> EpochCost:
-        fetched, rows, copies = (count / settings.num_replicas for count in counts)
-        return EpochCost(
-            loading=fetched * measured.loading,
-            augmentation=copies * measured.augmentation,
-            step=rows * measured.step,
-            probe=selections * measured.probe,
-            solve=selections * measured.solve,
-            loads_beside=settings.num_workers > 0,
-            solves_beside=selections if settings.background else 0.0,
-        )
-
-    return Diagnosis(
-        none=epoch(EpochCounts(n, n, 0)),
-        subset=epoch(epoch_counts(plan, plan.budget), 1 / settings.every),
-        full=epoch(epoch_counts(plan, n)),
-        in_place=epoch(EpochCounts(n, n, n)),
-        settings=settings,
-        effective_sample_size=measured.effective_sample_size,
-        num_sampled=measured.num_sampled,
-        weight_kept=measured.weight_kept,
-    )
-
-
-def _advice_on(part: str, settings: Settings) -> str:
-    """Return the setting to change first where a part costs most of a subset's epoch."""
-    plan = settings.plan
-    has_many_rows = len(plan) > (1 + _FEW_ROWS) * plan.num_examples
-    if part == "augmentation":
-        return "fraction=, or a policy of fewer operations"
-    if part == "probe":
-        return "every=" if settings.recycle is not None else "every=, or recycle= to probe fewer"
-    if part == "solve":
-        return "every=" if settings.background else "every=, or background=True to solve meanwhile"
-    if part == "step":
-        if not has_many_rows:
-            return "nothing, since most steps are those of an epoch without augmentation"
-        return ("copies=" if plan.copies > 1 else "fraction=") + ", since appended rows are steps"
-    if settings.is_resident:
-        return "nothing, since data are on the device already"
-    if settings.num_workers == 0:
-        return "num_workers= of your DataLoader, since loading runs in the loop"
-    can_be_grouped = plan.layout == "mixed" and settings.batch_size > plan.copies
-    if has_many_rows and can_be_grouped:
-        return 'layout=, to "grouped", which fetches an example once for its copies'
-    return f"num_workers= of your DataLoader, to more than {settings.num_workers}"
+        past = "" if is_forecast else "have "
+        in_place = f"augmenting every example in place instead would {past}cost"
+        if self.pays:
+            does = "would save" if is_forecast else "saved about"
+            return (
+                f"Subset augmentation {does} {1 - 1 / self.speed_up:.0%} of the time of augmenting "
+                f"everything with as many copies ({self.speed_up:.1f}x); {in_place} "
+                f"{self.in_place_overhead:.0%} more than no augmentation."
+            )
+        does = "would" if is_forecast else "did"
+        if self.is_cheap_in_place:
+            why = f"{in_place} only {self.in_place_overhead:.0%} more than no augmentation"
+        else:
+            took = "would take" if is_forecast else "took about"
+            why = (
+                f"it {took} {1 / self.speed_up:.0%} of the time of augmenting everything with as "
+                "many copies"
+            )
+        return f"Subset augmentation {does} not pay off here: {why}."

@@ -1,88 +1,93 @@
-"""Measure a loop: run its parts by themselves, and have what they took judged."""
+"""The doctor: measures the parts of a training loop one by one, and diagnoses it."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from augsubset.batch import map_tensors
-from augsubset.pipeline import Delivery
-from augsubset.probe.probe import GradientProbe, unwrapped
-from augsubset.reporting.cost_model import Diagnosis, Measured, Settings, judge
-from augsubset.sampling import pack
-from augsubset.sampling.source import Source, opened
-from augsubset.schedule import SelectionSchedule
-from augsubset.selection import Selection
-from augsubset.selection.gradients import LastLayerGradients
+from augsubset.loader import SubsetAugmentLoader
+from augsubset.pipeline import move
+from augsubset.reporting.diagnosis import Diagnosis, Measured, Settings, diagnose
+from augsubset.sampling import Source, pack
+from augsubset.selection import LastLayerGradients, Selection
+from augsubset.utils.checks import AugsubsetError, check_int
+from augsubset.utils.rng import forked_rng
+from augsubset.utils.torch_utils import map_tensors, unwrap_model
 
-__all__ = ["Loop", "diagnose"]
+__all__ = ["doctor"]
 
-_MOST_REPEATS = 10  # of what runs on one batch
-
-
-class Loop(NamedTuple):
-    """What a loader is made of, for the doctor to run parts of it.
-
-    Args:
-        model: In training.
-        probe: What selections are made from.
-        source: The data.
-        delivery: What batches go through.
-        schedule: When selections are made.
-        settings: What it was told.
-        history: Entries of the loader.
-        seed: Of the run.
-        epoch: The one to come.
-    """
-
-    model: nn.Module
-    probe: GradientProbe
-    source: Source
-    delivery: Delivery
-    schedule: SelectionSchedule
-    settings: Settings
-    history: Sequence[dict[str, Any]]
-    seed: int
-    epoch: int
+_MAX_REPEATS = 10  # of a measurement on one batch
 
 
-def diagnose(
-    loop: Loop, steps: int, step: Callable[[Any, Any, Tensor], None] | None, device: torch.device
+def doctor(
+    loader: SubsetAugmentLoader, steps: int = 50, step: Callable[..., Any] | None = None
 ) -> Diagnosis:
-    """Run the parts of a loop by themselves, and say what epochs would cost.
+    """Measure the training loop around a loader, and say whether a subset would pay off in it.
+
+    Leaves the model, the loader and all random number generators unchanged, except for what a
+    custom ``step`` does. Figures are per rank. On several ranks it may be called on a single one:
+    it does not wait for the others, and communication by ``DistributedDataParallel`` is not
+    counted. If a custom ``step`` communicates, call the doctor on all ranks.
 
     Args:
-        loop: Its parts.
-        steps: Batches to measure, or fewer where the data has no more.
-        step: A gradient step ``(x, y, w)``; ``None``: a forward and a backward pass on a copy.
-        device: Where it runs.
+        loader: A loader between two epochs.
+        steps: Number of batches to measure; fewer if the data has no more.
+        step: A training step, called with the parts of a batch: ``step(x, y)``, or
+            ``step(x, y, w)`` if the loader yields weights. The default is a forward and a backward
+            pass on a copy of the model, without an optimizer.
+
+    Returns:
+        A table, a verdict and what to change first; ``print`` it.
+
+    Raises:
+        TypeError: If ``steps`` is not an int.
+        ValueError: If it is below 1.
+        AugsubsetError: While an epoch runs.
+
+    Cost:
+        Two passes over that many batches, and up to eleven steps and twice as many augmentations
+        of one batch. The times of the selector's latest selection are used; before its first, they
+        are extrapolated from these batches: probing linearly, solving with the square of the
+        number of examples.
     """
-    loop.source.to(device)
-    (batch, keys), num_rows, loading = _loaded(loop.source, steps)
-    parts, b = loop.delivery.split(batch), len(keys)
-    move, w = partial(loop.source.moved, device=device), torch.ones(b)
-    as_copies, repeats = pack(0, 1, keys), min(steps, _MOST_REPEATS)
+    steps = check_int("steps", steps, 1)
+    if loader.is_running:
+        raise AugsubsetError("the doctor cannot run during an epoch. Call loader.close() first.")
+    device = loader.prober.device
+    with forked_rng(loader.seed, [device]):
+        return _measure(loader, steps, step, device)
 
-    def seconds_of(call: Callable[[], Any]) -> float:
-        return _seconds_of(call, device, repeats)
 
-    plain = seconds_of(lambda: loop.delivery.ready(batch, parts, keys, w, move))
-    augmented = seconds_of(lambda: loop.delivery.ready(batch, parts, as_copies, w, move))
-    x, y = move(loop.delivery.original(batch))
-    take = step or _training_step(loop.model, loop.probe.forward)
-    stepped = seconds_of(lambda: take(x, y, w.to(device)))
-    probe, solve, selection = _selected(loop, min(len(loop.source), num_rows), device)
-    uncapped = selection
-    if loop.settings.max_weight is not None:
-        selection = selection.capped(loop.settings.max_weight)
+def _measure(
+    loader: SubsetAugmentLoader, steps: int, step: Callable[..., Any] | None, device: torch.device
+) -> Diagnosis:
+    source, pipeline = loader.source, loader.pipeline
+    source.to(device)
+    (batch, keys), num_rows, loading = _time_loading(source, steps)
+    b, repeats = len(keys), min(steps, _MAX_REPEATS)
+    weights = torch.ones(b) if loader.weights in ("cluster", "unscaled") else None
+
+    def process(keys: Tensor) -> Any:
+        return pipeline.process(batch, keys, weights, device).output
+
+    plain = _time_call(lambda: process(keys), device, repeats)
+    augmented = _time_call(lambda: process(pack(0, 1, keys)), device, repeats)
+    if step is None:
+        x = move(pipeline.prepare_originals(batch)[0], device)
+        train = _make_training_step(loader.model, loader.prober.probe.forward)
+        stepped = _time_call(lambda: train(x), device, repeats)
+    else:
+        output = process(keys)
+        arguments = output if type(output) is tuple else (output,)
+        stepped = _time_call(lambda: step(*arguments), device, repeats)
+    probe, solve, selection = _time_selection(loader, min(len(source), num_rows), device)
     measured = Measured(
         loading=loading,
         augmentation=max(0.0, augmented - plain) / b,
@@ -90,83 +95,101 @@ def diagnose(
         probe=probe,
         solve=solve,
         effective_sample_size=selection.effective_sample_size,
-        num_sampled=len(selection),
-        weight_kept=float(selection.weights.sum() / uncapped.weights.sum()),
+        num_selected=len(selection),
+        weight_kept=float(selection.weights.sum()) / len(selection.clusters),
     )
-    return judge(measured, loop.settings)
+    options = loader.options
+    settings = Settings(
+        loader.plan,
+        every=loader.schedule.every,
+        num_workers=source.num_workers,
+        batch_size=loader.batch_size,
+        num_replicas=loader.num_replicas,
+        is_resident=options.resident,
+        background=options.background,
+        recycle=options.recycle,
+        max_weight=getattr(loader.schedule.selector, "max_weight", None),
+    )
+    return diagnose(measured, settings)
 
 
-def _loaded(source: Source, steps: int) -> tuple[tuple[Any, Tensor], int, float]:
-    """Return a batch with its keys, the rows of all fetched, and seconds a row.
+def _time_loading(source: Source, steps: int) -> tuple[tuple[Any, Tensor], int, float]:
+    """Return a batch with its keys, the number of rows fetched, and seconds per row.
 
-    The first batch, for which workers start, is timed only where there is no other.
+    The first batch includes the start of the workers, so it is timed only if it is the only one.
     """
     begin = perf_counter()
-    batches = iter(source.data_loader())
-    first = opened(next(batches))
+    batches = iter(source.make_loader())
+    first = next(batches)
     started = perf_counter()
     num_first = len(first[1])
-    num_rest = sum(len(opened(each)[1]) for each in itertools.islice(batches, steps))
+    num_rest = sum(len(keys) for _, keys in itertools.islice(batches, steps))
     end = perf_counter()
     if num_rest == 0:
         return first, num_first, (started - begin) / num_first
     return first, num_first + num_rest, (end - started) / num_rest
 
 
-def _selected(loop: Loop, num_rows: int, device: torch.device) -> tuple[float, float, Selection]:
-    """Return seconds of a selection's probe and solve, and the weights they lead to.
+def _time_selection(
+    loader: SubsetAugmentLoader, num_rows: int, device: torch.device
+) -> tuple[float, float, Selection]:
+    """Return seconds of probing and of solving per selection, and a selection.
 
-    The loop's own, if its rule has selected already; else of so many rows.
+    They are those of the selector's latest selection, or measured on that many rows.
     """
-    selector, latest, n = loop.schedule.selector, loop.schedule.latest, len(loop.source)
-    name = type(selector).__name__
-    made = [e for e in loop.history if e["event"] == "selection" and e["selector"] == name]
-    if made and latest is not None:
-        return made[-1]["probe_seconds"], made[-1]["solve_seconds"], latest
+    schedule, latest, n = loader.schedule, loader.selection, len(loader.source)
+    name, selector = schedule.selector_name, schedule.selector
+    past = [e for e in loader.history if e["event"] == "selection" and e["selector"] == name]
+    if past and latest is not None:
+        return past[-1]["probe_seconds"], past[-1]["solve_seconds"], latest
+    if selector is None:
+        return 0.0, 0.0, Selection.equally_weighted(torch.arange(n), n)
     gradients, probe = LastLayerGradients.unprobed(n), 0.0
     if selector.needs_gradients:
-        gradients, probe = _probed(loop, num_rows, device)
+        gradients, probe = _time_probe(loader, num_rows, device)
     share = len(gradients) / n
-    least = len(torch.unique(gradients.labels))
-    budget = min(len(gradients), max(least, round(loop.settings.plan.budget * share)))
+    num_classes = len(torch.unique(gradients.labels))
+    budget = min(len(gradients), max(num_classes, round(loader.plan.budget * share)))
     begin = perf_counter()
-    selection = selector.select(gradients, budget=budget, seed=loop.seed, epoch=loop.epoch)
+    selection = selector.select(gradients, budget=budget, seed=loader.seed, epoch=loader.epoch)
     return probe, (perf_counter() - begin) / share**2, selection
 
 
-def _probed(loop: Loop, num_rows: int, device: torch.device) -> tuple[LastLayerGradients, float]:
-    """Return gradients of so many rows, and seconds of a probe of all that there are.
+def _time_probe(
+    loader: SubsetAugmentLoader, num_rows: int, device: torch.device
+) -> tuple[LastLayerGradients, float]:
+    """Return gradients of the first rows, and the seconds that a probe of all rows would take.
 
-    Workers start once, however many rows are probed.
+    Workers start once, however many rows are probed, so their start is not extrapolated.
     """
-    arrived = []
+    fetch_times = []
 
     def prepare(fetched: Any) -> tuple[Any, Any]:
-        arrived.append(perf_counter())
-        return loop.delivery.original(opened(fetched)[0])
+        fetch_times.append(perf_counter())
+        return loader.pipeline.prepare_originals(fetched[0])
 
-    with _synchronised(device) as clock:
+    with _time_block(device) as seconds:
         begin = perf_counter()
-        gradients = loop.probe.scan(
-            loop.source.data_loader(), prepare=prepare, indices=range(num_rows)
+        gradients = loader.prober.probe.scan(
+            loader.source.make_loader(), prepare=prepare, indices=range(num_rows)
         )
-    starting = arrived[0] - begin if loop.source.num_workers else 0.0
-    share = num_rows * loop.settings.world_size / len(loop.source)
-    return gradients, starting + (clock[0] - starting) / share
+    starting = fetch_times[0] - begin if loader.source.num_workers else 0.0
+    share = num_rows * loader.world_size / len(loader.source)
+    return gradients, starting + (seconds[0] - starting) / share
 
 
-def _seconds_of(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the mean seconds of a call, the first left out, the device waited for."""
+def _time_call(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Return the mean seconds of a call, after one call to warm up."""
     call()
-    with _synchronised(device) as clock:
+    with _time_block(device) as seconds:
         for _ in range(repeats):
             call()
-    return clock[0] / repeats
+    return seconds[0] / repeats
 
 
 @contextmanager
-def _synchronised(device: torch.device) -> Iterator[list[float]]:
-    """Time a block, with what the device still does of it."""
+def _time_block(device: torch.device) -> Iterator[list[float]]:
+    """Time a block, including the work that it launches on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = [0.0]
@@ -177,20 +200,18 @@ def _synchronised(device: torch.device) -> Iterator[list[float]]:
     seconds[0] = perf_counter() - begin
 
 
-def _training_step(
-    model: nn.Module, forward: Callable[..., Any]
-) -> Callable[[Any, Any, Tensor], None]:
-    """Return a forward and a backward pass on a copy of the model, which is left alone.
+def _make_training_step(model: nn.Module, forward: Callable[..., Any]) -> Callable[[Any], None]:
+    """Return a forward and a backward pass on a copy of the model.
 
-    The copy is of the module inside DistributedDataParallel, whose passes wait for other ranks, as
-    SyncBatchNorm in training does.
+    DistributedDataParallel and SyncBatchNorm in training mode wait for other ranks: the copy is
+    of the module inside the former, with layers of the latter in evaluation mode.
     """
-    twin = copy.deepcopy(unwrapped(model)).train()
+    twin = copy.deepcopy(unwrap_model(model)).train()
     for module in twin.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()
 
-    def step(x: Any, y: Any, w: Tensor) -> None:
+    def step(x: Any) -> None:
         outputs: list[Tensor] = []
         map_tensors(outputs.append, forward(twin, x))
         sum(output.float().square().mean() for output in outputs).backward()  # type: ignore[union-attr]

@@ -1,107 +1,130 @@
-"""Write a report: a page that fetches nothing, and what it says as JSON and CSV."""
+"""Write a report as a self-contained page, with its figures as JSON and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from augsubset.pipeline import Delivery
+from augsubset.loader import SubsetAugmentLoader
 from augsubset.reporting.page import render
-from augsubset.reporting.pictures import Picture, pictures_of, spectrum_of
-from augsubset.reporting.summary import summary
-from augsubset.sampling.source import Source
+from augsubset.reporting.pictures import Picture, make_pictures, measure_spectrum
+from augsubset.reporting.summary import summarize
 from augsubset.utils.checkpoint import write_whole
+from augsubset.utils.checks import AugsubsetError, check_int
+from augsubset.utils.rng import forked_rng
 
-__all__ = ["Shown", "run_pictures", "write_report", "write_run"]
+__all__ = ["choose_pictures", "report", "write_report"]
 
 
-class Shown(NamedTuple):
-    """What a report can show beside figures.
+def report(
+    loader: SubsetAugmentLoader, path: str | PathLike[str], *, images: int = 12, spectrum: int = 0
+) -> Path:
+    """Write a report on what a loader has selected so far and how much time that saved.
 
     Args:
-        model: The user's.
-        source: Their data.
-        delivery: Their policies.
-        labels: Class of each example; ``None`` where there are none.
-        device: Where the model is.
+        loader: A loader between two epochs.
+        path: A folder, created if it does not exist.
+        images: Number of examples to show in each of three lists (most, least and never selected),
+            each with two augmented copies.
+        spectrum: Number of selected examples over which to compute the singular values of the
+            Jacobian, original and augmented (needs scipy); 0: leave the section out.
+
+    Returns:
+        The page, ``index.html`` in the folder: a single file without external resources.
+
+    Raises:
+        TypeError: If a number is not an int.
+        ValueError: If one is negative.
+        ImportError: If images are to be shown and Pillow is not installed
+            (``pip install "augsubset[report]"``), or scipy for a spectrum.
+        AugsubsetError: While an epoch runs.
+
+    Cost:
+        Fetches each example shown once; a spectrum takes one backward pass per output and example.
     """
+    check_int("images", images, 0)
+    check_int("spectrum", spectrum, 0)
+    with _prepare(loader):
+        state = loader.state_dict()
+        figures = summarize(state, num_listed=images or 12)
+        pictures = _make_lists(loader, figures) if images else {}
+        if spectrum and figures["most"]:
+            chosen = torch.nonzero(state["counts"]["times"] > 0).squeeze(1)[:spectrum]
+            figures["spectrum"] = measure_spectrum(loader, chosen.tolist())
+    classes = loader.info.classes
+    labels = None if classes is None else classes.tolist()
+    return write_report(path, figures, state["counts"], pictures, labels)
 
-    model: nn.Module
-    source: Source
-    delivery: Delivery
-    labels: Tensor | None
-    device: torch.device
+
+def choose_pictures(loader: SubsetAugmentLoader, images: int = 12) -> dict[str, list[Picture]]:
+    """Return the ``most``, ``least`` and ``never`` selected examples as the report shows them.
+
+    Args:
+        loader: A loader between two epochs.
+        images: Number of examples per list.
+
+    Returns:
+        Lists by name; empty if the inputs are not images.
+
+    Raises:
+        AugsubsetError: While an epoch runs.
+    """
+    check_int("images", images, 1)
+    with _prepare(loader):
+        return _make_lists(loader, summarize(loader.state_dict(), num_listed=images))
 
 
-def run_pictures(figures: Mapping[str, Any], shown: Shown) -> dict[str, list[Picture]]:
-    """Return pictures of the examples that a summary lists."""
-    seed = figures["setting"]["seed"]
+def _make_lists(
+    loader: SubsetAugmentLoader, figures: Mapping[str, Any]
+) -> dict[str, list[Picture]]:
     return {
-        name: pictures_of(
-            shown.source,
-            shown.delivery,
-            [entry["index"] for entry in figures[name]],
-            shown.labels,
-            seed=seed,
-        )
+        name: make_pictures(loader, [entry["index"] for entry in figures[name]])
         for name in ("most", "least", "never")
     }
 
 
-def write_run(
-    path: str | PathLike[str],
-    state: Mapping[str, Any],
-    shown: Shown,
-    *,
-    images: int,
-    spectrum: int,
-) -> Path:
-    """Write the report of a loader: its state, and pictures of its data."""
-    figures = summary(state, num_listed=images or 12)
-    pictures = run_pictures(figures, shown) if images else {}
-    if spectrum and figures["most"]:
-        chosen = torch.nonzero(state["tally"]["times"] > 0).squeeze(1)[:spectrum]
-        figures["spectrum"] = spectrum_of(
-            shown.model,
-            shown.source,
-            shown.delivery,
-            chosen.tolist(),
-            shown.device,
-            seed=state["seed"],
+@contextmanager
+def _prepare(loader: SubsetAugmentLoader) -> Iterator[None]:
+    """Check that no epoch runs, and leave the caller's random number generators unchanged."""
+    if loader.is_running:
+        raise AugsubsetError(
+            "a report cannot be written while an epoch runs. Call loader.close() first."
         )
-    labels = None if shown.labels is None else shown.labels.tolist()
-    return write_report(path, figures, state["tally"], pictures, labels)
+    device = loader.prober.device
+    loader.source.to(device)
+    with forked_rng(loader.seed, [device]):
+        yield
 
 
 def write_report(
     path: str | PathLike[str],
     figures: Mapping[str, Any],
-    tally: Mapping[str, Any],
+    counts: Mapping[str, Any],
     pictures: Mapping[str, Sequence[Picture]] | None = None,
     labels: Sequence[int] | None = None,
 ) -> Path:
     """Write ``index.html``, ``report.json``, ``selections.csv`` and ``examples.csv``.
 
     Args:
-        path: A folder, made if it is not there.
-        figures: Of :func:`~augsubset.reporting.summary`.
-        tally: Of the loader's state: counts of each example.
-        pictures: By list: most, least and never selected.
+        path: A folder, created if it does not exist.
+        figures: From :func:`summarize`.
+        counts: Selection counts, from the loader's state.
+        pictures: By list: ``most``, ``least`` and ``never`` selected.
         labels: Class of each example, for the CSV.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        OSError: If the folder cannot be written; files are whole or not there.
+        OSError: If a file cannot be written; none is left incomplete.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,21 +133,21 @@ def write_report(
         for entry in figures["selections"]
     ]
     names = list(dict.fromkeys(key for entry in scalars for key in entry))
-    times, mass = tally["times"].tolist(), tally["mass"].tolist()
+    times, mass = counts["times"].tolist(), counts["mass"].tolist()
     columns = ["index", "times_selected", "mass"] + ([] if labels is None else ["label"])
     rows = zip(range(len(times)), times, mass, *([] if labels is None else [labels]), strict=True)
     page = folder / "index.html"
     write_whole(folder / "report.json", json.dumps(figures, indent=1).encode())
     write_whole(
         folder / "selections.csv",
-        _csv(names, ([entry.get(name, "") for name in names] for entry in scalars)),
+        _format_csv(names, ([entry.get(name, "") for name in names] for entry in scalars)),
     )
-    write_whole(folder / "examples.csv", _csv(columns, rows))
+    write_whole(folder / "examples.csv", _format_csv(columns, rows))
     write_whole(page, render(figures, pictures or {}).encode())
     return page
 
 
-def _csv(columns: Sequence[str], rows: Any) -> bytes:
+def _format_csv(columns: Sequence[str], rows: Any) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)

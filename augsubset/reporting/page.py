@@ -1,4 +1,4 @@
-"""The page: one file, readable without scripts, on a phone, in the dark."""
+"""Render the report page: one file, readable without scripts, on a phone and in dark mode."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from augsubset.reporting.charts import bars, lines, stacked
-from augsubset.reporting.pictures import Picture, as_png
+from augsubset.reporting.charts import draw_bars, draw_lines, draw_stacked
+from augsubset.reporting.pictures import Picture, encode_png
 from augsubset.reporting.summary import BUCKETS
 
 __all__ = ["render"]
@@ -39,7 +39,7 @@ summary { cursor: pointer; } select { font: inherit; }
 @media (max-width: 36rem) { svg text { font-size: 19px; } }
 """
 
-# The one thing that a script adds: pictures of one class at a time.
+# The only use of a script: filter the images by class.
 _SCRIPT = """
 for (const choice of document.querySelectorAll("select[data-of]")) {
   choice.parentElement.hidden = false;
@@ -50,11 +50,11 @@ for (const choice of document.querySelectorAll("select[data-of]")) {
 }
 """
 
-_MOST_CLASSES = 40
+_MAX_CLASSES = 40
 _LISTS = {
-    "most": "Most selected",
-    "least": "Least selected, but once",
-    "never": "Never selected: a spread",
+    "most": "Selected most often",
+    "least": "Selected least often, at least once",
+    "never": "Never selected: an even sample",
 }
 
 
@@ -62,18 +62,18 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, Sequence[Picture]]
     """Return a report as HTML.
 
     Args:
-        figures: Of :func:`~augsubset.reporting.summary`, with ``spectrum`` if that was asked for.
-        pictures: By list: most, least and never selected.
+        figures: From :func:`~augsubset.reporting.summarize`, with ``spectrum`` if requested.
+        pictures: By list: ``most``, ``least`` and ``never`` selected.
     """
     parts = [
-        _head(figures),
-        _when(figures),
-        _classes(figures),
-        _certificate(figures),
-        _time(figures),
-        _spectrum(figures),
-        *(_list(name, figures, pictures.get(name, ())) for name in _LISTS),
-        _table(figures),
+        _render_head(figures),
+        _render_coverage(figures),
+        _render_classes(figures),
+        _render_certificate(figures),
+        _render_time(figures),
+        _render_spectrum(figures),
+        *(_render_list(name, figures, pictures.get(name, ())) for name in _LISTS),
+        _render_table(figures),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -84,44 +84,45 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, Sequence[Picture]]
     )
 
 
-def _head(figures: Mapping[str, Any]) -> str:
+def _render_head(figures: Mapping[str, Any]) -> str:
     n, selections = figures["num_examples"], figures["selections"]
     last = selections[-1] if selections else None
     facts = [("examples", f"{n:,}"), ("classes", f"{len(figures['class_sizes']):,}")]
     facts += [("epochs", f"{len(figures['epochs']):,}"), ("selections", f"{len(selections):,}")]
     if last is not None:
-        facts.append(("selected each time", f"{last['num_selected'] / n:.1%}"))
+        facts.append(("share selected", f"{last['num_selected'] / n:.1%}"))
         facts.append(("selected at least once", f"{last['covered']:.1%}"))
     cells = "".join(f"<div>{name}<b>{value}</b></div>" for name, value in facts)
     return (
         f"<h1>What the run selected for augmentation</h1>\n"
-        f'<div class="facts">{cells}</div>\n{_savings(figures)}'
+        f'<div class="facts">{cells}</div>\n{_render_savings(figures)}'
     )
 
 
-def _savings(figures: Mapping[str, Any]) -> str:
-    """Say in words what was saved, or that nothing was."""
+def _render_savings(figures: Mapping[str, Any]) -> str:
+    """Describe what was saved, or say that nothing was augmented."""
     savings = figures["savings"]
     if savings is None:
-        return "<p>Nothing was augmented yet, so there is nothing to say of savings.</p>\n"
+        return "<p>Nothing has been augmented yet, so no savings can be estimated.</p>\n"
     share = figures["seconds"]["selection"] / max(savings["seconds"], 1e-9)
     return (
-        f"<p>{savings['num_copies']:,} augmented copies were trained on; of all examples there "
-        f"would have been {savings['num_copies_of_all']:,}. Selecting took {share:.1%} of the "
-        f"{_duration(savings['seconds'])} that the epochs took. At what a fetched example, a row "
-        "and a copy cost here, waits for workers included, augmenting everything would have taken "
-        f"about {_duration(savings['seconds_of_all'])}. <b>{savings['verdict']}</b> An estimate, "
-        "not a run.</p>\n<p class='note'>The doctor defines savings alike, but forecasts: there "
-        "selections are spread over all epochs between them, and parts are timed by themselves, "
-        "where here are the selections and the waits that there were.</p>\n"
+        f"<p>The run trained on {savings['num_copies']:,} augmented copies; augmenting every "
+        f"example would have made {savings['num_copies_full']:,}. Selection took {share:.1%} of "
+        f"the epochs' {_format_duration(savings['seconds'])}. At this run's cost per fetched "
+        "example, row and copy, waiting for workers included, augmenting everything would have "
+        f"taken about {_format_duration(savings['full_seconds'])}. <b>{savings['verdict']}</b> "
+        "This is an estimate; augmenting everything was not run.</p>\n<p class='note'>The doctor "
+        "uses the same definition of savings for a forecast, which averages selections over the "
+        "epochs between them and times each part separately. The figures here include the "
+        "selections that were made and the waiting times that occurred.</p>\n"
     )
 
 
-def _when(figures: Mapping[str, Any]) -> str:
+def _render_coverage(figures: Mapping[str, Any]) -> str:
     selections = figures["selections"]
     if not selections:
-        return "<h2>What was selected, and when</h2><p>No selection was made yet.</p>"
-    at = [entry["in_force_from"] for entry in selections]
+        return "<h2>What was selected, and when</h2><p>No selection has been made yet.</p>"
+    at = [entry["active_from"] for entry in selections]
     covered = [(x, entry["covered"]) for x, entry in zip(at, selections, strict=True)]
     overlap = [
         (x, entry["overlap"])
@@ -129,22 +130,24 @@ def _when(figures: Mapping[str, Any]) -> str:
         if entry["overlap"] is not None
     ]
     times = figures["times_selected"]
-    chart = lines(
-        {"selected so far": covered, "in the selection before too": overlap}, top=1.0, percent=True
+    chart = draw_lines(
+        {"selected so far": covered, "also in the previous selection": overlap},
+        top=1.0,
+        percent=True,
     )
     counts = {
         str(count): (number,) for count, number in enumerate(times) if len(times) <= 40 or number
     }
     return (
         "<h2>What was selected, and when</h2>\n"
-        f"{chart}<p class='note'>Shares, by the epoch from which a selection was in force.</p>\n"
+        f"{chart}<p class='note'>Horizontal axis: a selection's first active epoch.</p>\n"
         "<h2>How often each example was selected</h2>\n"
-        f"{bars(counts, ('examples',))}<p class='note'>{figures['num_never']:,} of "
-        f"{figures['num_examples']:,} examples never.</p>\n"
+        f"{draw_bars(counts, ('examples',))}<p class='note'>{figures['num_never']:,} of "
+        f"{figures['num_examples']:,} examples were never selected.</p>\n"
     )
 
 
-def _classes(figures: Mapping[str, Any]) -> str:
+def _render_classes(figures: Mapping[str, Any]) -> str:
     sizes, selections = figures["class_sizes"], figures["selections"]
     if len(sizes) < 2 or not selections:
         return ""
@@ -155,44 +158,44 @@ def _classes(figures: Mapping[str, Any]) -> str:
         for label, (size, count) in enumerate(zip(sizes, counts, strict=True))
     }
     note = ""
-    if len(shares) > _MOST_CLASSES:
+    if len(shares) > _MAX_CLASSES:
         apart = sorted(shares, key=lambda label: -abs(shares[label][1] - shares[label][0]))
-        shares = {label: shares[label] for label in sorted(apart[:_MOST_CLASSES], key=int)}
-        note = f"<p class='note'>The {_MOST_CLASSES} classes that differ most.</p>"
-    chart = bars(shares, ("of the data", "of the last selection"), percent=True)
+        shares = {label: shares[label] for label in sorted(apart[:_MAX_CLASSES], key=int)}
+        note = f"<p class='note'>The {_MAX_CLASSES} classes whose shares differ most.</p>"
+    chart = draw_bars(shares, ("share of the data", "share of the latest selection"), percent=True)
     return f"<h2>Class balance</h2>\n{chart}{note}\n"
 
 
-def _certificate(figures: Mapping[str, Any]) -> str:
+def _render_certificate(figures: Mapping[str, Any]) -> str:
     entries = [entry for entry in figures["selections"] if entry.get("error") is not None]
     if not entries:
         return ""
     norm = [max(entry.get("gradient_norm") or 0.0, 1e-30) for entry in entries]
 
-    def of(key: str) -> list[tuple[float, float]]:
+    def relative(key: str) -> list[tuple[float, float]]:
         return [
-            (entry["in_force_from"], entry[key] / by)
+            (entry["active_from"], entry[key] / by)
             for entry, by in zip(entries, norm, strict=True)
             if entry.get(key) is not None
         ]
 
     series = {
-        "cost: bound on what the coreset's gradient misses": of("error"),
-        "what it misses": of("gradient_error"),
-        "least cost of any subset of this size": of("error_lower_bound"),
+        "cost: upper bound on the gradient error": relative("error"),
+        "gradient error of the coreset": relative("gradient_error"),
+        "lower bound on the cost of any subset of this size": relative("error_lower_bound"),
     }
-    chart = lines({name: points for name, points in series.items() if points})
+    chart = draw_lines({name: points for name, points in series.items() if points})
     return (
-        f"<h2>Certificate</h2>\n{chart}<p class='note'>By the norm of all examples' summed "
-        "gradient: what misses as much as 1 says no more than nothing.</p>\n"
+        f"<h2>Certificate</h2>\n{chart}<p class='note'>Relative to the norm of the full "
+        "gradient: 1 means no better than a zero gradient.</p>\n"
     )
 
 
-def _time(figures: Mapping[str, Any]) -> str:
+def _render_time(figures: Mapping[str, Any]) -> str:
     epochs, seconds = figures["epochs"], figures["seconds"]
     if not epochs:
         return ""
-    # A long run's epochs in at most a hundred bars.
+    # At most a hundred bars, however many epochs.
     step = -(-len(epochs) // 100)
     columns = [
         (
@@ -204,15 +207,15 @@ def _time(figures: Mapping[str, Any]) -> str:
         )
         for first in range(0, len(epochs), step)
     ]
-    names = [f"{bucket} ({_duration(seconds[bucket])})" for bucket in BUCKETS]
-    unit = "an epoch" if step == 1 else f"{step} epochs"
+    names = [f"{bucket} ({_format_duration(seconds[bucket])})" for bucket in BUCKETS]
+    unit = "one epoch" if step == 1 else f"{step} epochs"
     return (
-        f"<h2>Where the time went</h2>\n{stacked(columns, names)}"
-        f"<p class='note'>Seconds, {unit} a bar. Step: what the training loop did itself.</p>\n"
+        f"<h2>Where the time went</h2>\n{draw_stacked(columns, names)}"
+        f"<p class='note'>Seconds; a bar is {unit}. Step: everything outside the loader.</p>\n"
     )
 
 
-def _spectrum(figures: Mapping[str, Any]) -> str:
+def _render_spectrum(figures: Mapping[str, Any]) -> str:
     spectrum = figures.get("spectrum")
     if spectrum is None:
         return ""
@@ -221,25 +224,26 @@ def _spectrum(figures: Mapping[str, Any]) -> str:
         for name in ("original", "augmented")
     }
     return (
-        f"<h2>Singular values of the Jacobian</h2>\n{lines(series, logarithmic=True)}"
-        f"<p class='note'>Of {spectrum['num_examples']} selected examples, largest first. The "
-        f"perturbation's norm is {spectrum['perturbation_norm']:.3g}: none moved by more.</p>\n"
+        f"<h2>Singular values of the Jacobian</h2>\n{draw_lines(series, logarithmic=True)}"
+        f"<p class='note'>Over {spectrum['num_examples']} selected examples, in descending order. "
+        "Augmentation moves no singular value by more than the perturbation's norm, "
+        f"{spectrum['perturbation_norm']:.3g}.</p>\n"
     )
 
 
-def _list(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+def _render_list(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     entries = figures[name]
     if not entries:
         return ""
     title = f"<h2>{_LISTS[name]}</h2>\n"
     if not pictures:
         indices = ", ".join(
-            f"{entry['index']} ({_times(entry['times'])})"
+            f"{entry['index']} ({_format_times(entry['times'])})"
             if entry["times"]
             else str(entry["index"])
             for entry in entries
         )
-        return f"{title}<p>By index: {indices}.</p>\n"
+        return f"{title}<p>Indices: {indices}.</p>\n"
     by_index = {entry["index"]: entry for entry in entries}
     labels = sorted({picture.label for picture in pictures if picture.label is not None})
     choice = ""
@@ -249,35 +253,35 @@ def _list(name: str, figures: Mapping[str, Any], pictures: Sequence[Picture]) ->
             f'<p hidden>Class: <select data-of="{name}"><option value="">all</option>{options}'
             "</select></p>\n"
         )
-    shown = "".join(_picture(picture, by_index[picture.index]) for picture in pictures)
+    shown = "".join(_render_picture(picture, by_index[picture.index]) for picture in pictures)
     return f'{title}{choice}<div class="strip" id="{name}">{shown}</div>\n'
 
 
-def _picture(picture: Picture, entry: Mapping[str, Any]) -> str:
-    alts = ["original", *("augmented copy" for _ in picture.images[1:])]
+def _render_picture(picture: Picture, entry: Mapping[str, Any]) -> str:
+    alts = ["original"] + ["augmented copy"] * (len(picture.images) - 1)
     images = "".join(
-        f'<img src="{as_png(image)}" alt="{alt}">'
+        f'<img src="{encode_png(image)}" alt="{alt}">'
         for image, alt in zip(picture.images, alts, strict=True)
     )
     label = "" if picture.label is None else f", class {picture.label}"
-    times = f", {_times(entry['times'])}" if entry["times"] else ""
+    times = f", {_format_times(entry['times'])}" if entry["times"] else ""
     return (
         f'<figure data-label="{"" if picture.label is None else picture.label}">{images}'
         f"<figcaption>{picture.index}{label}{times}</figcaption></figure>"
     )
 
 
-def _times(count: int) -> str:
+def _format_times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _table(figures: Mapping[str, Any]) -> str:
+def _render_table(figures: Mapping[str, Any]) -> str:
     columns = {
-        "in_force_from": "from epoch",
-        "selector": "rule",
+        "active_from": "from epoch",
+        "selector": "selector",
         "num_selected": "selected",
         "effective_sample_size": "effective sample size",
-        "overlap": "in the one before",
+        "overlap": "also in the previous selection",
         "covered": "selected so far",
         "error": "cost",
         "gradient_error": "gradient error",
@@ -286,28 +290,28 @@ def _table(figures: Mapping[str, Any]) -> str:
     }
     head = "".join(f"<th>{title}</th>" for title in columns.values())
     rows = "".join(
-        "<tr>" + "".join(f"<td>{_cell(entry.get(name))}</td>" for name in columns) + "</tr>"
+        "<tr>" + "".join(f"<td>{_format_cell(entry.get(name))}</td>" for name in columns) + "</tr>"
         for entry in figures["selections"]
     )
     setting = ", ".join(
         f"{name} {html.escape(str(value))}" for name, value in figures["setting"].items()
     )
     return (
-        f"<h2>Every selection</h2>\n<details><summary>{len(figures['selections'])} selections"
+        f"<h2>All selections</h2>\n<details><summary>{len(figures['selections'])} selections"
         f'</summary><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
-        f"</table></div></details>\n<p class='note'>Setting: {setting}. The same figures are in "
+        f"</table></div></details>\n<p class='note'>Settings: {setting}. The same figures are in "
         "report.json, selections.csv and examples.csv.</p>\n"
     )
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _duration(seconds: float) -> str:
-    """Return seconds in words: 12 s, 3.4 min, 5.6 h."""
+def _format_duration(seconds: float) -> str:
+    """Return seconds in a readable unit: 12 s, 3.4 min, 5.6 h."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

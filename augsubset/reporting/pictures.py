@@ -1,4 +1,4 @@
-"""Images of a report: examples as the policy sees them, each with some augmented copies."""
+"""The images of a report: examples as the policy sees them, each with augmented copies."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from augsubset.augment import RowKeys
-from augsubset.pipeline import Delivery
+from augsubset.loader import SubsetAugmentLoader
 from augsubset.sampling import pack
-from augsubset.sampling.source import Source, opened
 
-__all__ = ["Picture", "as_png", "pictures_of", "spectrum_of"]
+__all__ = ["Picture", "encode_png", "make_pictures", "measure_spectrum"]
 
-_LARGEST = 64  # pixels a side on the page
+_MAX_SIDE = 64  # pixels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One example.
+    """An example and its augmented copies.
 
     Args:
-        index: In the dataset.
-        label: Its class, where it has one.
-        images: The original, then copies: ``(C, H, W)`` uint8 each.
+        index: Its index in the dataset.
+        label: Its class, if there are classes.
+        images: The original, then the copies: ``(C, H, W)`` uint8 each.
     """
 
     index: int
@@ -36,65 +35,51 @@ class Picture:
     images: list[Tensor]
 
 
-def pictures_of(
-    source: Source,
-    delivery: Delivery,
-    indices: list[int],
-    labels: Tensor | None,
-    *,
-    seed: int,
-    num_copies: int = 2,
+def make_pictures(
+    loader: SubsetAugmentLoader, indices: list[int], num_copies: int = 2
 ) -> list[Picture]:
-    """Return examples of a dataset with copies by the strong policy; none if they are no images.
+    """Return examples with copies by the strong policy; an empty list if they are not images.
 
     Args:
-        source: The dataset.
-        delivery: Its policies.
+        loader: A loader between two epochs.
         indices: Dataset indices.
-        labels: Class of each example of the dataset, where there are classes.
-        seed: Of the copies.
-        num_copies: An example.
+        num_copies: Number of copies per example.
 
     Cost:
-        A fetch an example.
+        Fetches each example once.
     """
     if not indices:
         return []
-    x, others = _fetched(source, delivery, indices)
+    x, others = _fetch(loader, indices)
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
         return []
-    shown = [_as_bytes(x)]
+    shown = [_to_bytes(x)]
     for copy in range(1, num_copies + 1):
-        augmented, _ = delivery.strongly_augmented(
-            x, others, RowKeys(seed, 0, torch.tensor(indices), copy)
-        )
-        shown.append(_as_bytes(augmented))
+        rows = RowKeys(loader.seed, 0, torch.tensor(indices), copy)
+        shown.append(_to_bytes(loader.pipeline.augment_copies(x, others, rows)[0]))
+    classes = loader.info.classes
     return [
-        Picture(index, None if labels is None else int(labels[index]), [each[i] for each in shown])
+        Picture(
+            index, None if classes is None else int(classes[index]), [each[i] for each in shown]
+        )
         for i, index in enumerate(indices)
     ]
 
 
-def spectrum_of(
-    model: nn.Module,
-    source: Source,
-    delivery: Delivery,
-    indices: list[int],
-    device: torch.device,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the Jacobian's singular values for some examples, original and augmented."""
+def measure_spectrum(loader: SubsetAugmentLoader, indices: list[int]) -> dict[str, Any]:
+    """Return the singular values of the Jacobian over some examples, original and augmented."""
     from augsubset.diagnostics import spectrum_change
 
-    x, others = _fetched(source, delivery, indices)
+    x, others = _fetch(loader, indices)
     if not isinstance(x, Tensor):
-        raise TypeError(f"a spectrum needs inputs that are one tensor, got {type(x).__name__}.")
-    augmented, _ = delivery.strongly_augmented(
-        x, others, RowKeys(seed, 0, torch.tensor(indices), 1)
-    )
+        raise TypeError(f"inputs must be one tensor for a spectrum, got {type(x).__name__}.")
+    rows = RowKeys(loader.seed, 0, torch.tensor(indices), 1)
+    augmented, _ = loader.pipeline.augment_copies(x, others, rows)
+    normalization, device = loader.pipeline.normalization, loader.prober.device
     change = spectrum_change(
-        model, delivery.to_model(x).to(device), delivery.to_model(augmented).to(device)
+        loader.model,
+        normalization.to_model(x).to(device),
+        normalization.to_model(augmented).to(device),
     )
     return {
         "num_examples": len(indices),
@@ -105,29 +90,31 @@ def spectrum_of(
     }
 
 
-def _fetched(source: Source, delivery: Delivery, indices: list[int]) -> tuple[Any, tuple[Any, ...]]:
-    """Return examples as policies see them, with what goes along."""
+def _fetch(loader: SubsetAugmentLoader, indices: list[int]) -> tuple[Any, tuple[Any, ...]]:
+    """Return examples as policies see them, and the other parts of their batch."""
+    source, pipeline = loader.source, loader.pipeline
     keys: Any = [int(pack(0, 0, index)) for index in indices]
-    loader = source.data_loader(
+    batches = source.make_loader(
         keys,
         batch_size=len(keys),
         num_workers=min(1, source.num_workers),
         persistent_workers=False,
     )
-    batch, _ = opened(next(iter(loader)))
-    return delivery.unaugmented(batch)
+    batch, _ = next(iter(batches))
+    parts = pipeline.spec.split(batch)
+    return pipeline.normalization.to_unit(parts.inputs), parts.others
 
 
-def _as_bytes(x: Tensor) -> Tensor:
-    """Return images as bytes, no larger than a page shows them."""
+def _to_bytes(x: Tensor) -> Tensor:
+    """Return images as uint8, shrunk to the size at which the page shows them."""
     x = x.detach().cpu()
     values = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-    if max(x.shape[-2:]) > _LARGEST:
-        values = interpolate(values, scale_factor=_LARGEST / max(x.shape[-2:]), mode="area")
+    if max(x.shape[-2:]) > _MAX_SIDE:
+        values = interpolate(values, scale_factor=_MAX_SIDE / max(x.shape[-2:]), mode="area")
     return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def as_png(image: Tensor) -> str:
+def encode_png(image: Tensor) -> str:
     """Return an image as a data URI.
 
     Raises:
@@ -137,7 +124,7 @@ def as_png(image: Tensor) -> str:
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            'pictures in a report need Pillow: pip install "augsubset[report]".'
+            'images in a report need Pillow: pip install "augsubset[report]".'
         ) from error
     pixels = image.permute(1, 2, 0).numpy()
     file = io.BytesIO()

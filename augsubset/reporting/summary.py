@@ -1,4 +1,4 @@
-"""From a loader's state to the figures of a report."""
+"""Summarise a loader's state as the figures of a report."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from typing import Any
 
 import torch
 
-from augsubset.reporting.savings import EpochCounts, Savings, epoch_counts
+from augsubset.reporting.cost_model import EpochCounts, Savings, count_epoch
 from augsubset.sampling import EpochPlan
 
-__all__ = ["BUCKETS", "summary"]
+__all__ = ["BUCKETS", "summarize"]
 
 BUCKETS = ("selection", "loading", "augmentation", "step")
-_SETTING = ("budget", "copies", "raw", "mode", "layout", "batch_size", "seed")
+_SETTING = ("budget", "copies", "originals", "weights", "layout", "batch_size", "seed")
 
 
-def summary(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]:
-    """Return what a report says, as JSON can hold it.
+def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]:
+    """Return the figures of a report; JSON can hold them.
 
     Args:
-        state: Of :meth:`~augsubset.SubsetAugmentLoader.state_dict`, at any point of a run.
-        num_listed: Most, least and never selected examples to name.
+        state: From :meth:`~augsubset.SubsetAugmentLoader.state_dict`, at any point of a run.
+        num_listed: Number of most, least and never selected examples to list.
 
     Returns:
         ``num_examples``, ``class_sizes``, ``setting``; ``selections`` and ``epochs`` as in the
         loader's history; ``times_selected``: how many examples were selected 0, 1, 2, ... times;
-        ``most``, ``least``, ``never``: examples, as dicts of index, times and mass; ``seconds`` by
-        bucket; ``savings``.
+        ``most``, ``least``, ``never``: examples, as dicts of index, times selected and mass, the
+        sum of weights; ``seconds`` by bucket; ``savings``, ``None`` before the first copy.
     """
-    history, tally = state["history"], state["tally"]
-    times, mass = tally["times"].long(), tally["mass"]
+    history, counts = state["history"], state["counts"]
+    times, mass = counts["times"].long(), counts["mass"]
     epochs = [dict(entry) for entry in history if entry["event"] == "epoch"]
     selections = [dict(entry) for entry in history if entry["event"] == "selection"]
 
-    def listed(rows: torch.Tensor) -> list[dict[str, Any]]:
+    def list_examples(rows: torch.Tensor) -> list[dict[str, Any]]:
         return [
             {"index": row, "times": int(times[row]), "mass": round(float(mass[row]), 6)}
             for row in rows[:num_listed].tolist()
         ]
 
-    # Among examples selected as often, those that weighed most come first.
+    # Examples selected equally often are ranked by the sum of their weights.
     rank = torch.argsort(mass, descending=True, stable=True)
     rank = rank[torch.argsort(times[rank], descending=True, stable=True)]
     chosen = rank[times[rank] > 0]
     never = torch.nonzero(times == 0).squeeze(1)
-    spread = never[torch.linspace(0, max(len(never) - 1, 0), min(len(never), num_listed)).long()]
+    sample = never[torch.linspace(0, max(len(never) - 1, 0), min(len(never), num_listed)).long()]
     seconds = {
         bucket: sum(entry[f"{bucket}_seconds"] for entry in epochs)
         for bucket in (*BUCKETS, "total")
@@ -54,28 +54,28 @@ def summary(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]
     return {
         "version": 1,
         "num_examples": len(times),
-        "class_sizes": list(tally["class_sizes"]),
-        # The batch size is known here where the order depends on it.
+        "class_sizes": list(counts["class_sizes"]),
+        # The batch size is in the state only if the order depends on it.
         "setting": {name: state[name] for name in _SETTING if state[name] is not None},
         "selections": selections,
         "epochs": epochs,
         "times_selected": torch.bincount(times).tolist(),
         "num_never": len(never),
-        "most": listed(chosen),
-        "least": listed(chosen.flip(0)),
-        "never": listed(spread),
+        "most": list_examples(chosen),
+        "least": list_examples(chosen.flip(0)),
+        "never": list_examples(sample),
         "seconds": seconds,
-        "savings": _savings(state, epochs, seconds),
+        "savings": _compute_savings(state, epochs, seconds),
     }
 
 
-def _savings(
+def _compute_savings(
     state: Mapping[str, Any], epochs: list[dict[str, Any]], seconds: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """Return what the run took beside what augmenting everything would have, at its own prices.
+    """Compare the run's time with that of augmenting everything at the same unit costs.
 
-    A fetched example, a row and a copy each have one: what the run waited for loading, what its
-    steps and all that is done to every row took, and what the strong policy took.
+    The unit costs are, per fetched item, the time spent waiting for data; per row, the steps and
+    all augmentation but the strong policy's; per copy, the strong policy.
     """
     rows = sum(entry["num_rows"] for entry in epochs)
     copies = sum(entry["num_copies"] for entry in epochs)
@@ -83,30 +83,29 @@ def _savings(
         return None
     plan = EpochPlan(**{field.name: state[field.name] for field in fields(EpochPlan)})
     n = plan.num_examples
-    found, of_all = epoch_counts(plan, plan.budget), epoch_counts(plan, n)
-    passes = rows / found.rows
-    # States saved before the strong policy was timed apart have all augmentation as one.
-    strong = sum(entry.get("strong_seconds", entry["augmentation_seconds"]) for entry in epochs)
-    per_fetched = seconds["loading"] / (passes * found.fetched)
+    subset, full = count_epoch(plan, plan.budget), count_epoch(plan, n)
+    passes = rows / subset.rows
+    strong = sum(entry["strong_seconds"] for entry in epochs)
+    per_fetched = seconds["loading"] / (passes * subset.fetched)
     per_row = (seconds["step"] + seconds["augmentation"] - strong) / rows
     per_copy = strong / copies
 
-    def an_epoch(counts: EpochCounts) -> float:
+    def price(counts: EpochCounts) -> float:
         return float(
             counts.fetched * per_fetched + counts.rows * per_row + counts.copies * per_copy
         )
 
-    none, in_place = an_epoch(EpochCounts(n, n, 0)), an_epoch(EpochCounts(n, n, n))
-    savings = Savings(seconds["total"], passes * an_epoch(of_all), in_place / none - 1)
+    none, in_place = price(EpochCounts(n, n, 0)), price(EpochCounts(n, n, n))
+    savings = Savings(seconds["total"], passes * price(full), in_place / none - 1)
     return {
         "num_rows": rows,
-        "num_rows_of_all": round(passes * of_all.rows),
+        "num_rows_full": round(passes * full.rows),
         "num_copies": copies,
-        "num_copies_of_all": round(passes * of_all.copies),
+        "num_copies_full": round(passes * full.copies),
         "seconds": savings.seconds,
-        "seconds_of_all": savings.seconds_of_all,
+        "full_seconds": savings.full_seconds,
         "speed_up": savings.speed_up,
-        "over_none": savings.over_none,
+        "in_place_overhead": savings.in_place_overhead,
         "pays": savings.pays,
         "verdict": savings.verdict(is_forecast=False),
     }

@@ -1,11 +1,22 @@
-"""From a selection to the keys of an epoch, and from keys to items."""
+"""From a selection to the keys of an epoch, and from keys to batches."""
 
-from augsubset.sampling.dataset import KeyedCollate, SubsetAugmentDataset
 from augsubset.sampling.keys import PADDING, pack, unpack
-from augsubset.sampling.plan import EpochPlan, Layout, Mode, Raw
-from augsubset.sampling.rebuild import LoaderOrder, loader_options, loader_order, sharded
+from augsubset.sampling.plan import EpochPlan, Layout, Originals, RowWeights
+from augsubset.sampling.rebuild import (
+    LoaderOrder,
+    Source,
+    fresh_iterator,
+    read_options,
+    read_order,
+    shard_loader,
+)
 from augsubset.sampling.sampler import WeightedCoresetSampler
-from augsubset.sampling.tensors import TensorBatches, as_fetched, is_tensors
+from augsubset.sampling.worker import (
+    KeyedCollate,
+    SubsetAugmentDataset,
+    TensorBatches,
+    is_plain_tensors,
+)
 
 __all__ = [
     "PADDING",
@@ -13,16 +24,17 @@ __all__ = [
     "KeyedCollate",
     "Layout",
     "LoaderOrder",
-    "Mode",
-    "Raw",
+    "Originals",
+    "RowWeights",
+    "Source",
     "SubsetAugmentDataset",
     "TensorBatches",
     "WeightedCoresetSampler",
-    "as_fetched",
-    "is_tensors",
-    "loader_options",
-    "loader_order",
+    "fresh_iterator",
+    "is_plain_tensors",
     "pack",
-    "sharded",
+    "read_options",
+    "read_order",
+    "shard_loader",
     "unpack",
 ]

@@ -4,8 +4,9 @@ Workers hold copies of the dataset and samplers run ahead of the training step, 
 row may be remembered anywhere else. From the high bits down:
 
 ====== ==== =================================================================
-epoch  13   0..8191: which epoch's selection weighs the row
-copy   14   0 the original, 1..r its augmented copies, all ones padding
+epoch  13   0..8191: the epoch whose selection gives the row its weight
+copy   14   0: the original; 1..8191: its augmented copies; 8192..16382: further
+            copies that fill an epoch up; all ones: padding of weight 0
 index  36   0..2**36 - 1: position in the user's dataset
 ====== ==== =================================================================
 
@@ -20,22 +21,32 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["MAX_COPIES", "MAX_EPOCHS", "MAX_INDEX", "PADDING", "pack", "unpack"]
+__all__ = [
+    "LAST_FILLER",
+    "MAX_COPIES",
+    "MAX_EPOCHS",
+    "MAX_INDEX",
+    "PADDING",
+    "pack",
+    "unpack",
+]
 
 _INDEX_BITS, _COPY_BITS, _EPOCH_BITS = 36, 14, 13
 MAX_EPOCHS = 1 << _EPOCH_BITS
 MAX_INDEX = (1 << _INDEX_BITS) - 1
 PADDING = (1 << _COPY_BITS) - 1
-"""The copy number of a row that only fills up an epoch; its weight is zero."""
-MAX_COPIES = PADDING - 1
+"""Copy number of a row that only fills an epoch up and weighs nothing."""
+LAST_FILLER = PADDING - 1
+"""Copy number of the first further copy of an example; the next ones count down from it."""
+MAX_COPIES = (1 << (_COPY_BITS - 1)) - 1
 
 Keys = TypeVar("Keys", int, Tensor, npt.NDArray[np.int64])
 
 
 def pack(epoch: int, copy: Keys | int, index: Keys) -> Keys:
-    """Return the keys of rows; ints, int64 arrays and int64 tensors alike.
+    """Return the keys of rows; takes ints, int64 arrays and int64 tensors.
 
-    The caller vouches for the ranges: the sampler checks them once, at construction.
+    Ranges are not checked here: the sampler checks them once, at construction.
 
     Example:
         >>> unpack(pack(3, 1, 42))

@@ -8,32 +8,32 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from augsubset.sampling.keys import MAX_COPIES, PADDING, pack, unpack
+from augsubset.sampling.keys import LAST_FILLER, MAX_COPIES, PADDING, pack, unpack
 from augsubset.utils.rng import mix_seed
 
-__all__ = ["EpochPlan", "Layout", "Mode", "Raw"]
+__all__ = ["EpochPlan", "Layout", "Originals", "RowWeights"]
 
-Raw = Literal["all", "unselected", "selected", "none"]
-Mode = Literal["weight", "sample"]
+Originals = Literal["all", "unselected", "selected", "none"]
+RowWeights = Literal["cluster", "uniform", "resample"]
 Layout = Literal["mixed", "grouped"]
 Keys = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_DRAWS, _GROUPS, _FILLERS = 1, 2, 3  # streams of random numbers beside the order's own
+_DRAWS, _GROUPS, _FILLERS = 1, 2, 3  # random streams beside the one that shuffles
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch has room for, whatever is selected: fixed at construction.
+    """The shape of an epoch, fixed at construction whatever is selected later.
 
     Args:
         num_examples: n.
-        budget: Selected examples there is room for, k.
+        budget: Largest number of selected examples, k.
         copies: r.
-        raw: Which originals take part.
-        mode: Whether copies are weighted or drawn.
-        layout: Whether rows of one example share a batch.
-        batch_size: For ``layout="grouped"``, whose order is made of whole batches.
+        originals: Which originals take part.
+        weights: Whether rows are weighted, all weigh 1, or copies are drawn by cluster size.
+        layout: Whether the rows of one example share a batch.
+        batch_size: For ``layout="grouped"``, whose order consists of whole batches.
         shuffle: Whether the order changes from epoch to epoch.
         seed: Distinguishes runs.
     """
@@ -41,42 +41,45 @@ class EpochPlan:
     num_examples: int
     budget: int
     copies: int
-    raw: Raw
-    mode: Mode
+    originals: Originals
+    weights: RowWeights
     layout: Layout
     batch_size: int | None
     shuffle: bool
     seed: int
 
-    def num_rows(self, num_selected: int) -> int:
-        """Return how many rows there are, fillers left out."""
-        originals = {
+    def num_originals(self, num_selected: int) -> int:
+        """Return how many originals take part."""
+        return {
             "all": self.num_examples,
             "unselected": self.num_examples - num_selected,
             "selected": num_selected,
             "none": 0,
-        }
-        return originals[self.raw] + self.copies * num_selected
+        }[self.originals]
+
+    def num_rows(self, num_selected: int) -> int:
+        """Return the number of rows without those that fill the epoch up."""
+        return self.num_originals(num_selected) + self.copies * num_selected
 
     def __len__(self) -> int:
-        """Return how many keys an epoch has in one process, fillers included."""
+        """Return the number of keys of an epoch in one process, fillers included."""
         most = self.num_rows(self.budget)
         if self.layout == "mixed":
             return most
         assert self.batch_size is not None
-        per_batch = self.batch_size // self._rows_per_group
-        num_batches = max(-(-most // self.batch_size), -(-self._most_groups // per_batch))
+        groups_per_batch = self.batch_size // self._rows_per_group
+        num_batches = max(-(-most // self.batch_size), -(-self._max_groups // groups_per_batch))
         return num_batches * self.batch_size
 
     @property
     def _rows_per_group(self) -> int:
-        return self.copies + (self.raw in ("all", "selected"))
+        return self.copies + (self.originals in ("all", "selected"))
 
     @property
-    def _most_groups(self) -> int:
-        if self.mode == "weight":
+    def _max_groups(self) -> int:
+        if self.weights != "resample":
             return self.budget
-        # Drawn rows come in any numbers t_i; at most this many groups hold them: sum of ceil(t_i/g)
+        # An example drawn t_i times needs ceil(t_i / g) groups of g rows; this bounds their sum.
         g = self._rows_per_group
         return self.budget + (g * self.budget - self.budget) // g
 
@@ -89,116 +92,145 @@ class EpochPlan:
             sizes: Cluster size of each.
 
         Cost:
-            For ``layout="mixed"`` the keys themselves, 8 bytes each, and as much again for the
-            originals while they are made; grouped four times that.
+            O(rows). For ``layout="mixed"`` 8 bytes per key and as much again for the originals
+            while they are made; four times that if grouped.
         """
         keys = np.empty(len(self), np.int64)
-        num_rows = self._fill(keys, epoch, selected, sizes)
-        keys[num_rows:] = self.fillers(epoch, selected, sizes, 0, len(keys) - num_rows)
+        num_rows = self._write_rows(keys, epoch, selected, sizes)
+        keys[num_rows:] = self.make_fillers(epoch, selected, sizes, 0, len(keys) - num_rows)
         if self.layout == "grouped":
-            return self._grouped(keys, num_rows, epoch, selected)
+            return self._group(keys, num_rows, epoch, selected)
         if self.shuffle:
             np.random.default_rng(mix_seed(self.seed, epoch)).shuffle(keys)
         return keys
 
-    def fillers(self, epoch: int, selected: Keys, sizes: Floats, first: int, count: int) -> Keys:
-        """Return keys that fill an epoch up: rows of weight zero, or further draws.
+    def make_fillers(
+        self, epoch: int, selected: Keys, sizes: Floats, first: int, count: int
+    ) -> Keys:
+        """Return keys that fill an epoch up: padding of weight 0, or further copies.
 
-        Without weights a filler cannot weigh nothing. It is a draw like others, and its copy
-        number, counted down from the top, makes it a copy that nobody else is.
+        Fillers form an endless sequence, a function of (seed, epoch, selection) alone, of which an
+        epoch takes as many as it needs and uneven ranks the ones after. With cluster weights they
+        are padding. Without, every row weighs 1, so they are further copies: of each selected
+        example in turn, or drawn by cluster size.
 
         Args:
             epoch: 0..8191.
             selected: As for :meth:`keys`.
-            sizes: As there.
-            first: Number of the first filler in the epoch.
+            sizes: As for :meth:`keys`.
+            first: Position of the first filler in that sequence.
             count: How many.
         """
-        numbers = np.arange(first, first + count)
-        if self.mode == "weight":
-            return pack(epoch, PADDING, numbers % self.num_examples)
+        stop = first + count
+        if self.weights == "cluster":
+            return pack(epoch, PADDING, np.arange(first, stop) % self.num_examples)
         if not count:
-            return numbers
-        seed = mix_seed(self.seed, epoch, _FILLERS, first)
-        drawn = np.random.default_rng(seed).choice(len(selected), count, p=sizes / sizes.sum())
-        return pack(epoch, MAX_COPIES - numbers % (MAX_COPIES // 2), selected[drawn])
+            return np.empty(0, np.int64)
+        rng = np.random.default_rng(mix_seed(self.seed, epoch, _FILLERS))
+        if self.weights == "uniform":
+            chosen = rng.permutation(len(selected))[np.arange(stop) % len(selected)]
+        else:
+            edges = np.cumsum(sizes)
+            points = rng.random(stop) * edges[-1]
+            chosen = np.searchsorted(edges[:-1], points, side="right")  # the last is rounded
+        # Copy numbers count down from the top, one after another for each example: an epoch's
+        # own copies count up from 1, so no two rows share a key.
+        copies = LAST_FILLER - _count_earlier(chosen) % MAX_COPIES
+        return pack(epoch, copies[first:], selected[chosen[first:]])
 
-    def _fill(self, keys: Keys, epoch: int, selected: Keys, sizes: Floats) -> int:
-        """Write originals by index, then copies; return how many rows that were."""
+    def _write_rows(self, keys: Keys, epoch: int, selected: Keys, sizes: Floats) -> int:
+        """Write originals by index, then copies; return the number of rows written."""
         base = pack(epoch, 0, 0)
-        if self.raw in ("all", "unselected"):
+        if self.originals in ("all", "unselected"):
             originals = np.arange(base, base + self.num_examples)
-            if self.raw == "unselected":
+            if self.originals == "unselected":
                 originals = np.delete(originals, selected)
-        elif self.raw == "selected":
-            originals = base + np.repeat(selected, self._drawn(epoch, sizes, 1))
+        elif self.originals == "selected":
+            originals = base + np.repeat(selected, self._count_rows(epoch, sizes, 1))
         else:
             originals = keys[:0]
         begin = len(originals)
         keys[:begin] = originals
-        del originals  # as large as the keys
+        del originals  # as large as the keys themselves
         end = begin + self.copies * len(selected)
-        if self.mode == "weight":
+        if self.weights != "resample":
             copies = np.repeat(np.arange(1, self.copies + 1), len(selected))
             keys[begin:end] = pack(epoch, copies, np.tile(selected, self.copies))
         else:
-            counts = self._drawn(epoch, sizes, self.copies)
-            before = np.repeat(np.cumsum(counts) - counts, counts)
-            copies = 1 + (np.arange(end - begin) - before) % (MAX_COPIES // 2)
-            keys[begin:end] = pack(epoch, copies, np.repeat(selected, counts))
+            drawn = np.repeat(selected, self._count_rows(epoch, sizes, self.copies))
+            copies = 1 + _count_earlier(drawn) % MAX_COPIES
+            keys[begin:end] = pack(epoch, copies, drawn)
         return end
 
-    def _drawn(self, epoch: int, sizes: Floats, per_example: int) -> Keys:
-        """Return how many rows each selected example gets.
+    def _count_rows(self, epoch: int, sizes: Floats, per_example: int) -> Keys:
+        """Return how many rows each selected example gets: equally many, or drawn by size.
 
-        Drawn ones by systematic sampling. One uniform number shifts a comb of equal steps over the
-        cumulated sizes; each example is hit by its share of the comb, rounded up or down, and its
-        expected number is its share exactly.
+        Draws are systematic: the cumulated sizes are laid out on a line of length
+        ``k * per_example``, and a comb of unit spacing with one random offset is laid over it. An
+        example gets as many rows as teeth fall on its stretch: its expected share exactly, and
+        never more than one row away from it.
         """
         k = len(sizes)
-        if self.mode == "weight":
+        if self.weights != "resample":
             return np.full(k, per_example, np.int64)
         total = per_example * k
         offset = np.random.default_rng(mix_seed(self.seed, epoch, _DRAWS, per_example)).random()
+        # floor(edge + offset) is the number of teeth left of an edge; differences are counts.
         edges: Keys = np.floor(np.cumsum(sizes) / sizes.sum() * total + offset).astype(np.int64)
-        edges[-1] = total  # whatever rounding made of the last sum
+        edges[-1] = total  # the last sum may be rounded to either side
         counts: Keys = np.diff(edges, prepend=0)
         return counts
 
-    def _grouped(self, rows: Keys, num_rows: int, epoch: int, selected: Keys) -> Keys:
+    def _group(self, rows: Keys, num_rows: int, epoch: int, selected: Keys) -> Keys:
         """Return whole batches in which the rows of one example stand together.
 
-        Groups (an example's original and copies, at most 1 + r rows) are dealt evenly to the
-        batches; rows that stand alone fill them up.
+        Groups (an example's original and copies, at most 1 + r rows) are spread evenly over the
+        batches; single rows fill the batches up.
         """
         assert self.batch_size is not None
         indices = unpack(rows)[2]
-        at = np.searchsorted(selected, indices)
-        is_grouped = selected[at % len(selected)] == indices
-        is_grouped[num_rows:] = False
-        alone, together = rows[~is_grouped], rows[is_grouped]
-        owner = at[is_grouped]
+        place = np.searchsorted(selected, indices)
+        is_grouped = selected[place % len(selected)] == indices
+        is_grouped[num_rows:] = False  # fillers are single rows
+        singles, grouped = rows[~is_grouped], rows[is_grouped]
+        owner = place[is_grouped]
         by_owner = np.argsort(owner, kind="stable")  # originals come before copies
-        together, owner = together[by_owner], owner[by_owner]
-        begins = np.searchsorted(owner, owner)
-        turn = (np.arange(len(owner)) - begins) // self._rows_per_group
-        new = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(turn, prepend=0))
-        group = np.cumsum(np.bincount(new, minlength=len(owner))) - 1
-        num_groups, num_batches = len(new), len(rows) // self.batch_size
+        grouped, owner = grouped[by_owner], owner[by_owner]
+        # An example that was drawn often has several groups: its rows are numbered, and every
+        # _rows_per_group of them begin a new one.
+        within_owner = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        part = within_owner // self._rows_per_group
+        starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(part, prepend=0))
+        group = np.cumsum(np.bincount(starts, minlength=len(owner))) - 1
+        num_groups, num_batches = len(starts), len(rows) // self.batch_size
         rank = np.arange(num_groups)
         if self.shuffle:
             rng = np.random.default_rng(mix_seed(self.seed, epoch, _GROUPS))
             rank = rng.permutation(num_groups)
-            rng.shuffle(alone)
+            rng.shuffle(singles)
+        # Groups go to batches round-robin by rank, and stand at the front of their batch.
         batch = rank % num_batches
-        # Within a batch one group after another, by rank; singles take what is left, in order.
         order = np.lexsort((rank[group], batch[group]))
         batch_of_row = batch[group][order]
-        within = np.arange(len(order)) - np.searchsorted(batch_of_row, batch_of_row)
-        slots = batch_of_row * self.batch_size + within
+        within_batch = np.arange(len(order)) - np.searchsorted(batch_of_row, batch_of_row)
+        slots = batch_of_row * self.batch_size + within_batch
         keys = np.empty(len(rows), np.int64)
-        keys[slots] = together[order]
+        keys[slots] = grouped[order]
         is_free = np.ones(len(rows), bool)
         is_free[slots] = False
-        keys[is_free] = alone
+        keys[is_free] = singles
         return keys
+
+
+def _count_earlier(values: Keys) -> Keys:
+    """Return for each value how many equal ones come before it.
+
+    Example:
+        >>> _count_earlier(np.array([5, 7, 5, 5])).tolist()
+        [0, 0, 1, 2]
+    """
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    earlier = np.empty(len(values), np.int64)
+    earlier[order] = np.arange(len(values)) - np.searchsorted(ranked, ranked)
+    return earlier

@@ -1,30 +1,53 @@
-"""Read a user's DataLoader, so that it can be rebuilt around our dataset and sampler."""
+"""The user's DataLoader: read, and rebuilt around a dataset that is addressed by keys."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
+    default_collate,
 )
 
-from augsubset.sampling.dataset import check_map_style
+from augsubset.sampling.worker import (
+    KeyedCollate,
+    SubsetAugmentDataset,
+    TensorBatches,
+    check_map_style,
+    is_plain_tensors,
+)
 
-__all__ = ["LoaderOrder", "loader_options", "loader_order", "sharded"]
+__all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_options", "read_order", "shard_loader"]
+
+_OPTIONS = (
+    "batch_size",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",  # since torch 2.6
+)
 
 
 class LoaderOrder(NamedTuple):
-    """What a DataLoader's sampler says.
+    """In what order, and in how many shares, a DataLoader visits its dataset.
 
     Args:
         shuffle: Whether it shuffles.
-        num_replicas: Ranks that share its order; ``None`` where it does not shard.
-        rank: This one, likewise.
+        num_replicas: Ranks that share the order; ``None`` if the loader is not sharded.
+        rank: This one; ``None`` likewise.
         drop_last: Whether sharding drops an uneven tail.
     """
 
@@ -34,12 +57,12 @@ class LoaderOrder(NamedTuple):
     drop_last: bool = False
 
 
-def loader_order(loader: Any) -> LoaderOrder:
-    """Return what there is to take over of a DataLoader's order; refuse any other.
+def read_order(loader: Any) -> LoaderOrder:
+    """Return a DataLoader's order; raise where it cannot be taken over.
 
     Raises:
-        TypeError: If it is no plain DataLoader over a map-style dataset. A subclass may do anything
-            in its ``__iter__``, which rebuilding would lose in silence.
+        TypeError: If it is not a plain DataLoader over a map-style dataset. A subclass may do
+            anything in its ``__iter__``, which rebuilding would silently lose.
         ValueError: If it has a sampler or batch sampler of its own, or does not batch.
     """
     if not isinstance(loader, DataLoader):
@@ -52,68 +75,58 @@ def loader_order(loader: Any) -> LoaderOrder:
     if type(loader) is not DataLoader:
         raise TypeError(
             f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
-            "It is rebuilt around our sampler, which would lose what the subclass adds. One that "
-            "accelerate prepared goes through augsubset.integrations.accelerate.prepare."
+            "It is rebuilt around our sampler, which would lose what the subclass adds. If "
+            "accelerate prepared it, use augsubset.integrations.accelerate.prepare."
         )
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
             "loader must not have a batch_sampler of its own or batch_size=None, got "
-            f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: the "
-            "subset decides which rows there are."
+            f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: which "
+            "rows an epoch has depends on the selection."
         )
     sampler: Any = loader.sampler
-    examples = check_map_style(loader.dataset)
+    n = check_map_style(loader.dataset)
     if type(sampler) is DistributedSampler:
-        if len(sampler.dataset) != examples:  # type: ignore[arg-type]
+        sharded = len(sampler.dataset)  # type: ignore[arg-type]
+        if sharded != n:
             raise ValueError(
-                "the DistributedSampler must be of the loader's own dataset, got one of "
-                f"{len(sampler.dataset)} examples for {examples}."  # type: ignore[arg-type]
+                "the DistributedSampler must be over the loader's own dataset, got one of "
+                f"{sharded} examples for {n}."
             )
         return LoaderOrder(sampler.shuffle, sampler.num_replicas, sampler.rank, sampler.drop_last)
     if type(sampler) not in (SequentialSampler, RandomSampler):
         raise ValueError(
             f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. "
-            "Use shuffle=True or False: the subset decides which rows there are."
+            "Use shuffle=True or False: which rows an epoch has depends on the selection."
         )
     replaces = isinstance(sampler, RandomSampler) and sampler.replacement
     draws = len(sampler)
-    if replaces or draws != examples:
+    if replaces or draws != n:
         raise ValueError(
-            f"loader must draw every example once, got a sampler of {draws} draws "
-            f"{'with replacement ' if replaces else ''}for {examples} examples. Pass "
-            "shuffle=True, and a Subset of the dataset for fewer examples."
+            f"loader must visit every example once, got a sampler of {draws} draws "
+            f"{'with replacement ' if replaces else ''}for {n} examples. Pass shuffle=True, and a "
+            "Subset of the dataset for fewer examples."
         )
     return LoaderOrder(isinstance(sampler, RandomSampler))
 
 
-def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Return what a DataLoader was given but for its dataset, order, generator, collation."""
-    names = [
-        "batch_size",
-        "num_workers",
-        "pin_memory",
-        "timeout",
-        "worker_init_fn",
-        "multiprocessing_context",
-        "prefetch_factor",
-        "persistent_workers",
-        "in_order",  # since torch 2.6
-    ]
-    return {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+def read_options(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return a DataLoader's arguments, except dataset, order, generator and collation."""
+    return {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
 
 
-def sharded(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader[Any]:
-    """Return a DataLoader of the same data and options for one share, as a framework says.
+def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader[Any]:
+    """Return a DataLoader with the same data and options for one share of the order.
 
     Raises:
-        TypeError: As :func:`loader_order`.
-        ValueError: Likewise, or if it is sharded already.
+        TypeError: As :func:`read_order`.
+        ValueError: As :func:`read_order`, or if the loader is sharded already.
     """
-    order = loader_order(loader)
+    order = read_order(loader)
     if order.num_replicas is not None:
         raise ValueError(
-            f"loader must not be sharded already, got a DistributedSampler of "
-            f"{order.num_replicas} shares: each would be dealt once more."
+            f"loader must not be sharded already, got a DistributedSampler with "
+            f"num_replicas={order.num_replicas}: each share would be sharded again."
         )
     sampler: DistributedSampler[Any] = DistributedSampler(
         loader.dataset, num_replicas, rank, shuffle=order.shuffle, drop_last=loader.drop_last
@@ -123,5 +136,130 @@ def sharded(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader
         sampler=sampler,
         drop_last=loader.drop_last,
         collate_fn=loader.collate_fn,
-        **loader_options(loader),
+        **read_options(loader),
     )
+
+
+class Source:
+    """A dataset addressed by keys, and DataLoaders over it with the user's own options.
+
+    Every loader made here yields ``(batch, keys)``.
+
+    Args:
+        loader: The user's.
+        seed: Seeds random transforms inside the dataset.
+        resident: Whether the images stay on the device.
+        check: Called with each batch and its keys, where batches are collated.
+
+    Attributes:
+        dataset: The user's.
+        owns_batches: Whether a fetched batch shares no memory with the dataset, so that rows may
+            be replaced in place.
+
+    Raises:
+        TypeError: If ``resident`` and the dataset is not a uint8 ``TensorDataset``.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int,
+        resident: bool,
+        check: Callable[[Any, Tensor], None],
+    ) -> None:
+        self.dataset: Any = loader.dataset
+        self.owns_batches = loader.collate_fn is default_collate
+        self._seed = seed
+        self._options = read_options(loader)
+        self._keyed: SubsetAugmentDataset | TensorBatches
+        if is_plain_tensors(loader.dataset, loader.collate_fn):
+            tensors: Any = loader.dataset
+            self._keyed = TensorBatches(tensors, resident=resident)
+            collate = KeyedCollate(None, check)
+        elif resident:
+            raise TypeError(
+                "dataset must be a TensorDataset, with the default collate_fn, to be resident, got "
+                f"{type(loader.dataset).__name__}: its __getitem__ would not run."
+            )
+        else:
+            self._keyed = SubsetAugmentDataset(loader.dataset, seed=seed)
+            collate = KeyedCollate(loader.collate_fn, check)
+        if resident:
+            self._options = {"batch_size": loader.batch_size}
+        self._options["collate_fn"] = collate
+
+    def __len__(self) -> int:
+        """Return the number of examples, as it was at construction."""
+        return len(self._keyed)
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        number: int = self._options.get("num_workers", 0)
+        return number
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images stay on the device."""
+        return isinstance(self._keyed, TensorBatches) and self._keyed.resident
+
+    def to(self, device: torch.device) -> None:
+        """Move resident images to a device, unless they are there already."""
+        if isinstance(self._keyed, TensorBatches):
+            self._keyed.to(device)
+
+    def make_loader(
+        self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
+    ) -> DataLoader[Any]:
+        """Return a DataLoader with the user's options: all examples in order, or a sampler's.
+
+        It has a generator of its own, so that starting an epoch does not advance the caller's.
+        """
+        options = {**self._options, **changes}
+        if sampler is None:
+            # An occasional pass over everything: its workers must not stay in between.
+            options["persistent_workers"] = False
+        return DataLoader(
+            self._keyed,
+            sampler=sampler,
+            drop_last=drop_last,
+            generator=torch.Generator().manual_seed(self._seed),
+            **options,
+        )
+
+    def fetch_samples(self, count: int) -> Iterator[Any]:
+        """Yield a batch of the first two examples, then evenly spaced ones, then these again.
+
+        They are fetched as in training, in a worker where there are workers: a dataset that opens
+        a file on first access must not do so here and be forked afterwards. Each evenly spaced
+        example fills a batch by itself, so that neither its random numbers nor its padding depend
+        on another. Both passes agree, unless the dataset draws from a generator of its own.
+
+        Args:
+            count: Number of evenly spaced examples, or fewer if the dataset is smaller.
+        """
+        n = len(self)
+        size = min(2, n, self._options["batch_size"])
+        count = min(count, n)
+        spread = [place * (n - 1) // max(1, count - 1) for place in range(count)]
+        indices: Any = [*range(size), *[index for index in spread * 2 for _ in range(size)]]
+        loader = self.make_loader(
+            indices,
+            batch_size=size,
+            num_workers=min(1, self.num_workers),
+            persistent_workers=False,
+        )
+        for batch, _ in loader:
+            yield batch
+
+
+def fresh_iterator(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return an iterator over a DataLoader, with new workers if persistent ones have died.
+
+    The DataLoader itself would reuse the dead ones in every later epoch, and raise.
+    """
+    workers = getattr(loader._iterator, "_workers", ())
+    if not all(worker.is_alive() for worker in workers):
+        loader._iterator = None
+    return iter(loader)

@@ -1,4 +1,4 @@
-"""How many to select, and how many of them from each class."""
+"""How many examples to select, in total and from each class."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = [
     "budgets_from_mapping",
     "check_fraction",
     "check_tolerance",
-    "sainte_lague_seats",
+    "sainte_lague_order",
 ]
 
 Int64Array = npt.NDArray[np.int64]
 
 
 def check_fraction(fraction: float) -> None:
-    """Refuse a fraction outside (0, 1]."""
+    """Raise unless the fraction is in (0, 1]."""
     check_number("fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(
@@ -33,10 +33,10 @@ def check_fraction(fraction: float) -> None:
 
 
 def budget_from_fraction(fraction: float, n: int, num_classes: int) -> int:
-    """Return max(number of classes, fraction * n rounded half up in exact decimal).
+    """Return max(number of classes, fraction * n), rounded half up in exact decimal arithmetic.
 
     Example:
-        >>> budget_from_fraction(0.145, 100, 10)  # the float is below 14.5; what was written is not
+        >>> budget_from_fraction(0.145, 100, 10)  # 14.5, although the float 0.145 is just below
         15
     """
     check_fraction(fraction)
@@ -47,19 +47,19 @@ def budget_from_fraction(fraction: float, n: int, num_classes: int) -> int:
 def budgets_from_mapping(
     budget: Mapping[int, int], classes: Int64Array, class_sizes: Int64Array
 ) -> list[int]:
-    """Return the budget of each class, or refuse a mapping that does not fit the classes.
+    """Return the budget of each class from a mapping of class label to budget.
 
     Raises:
-        ValueError: If it names an unknown class, leaves one out, or asks for none or too many.
+        ValueError: If a class is unknown or missing, or a budget is below 1 or above its size.
     """
     known = classes.tolist()
     given = {check_int("a class in budget", label, -(2**63)): k for label, k in budget.items()}
     unknown, missing = sorted(set(given) - set(known)), sorted(set(known) - set(given))
     if unknown or missing:
-        wrong = f"the unknown {unknown}" if unknown else f"none for {missing}"
+        wrong = f"unknown classes {unknown}" if unknown else f"no budget for {missing}"
         raise ValueError(
             f"budget must name each of the {len(known)} classes, got {wrong}. "
-            f"They are {known[:10]}{'...' if len(known) > 10 else ''}."
+            f"The classes are {known[:10]}{'...' if len(known) > 10 else ''}."
         )
     budgets = []
     for label, size in zip(known, class_sizes.tolist(), strict=True):
@@ -73,56 +73,57 @@ def budgets_from_mapping(
 
 
 def check_tolerance(tolerance: Any, method: str, similarity: Any, device: torch.device) -> None:
-    """Refuse a tolerance that cannot be met, or where nothing stops at one."""
+    """Raise if the tolerance is invalid, or if the other arguments do not support one."""
     check_number("tolerance", tolerance)
     if not 0 <= tolerance < float("inf"):
         raise ValueError(
-            "tolerance must be finite and at least 0, the error of taking everything, got "
+            "tolerance must be finite and at least 0, the error of selecting everything, got "
             f"tolerance={tolerance}."
         )
     if similarity != "shifted":
         raise ValueError(
-            'tolerance must be None for another similarity than "shifted", which alone lowers the '
+            'tolerance must be None unless similarity="shifted", the only one that minimises the '
             "error. Pass a budget."
         )
     if method == "stochastic":
         raise ValueError(
-            'tolerance must be None for method="stochastic", whose draws depend on the budget. '
-            "Pass a budget, or an exact method."
+            'tolerance must be None with method="stochastic", whose candidates depend on the '
+            "budget. Pass a budget, or use an exact method."
         )
     if device.type != "cpu":
         raise ValueError(
-            f"tolerance must be None on another device than the CPU, got device={str(device)!r}: "
-            "classes solved together take their steps together. Pass a budget, or device=None."
+            f"tolerance must be None on any device but the CPU, got device={str(device)!r}: a "
+            "batch of classes runs a fixed number of steps. Pass a budget, or device=None."
         )
 
 
-def sainte_lague_seats(class_sizes: Int64Array, budget: int) -> Int64Array:
-    """Deal seats to classes in proportion to their sizes, one seat a class first.
+def sainte_lague_order(class_sizes: Int64Array, budget: int) -> Int64Array:
+    """Return the order in which classes receive their picks, proportionally to class size.
 
-    A class of size s that holds m seats asks for the next one with s / (2 m + 1); the largest asks
-    first, the earlier class among equals, and a full class asks no more. The order of the seats
-    does not depend on the budget, so a smaller budget is a prefix of a larger one.
+    Every class gets one pick first. After that, the next pick goes to the class with the largest
+    s / (2 m + 1), for s its size and m its picks so far; ties go to the earlier class, and full
+    classes are skipped. The order does not depend on the budget, so the order for a smaller budget
+    is a prefix of the order for a larger one. ``np.bincount`` of it gives the class quotas.
 
     Args:
         class_sizes: Examples in each class, all at least 1. ``(C,)``
-        budget: Seats in all.
+        budget: Total number of picks.
 
     Returns:
-        The class that takes each seat, in order. ``(budget,)``
+        The class of each pick. ``(budget,)``
 
     Raises:
         ValueError: If the budget is below the number of classes or above the number of examples.
 
     Cost:
-        O(n log n) time. Quotients are float64, exact comparisons up to classes of 2**25: equal
-        fractions round to equal floats, and unequal ones of such size differ by more.
+        O(n log n) time. The float64 quotients compare exactly for classes of up to 2**25 examples:
+        equal fractions round to equal floats, and different ones differ by more than rounding.
 
     Reference:
         Sainte-Lague, 1910; Balinski & Young, *Fair Representation*, 1982.
 
     Example:
-        >>> np.bincount(sainte_lague_seats(np.array([60, 30, 10]), 10))
+        >>> np.bincount(sainte_lague_order(np.array([60, 30, 10]), 10))
         array([6, 3, 1])
     """
     n = int(class_sizes.sum())
@@ -137,8 +138,8 @@ def sainte_lague_seats(class_sizes: Int64Array, budget: int) -> Int64Array:
             "Lower it or pass fraction=1.0."
         )
     classes = np.repeat(np.arange(len(class_sizes)), class_sizes)
-    held = np.arange(n) - np.repeat(np.cumsum(class_sizes) - class_sizes, class_sizes)
-    priority = (2.0 * held + 1.0) / class_sizes[classes]
-    priority[held == 0] = 0.0
-    seats: Int64Array = classes[np.lexsort((classes, priority))][:budget]
-    return seats
+    picks_so_far = np.arange(n) - np.repeat(np.cumsum(class_sizes) - class_sizes, class_sizes)
+    priority = (2.0 * picks_so_far + 1.0) / class_sizes[classes]
+    priority[picks_so_far == 0] = 0.0
+    order: Int64Array = classes[np.lexsort((classes, priority))][:budget]
+    return order

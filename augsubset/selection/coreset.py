@@ -1,4 +1,4 @@
-"""From gradients to a weighted subset: per class, greedy facility location."""
+"""From gradients to a weighted subset: greedy facility location in each class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from augsubset.selection.budget import (
     budget_from_fraction,
     budgets_from_mapping,
     check_tolerance,
-    sainte_lague_seats,
+    sainte_lague_order,
 )
-from augsubset.selection.certificate import combine
+from augsubset.selection.certificate import build_certificate
 from augsubset.selection.facility_location import Similarity
 from augsubset.selection.gradients import LastLayerGradients
 from augsubset.selection.result import Selection
 from augsubset.selection.solver import ClassProblem, ClassSolution, Method, Options, solve
 from augsubset.utils.checks import check_int
 
-__all__ = ["assemble", "class_members", "quotas", "select_coreset"]
+__all__ = ["assemble_selection", "assign_quotas", "group_by_class", "select_coreset"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -44,49 +44,49 @@ def select_coreset(
     epsilon: float = 0.1,
     part_size: int = 8192,
 ) -> Selection:
-    """Select the weighted subset whose gradients stand for everybody's, class by class.
+    """Select a weighted subset of each class whose gradients approximate those of the whole class.
 
-    Each class gets seats by Sainte-Lague and fills them by greedy facility location; a selected
-    example weighs as many examples of its class as are nearest to it (paper, algorithm 1, lines 4
-    and 5). A class depends on its own data and budget alone.
+    Class budgets follow Sainte-Lague and are filled by greedy facility location. The weight of a
+    selected example is its cluster size: the number of examples of its class that it is nearest to
+    (paper, algorithm 1, lines 4 and 5). A class depends on its own data and budget alone.
 
     Args:
-        gradients: What :meth:`GradientProbe.scan` returned, or an ``(n, d)`` tensor or array.
-        labels: Class of each row of a bare tensor; ``None`` makes it one group.
-        fraction: Share of the examples to select, in (0, 1]; never fewer than one a class.
-        budget: How many to select, or how many of each class. Seats of a mapping are dealt in
-            proportion to its budgets.
-        tolerance: Total error to stay within (paper, eq. 10 and 11), shared among classes by
-            size: each gets the fewest picks that keep within its share. Exactly one of fraction,
-            budget and tolerance.
-        similarity: ``"shifted"``, C - d with C the class's largest distance; ``"shifted_sq"``,
-            C^2 - d^2; ``"exp"``, exp(-d / p) with p the number of features, which the paper's
-            released code ran; or an elementwise function of a tensor of distances, between 0 and
-            its value at 0. Errors are distances under every one of them.
-        method: ``"lazy"``, exact. ``"naive"``, slower: the same selection. ``"stochastic"``: looks
-            at n / k ln(1 / epsilon) random candidates a pick and holds no matrix.
-            ``"partitioned"``: exact within parts of neighbours, merged by gain. ``"auto"``: lazy up
-            to 16,384 examples of a class, partitioned above; it depends on that number alone.
-        device: Where exact methods solve whole classes; ``None``: the CPU. Elsewhere many at once.
-        max_memory: Bytes that distances may take; fewer classes run side by side to stay under
-            it. ``None``: no limit, on a device 8 GiB.
-        seed: Decides the candidates of ``"stochastic"``; exact methods do not use it.
-        progress: Show a bar over classes (needs tqdm).
-        epsilon: What ``"stochastic"`` gives away of (1 - 1/e) in expectation.
-        part_size: Examples a part of ``"partitioned"``, at most.
+        gradients: From :meth:`GradientProbe.scan`, or an ``(n, d)`` tensor or array.
+        labels: Class of each row of a tensor or array; ``None``: a single class.
+        fraction: Fraction of the examples to select, in (0, 1]; at least one per class.
+        budget: Number of examples to select in total, or of each class by label.
+        tolerance: Maximum total error (paper, eq. 10 and 11), shared among classes in proportion to
+            their size; each class gets the fewest picks that meet its share. Exactly one of
+            fraction, budget and tolerance must be given.
+        similarity: ``"shifted"``: C - d, with C the largest distance in the class.
+            ``"shifted_sq"``: C^2 - d^2. ``"exp"``: exp(-d / p) with p features, as in the paper's
+            released code. Or an elementwise function of a tensor of distances, with values between
+            0 and its value at 0. Errors are reported as distances in all cases.
+        method: ``"lazy"``: exact greedy. ``"naive"``: the same selection, slower. ``"stochastic"``:
+            evaluates n / k ln(1 / epsilon) random candidates per pick, stores no matrix.
+            ``"partitioned"``: exact within parts of similar examples, merged by gain. ``"auto"``:
+            lazy up to 16,384 examples in a class, else partitioned.
+        device: Where exact methods solve classes, ``None``: the CPU. Other devices solve many
+            classes per batch.
+        max_memory: Limit on the memory for distances, in bytes; fewer classes run in parallel to
+            stay below it. ``None``: no limit on the CPU, 8 GiB on other devices.
+        seed: Determines the candidates of ``"stochastic"``; exact methods ignore it.
+        progress: Show a progress bar over classes (needs tqdm).
+        epsilon: Loss of ``"stochastic"`` against (1 - 1/e), in expectation.
+        part_size: Maximum number of examples per part of ``"partitioned"``.
 
     Returns:
-        A :class:`Selection` with integral weights that add up to n, and its certificate.
+        A :class:`Selection` with integer weights that add up to n, and its certificate.
 
     Raises:
         TypeError: If labels accompany :class:`LastLayerGradients`, or a type is wrong.
-        ValueError: If a value is out of range or not finite, or more memory is needed than allowed.
+        ValueError: If a value is out of range or not finite, or ``max_memory`` is too low.
 
     Cost:
-        A class of m examples solved whole: O(m^2 features) time and 4 m^2 bytes; classes run in
-        parallel over the cores. 10 classes of 5,000 in 10 dimensions at 30%: about half a second
-        on two cores. In parts of size s: O(m s features), then O(m k features) at most to find
-        everybody's nearest pick, and 4 s^2 bytes a core.
+        Exact, for a class of m examples: O(m^2 features) time and 4 m^2 bytes; classes run in
+        parallel on all cores. 10 classes of 5,000 examples with 10 features at 30%: about half a
+        second on two cores. Partitioned, with parts of s: O(m s features), then at most
+        O(m k features) to find the nearest picks, and 4 s^2 bytes per core.
 
     Reference:
         Mirzasoleiman et al., 2020 (arXiv:1906.01827); Liu & Mirzasoleiman, 2022 (arXiv:2210.08363).
@@ -108,24 +108,22 @@ def select_coreset(
         progress=progress,
     )
     gradients = _as_gradients(gradients, labels)
-    classes, members = class_members(gradients)
+    classes, members = group_by_class(gradients)
     sizes = np.array([len(m) for m in members])
     indices = gradients.indices.numpy()
+    quotas = assign_quotas(classes, sizes, options, fraction, budget, tolerance)
     problems = [
         ClassProblem(int(label), gradients.factors, positions, indices[positions], *quota)
-        for label, positions, quota in zip(
-            classes,
-            members,
-            quotas(classes, sizes, options, fraction, budget, tolerance),
-            strict=True,
-        )
+        for label, positions, quota in zip(classes, members, quotas, strict=True)
     ]
     solutions = solve(problems, options)
     in_proportion = tolerance is None and not isinstance(budget, Mapping)
-    return assemble(gradients.indices, members, solutions, sizes if in_proportion else None)
+    return assemble_selection(
+        gradients.indices, members, solutions, sizes if in_proportion else None
+    )
 
 
-def quotas(
+def assign_quotas(
     classes: Int64Array,
     sizes: Int64Array,
     options: Options,
@@ -133,7 +131,7 @@ def quotas(
     budget: int | Mapping[int, int] | None,
     tolerance: float | None,
 ) -> list[tuple[int | None, float | None]]:
-    """Return each class's budget, or its share of the tolerance, from the one that is given."""
+    """Return each class's (budget, None), or (None, share of the tolerance)."""
     given = {"fraction": fraction, "budget": budget, "tolerance": tolerance}
     if sum(value is not None for value in given.values()) != 1:
         got = ", ".join(f"{name}={value}" for name, value in given.items())
@@ -147,32 +145,32 @@ def quotas(
     if budget is None:
         assert fraction is not None
         budget = budget_from_fraction(fraction, n, len(classes))
-    seats = sainte_lague_seats(sizes, check_int("budget", budget, 0))
-    return [(k, None) for k in np.bincount(seats, minlength=len(classes)).tolist()]
+    order = sainte_lague_order(sizes, check_int("budget", budget, 0))
+    return [(k, None) for k in np.bincount(order, minlength=len(classes)).tolist()]
 
 
-def assemble(
+def assemble_selection(
     indices: Tensor,
     members: Sequence[Int64Array],
     solutions: Sequence[ClassSolution],
     sizes: Int64Array | None,
 ) -> Selection:
-    """Put the classes' solutions together.
+    """Combine the solutions of all classes into one selection.
 
     Args:
         indices: Dataset index of each row. ``(n,)``
         members: Rows of each class.
-        solutions: One a class.
-        sizes: What seats are dealt in proportion to; ``None``: to the numbers of picks.
+        solutions: One per class.
+        sizes: Interleave the classes' picks in proportion to these; ``None``: to their numbers.
     """
     counts = np.array([len(solution.order) for solution in solutions])
-    seats = sainte_lague_seats(counts if sizes is None else sizes, int(counts.sum()))
-    order = np.empty(len(seats), np.int64)
-    gains = np.empty(len(seats))
+    class_of = sainte_lague_order(counts if sizes is None else sizes, int(counts.sum()))
+    order = np.empty(len(class_of), np.int64)
+    gains = np.empty(len(class_of))
     nearest = np.empty(len(indices), np.int64)
     for c, (positions, solution) in enumerate(zip(members, solutions, strict=True)):
-        order[seats == c] = positions[solution.order]
-        gains[seats == c] = solution.gains
+        order[class_of == c] = positions[solution.order]
+        gains[class_of == c] = solution.gains
         nearest[positions] = positions[solution.nearest]
     weights = np.bincount(nearest, minlength=len(indices))[order].astype(np.float64)
     return Selection(
@@ -180,18 +178,18 @@ def assemble(
         weights=torch.from_numpy(weights),
         gains=torch.from_numpy(gains),
         clusters=indices[nearest],
-        certificate=combine(
-            (solution.measured for solution in solutions),
-            [solution.bound for solution in solutions],
+        certificate=build_certificate(
+            (solution.metrics for solution in solutions),
+            [solution.lower_bound for solution in solutions],
             weights,
         ),
     )
 
 
-def class_members(gradients: LastLayerGradients) -> tuple[Int64Array, list[Int64Array]]:
-    """Return the classes present, ascending, and each one's positions by ascending index.
+def group_by_class(gradients: LastLayerGradients) -> tuple[Int64Array, list[Int64Array]]:
+    """Return the classes, ascending, and the positions of each by ascending dataset index.
 
-    The order within a class is what makes "the lowest index wins" hold in any row order.
+    With this order, ties go to the lowest dataset index whatever the order of the rows.
     """
     labels = gradients.labels.numpy()
     by_index = np.lexsort((gradients.indices.numpy(), labels))
@@ -205,7 +203,7 @@ def _as_gradients(
     if isinstance(gradients, LastLayerGradients):
         if labels is not None:
             raise TypeError(
-                "labels must be None with LastLayerGradients, which carry their own, got labels."
+                "labels must be None with LastLayerGradients, which contain labels, got labels."
             )
         return gradients
     if labels is not None:
@@ -216,7 +214,7 @@ def _as_gradients(
 
 
 def _as_tensor(values: Tensor | npt.ArrayLike) -> Tensor:
-    """Return a tensor on the same memory where there is one; nothing here writes to it."""
+    """Return a tensor that shares memory if possible; nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.as_tensor(values)

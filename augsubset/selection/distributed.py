@@ -1,8 +1,8 @@
-"""One selection by many processes: each holds a shard, each solves its share of the classes."""
+"""One selection by several processes, each with a shard of the rows and a share of the classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from augsubset.distributed import Ranks
 from augsubset.selection import partition
-from augsubset.selection.certificate import ClassMeasure, measure
-from augsubset.selection.coreset import assemble, quotas
+from augsubset.selection.certificate import ClassMetrics, measure_class
+from augsubset.selection.coreset import assemble_selection, assign_quotas
 from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import Similarity
 from augsubset.selection.gradients import LastLayerGradients
@@ -26,13 +26,13 @@ from augsubset.selection.solver import (
     Method,
     Options,
     Solver,
-    method_for,
+    choose_method,
+    count_workers,
     solve,
-    workers_within,
 )
 from augsubset.utils.checks import AugsubsetError
 
-__all__ = ["deal_by_cost", "select_coreset_distributed"]
+__all__ = ["assign_by_cost", "select_coreset_distributed"]
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -56,42 +56,41 @@ def select_coreset_distributed(
 ) -> Selection:
     """Select from the shards of all ranks; every rank returns the same selection.
 
-    Classes are dealt to ranks by cost, and rows travel to who solves their class; of a class that
-    is solved in parts, the parts are dealt. Exact methods select what :func:`select_coreset`
-    selects from all rows in one process, in the order of their dataset indices.
+    Each class is assigned to one rank, balanced by cost, which receives its rows and solves it. A
+    class to be solved in parts is solved by all ranks, each with some of the parts. Exact methods
+    return what :func:`select_coreset` returns for all rows in one process, sorted by dataset index.
 
-    Call it on every rank of the group with the same arguments but the first.
+    Call it on every rank of the group, with the same arguments except the first.
 
     Args:
         gradients: This rank's rows, with their dataset indices: ``probe.scan(dataset,
-            indices=range(rank, n, world_size))``. Or a function that returns them: what it raises
-            on one rank is raised on all at once.
-        fraction: See :func:`select_coreset`, as for all arguments up to ``part_size``.
-        budget: An int, or a mapping of all classes on all ranks.
-        tolerance: Classes that need one are solved by one rank each.
+            indices=range(rank, n, world_size))``. Or a function that returns them, so that an
+            exception in it on one rank is raised on all ranks at once.
+        fraction: As in :func:`select_coreset`, like all arguments up to ``part_size``.
+        budget: An int, or a mapping with the classes of all ranks.
+        tolerance: Each class is solved by one rank.
         similarity: A name, or a function that is the same on every rank.
-        method: As there.
-        device: As there, on each rank.
-        max_memory: As there, on each rank; beside it a rank holds the rows of its classes.
-        seed: As there.
-        epsilon: As there.
-        part_size: As there.
-        group: The ranks that take part; ``None``: all. Rows are on the host and travel by gloo;
-            beside another backend a gloo group is made, by a collective call.
+        method: Maximiser.
+        device: Of each rank.
+        max_memory: Of each rank, beside the rows of its classes.
+        seed: For ``method="stochastic"``.
+        epsilon: For ``method="stochastic"``.
+        part_size: For ``method="partitioned"``.
+        group: The participating ranks; ``None``: all. Rows are exchanged between CPUs by gloo; for
+            other backends a gloo group is created, which is a collective call.
         timeout: How long a rank waits for the slowest before it raises.
 
     Returns:
-        The selection of all ranks' rows; ``clusters`` has them in ascending dataset index.
+        The selection from the rows of all ranks; ``clusters`` is sorted by dataset index.
 
     Raises:
-        AugsubsetError: If another rank failed, differs in its arguments, or does not turn up in
-            time; on every rank that is alive.
-        ValueError: As :func:`select_coreset`; and if a dataset index is on two ranks.
+        AugsubsetError: If another rank failed, has different arguments, or does not arrive in time;
+            on every rank that is alive.
+        ValueError: As :func:`select_coreset`, and if a dataset index is on two ranks.
 
     Cost:
-        Each row travels once, to its class's rank (width * 4 bytes), and everybody learns
-        everybody's representative (16 bytes an example, to each rank). A rank holds its shard and
-        the rows that it solves.
+        Each row is sent once, to the rank of its class (4 bytes per feature), and each example's
+        representative to all ranks (16 bytes). A rank stores its shard and the rows it solves.
     """
     ranks = Ranks(group, timeout)
     with ranks.phase("preparing its shard"):
@@ -104,63 +103,62 @@ def select_coreset_distributed(
             max_memory=max_memory,
             seed=seed,
         )
-        mine = gradients() if callable(gradients) else gradients
-        if not isinstance(mine, LastLayerGradients):
-            raise TypeError(f"gradients must be LastLayerGradients, got {type(mine).__name__}.")
-        shard = _Shard.of(mine)
+        own = gradients() if callable(gradients) else gradients
+        if not isinstance(own, LastLayerGradients):
+            raise TypeError(f"gradients must be LastLayerGradients, got {type(own).__name__}.")
+        shard = _Shard(own.labels.numpy(), own.indices.numpy(), own.factors)
     with ranks.phase("comparing arguments"):
-        asked = (fraction, budget, tolerance, method, max_memory, seed, epsilon, part_size)
-        named = similarity if isinstance(similarity, str) else "callable"
-        for rank, other in enumerate(ranks.gather((asked, named, shard.kind))):
-            if other != (asked, named, shard.kind):
+        name = similarity if isinstance(similarity, str) else "callable"
+        arguments = (fraction, budget, tolerance, method, max_memory, seed, epsilon, part_size)
+        compared = (arguments, name, shard.layout)
+        for rank, other in enumerate(ranks.gather(compared)):
+            if other != compared:
                 raise ValueError(
-                    f"arguments must be the same on every rank, got {(asked, named, shard.kind)} "
-                    f"on rank {ranks.rank} and {other} on rank {rank}."
+                    f"arguments must be the same on every rank, got {compared} on rank "
+                    f"{ranks.rank} and {other} on rank {rank}."
                 )
-    counts = ranks.gather((shard.classes, shard.counts))
-    classes = np.unique(np.concatenate([each for each, _ in counts]))
+    counts = ranks.gather(np.unique(shard.labels, return_counts=True))
+    classes = np.unique(np.concatenate([present for present, _ in counts]))
     sizes = np.zeros(len(classes), np.int64)
-    for each, count in counts:
-        sizes[np.searchsorted(classes, each)] += count
+    for present, count in counts:
+        sizes[np.searchsorted(classes, present)] += count
     with ranks.phase("dividing the budget"):
-        shares = quotas(classes, sizes, options, fraction, budget, tolerance)
-    spread = [
-        method_for(method, size) == "partitioned"
-        and k is not None
-        and partition.num_rows_for(k, part_size) >= size
-        for size, (k, _) in zip(sizes.tolist(), shares, strict=True)
-    ]
+        quotas = assign_quotas(classes, sizes, options, fraction, budget, tolerance)
+    # Only a class that would not be subsampled first is worth dividing among ranks.
+    is_divided = np.array(
+        [
+            choose_method(method, size) == "partitioned"
+            and k is not None
+            and partition.count_rows_for(k, part_size) >= size
+            for size, (k, _) in zip(sizes.tolist(), quotas, strict=True)
+        ]
+    )
 
-    # Whole classes: rows to owners, solved there, results to everybody.
-    costs = [0.0 if apart else float(size) ** 2 for size, apart in zip(sizes, spread, strict=True)]
-    owners = np.array(deal_by_cost(costs, ranks.world_size))
-    row_class = np.searchsorted(classes, shard.labels)
-    here = np.flatnonzero(~np.array(spread)[row_class])
-    received = _send(ranks, shard.at(here), owners[row_class[here]])
+    # Undivided classes: rows are sent to their class's rank, solved there, results gathered.
+    owners = np.array(assign_by_cost(np.where(is_divided, 0.0, sizes**2.0), ranks.world_size))
+    class_of = np.searchsorted(classes, shard.labels)
+    undivided = np.flatnonzero(~is_divided[class_of])
+    received = _exchange_rows(ranks, shard.take(undivided), owners[class_of[undivided]])
     results: list[tuple[int, Int64Array, ClassSolution]] = []
     with ranks.phase("solving its classes"):
-        problems = received.problems(classes, shares)
-        for problem, solution in zip(
-            problems, solve(problems, options) if problems else [], strict=True
-        ):
+        problems = received.build_problems(classes, quotas)
+        solutions = solve(problems, options) if problems else []
+        for problem, solution in zip(problems, solutions, strict=True):
             results.append((problem.label, problem.indices, solution))
+    gathered = [result for some in ranks.gather(results) for result in some]
 
-    # Classes in parts: one after another, each by all ranks.
-    gathered = [result for each in ranks.gather(results) for result in each]
-    for c in np.flatnonzero(spread).tolist():
-        k = shares[c][0]
+    # Divided classes: one after the other, each by all ranks together.
+    for c in np.flatnonzero(is_divided).tolist():
+        k = quotas[c][0]
         assert k is not None
-        in_class = shard.at(np.flatnonzero(row_class == c))
-        gathered.append(
-            (int(classes[c]), *_solve_in_parts(ranks, in_class, int(sizes[c]), k, options))
-        )
+        members = shard.take(np.flatnonzero(class_of == c))
+        solved = _solve_in_parts(ranks, members, int(sizes[c]), k, options)
+        gathered.append((int(classes[c]), *solved))
 
-    with ranks.phase("putting the classes together"):
-        selection = _together(
-            sorted(gathered, key=lambda result: result[0]),
-            sizes,
-            tolerance is None and not isinstance(budget, Mapping),
-        )
+    with ranks.phase("combining the classes"):
+        in_proportion = tolerance is None and not isinstance(budget, Mapping)
+        gathered.sort(key=lambda result: result[0])
+        selection = _combine_classes(gathered, sizes if in_proportion else None)
     with ranks.phase("comparing digests"):
         digests = ranks.gather(selection.digest)
         if len(set(digests)) > 1:
@@ -168,15 +166,16 @@ def select_coreset_distributed(
     return selection
 
 
-def deal_by_cost(costs: Sequence[float], num_ranks: int) -> list[int]:
-    """Return the rank that takes each task: the costliest first, to who has least so far.
+def assign_by_cost(costs: Iterable[float], num_ranks: int) -> list[int]:
+    """Return the rank of each task: in order of decreasing cost, each to the least loaded rank.
 
-    The busiest rank has at most 4/3 of the least possible load (Graham, 1969).
+    The highest load is at most 4/3 of the optimum (Graham, 1969).
 
     Example:
-        >>> deal_by_cost([1, 5, 4, 2], 2)
+        >>> assign_by_cost([1, 5, 4, 2], 2)
         [0, 0, 1, 1]
     """
+    costs = list(costs)
     loads = [0.0] * num_ranks
     owners = [0] * len(costs)
     for task in sorted(range(len(costs)), key=lambda task: -costs[task]):
@@ -194,12 +193,8 @@ class _Shard:
     indices: Int64Array
     factors: tuple[Factors, ...]
 
-    @staticmethod
-    def of(gradients: LastLayerGradients) -> _Shard:
-        return _Shard(gradients.labels.numpy(), gradients.indices.numpy(), gradients.factors)
-
     @property
-    def kind(self) -> list[tuple[int, int, str]]:
+    def layout(self) -> list[tuple[int, int, str]]:
         """Widths and dtype of each layer."""
         return [
             (left.shape[1], -1 if right is None else right.shape[1], str(left.dtype))
@@ -207,20 +202,13 @@ class _Shard:
         ]
 
     @property
-    def classes(self) -> Int64Array:
-        return np.unique(self.labels)
-
-    @property
-    def counts(self) -> Int64Array:
-        return np.unique(self.labels, return_counts=True)[1]
-
-    @property
     def arrays(self) -> list[npt.NDArray[Any]]:
+        """All arrays as a flat list, to send one after another."""
         sides = [side for part in self.factors for side in part if side is not None]
         return [self.labels, self.indices, *sides]
 
-    def like(self, arrays: Sequence[npt.NDArray[Any]]) -> _Shard:
-        """Return a shard of the same kind from its arrays."""
+    def replace_arrays(self, arrays: Sequence[npt.NDArray[Any]]) -> _Shard:
+        """Return a shard with the same layout and other :attr:`arrays`."""
         sides = iter(arrays[2:])
         factors = tuple(
             Factors(next(sides), None if part.right is None else next(sides))
@@ -228,13 +216,13 @@ class _Shard:
         )
         return _Shard(arrays[0], arrays[1], factors)
 
-    def at(self, positions: Int64Array) -> _Shard:
-        return self.like([array[positions] for array in self.arrays])
+    def take(self, positions: Int64Array) -> _Shard:
+        return self.replace_arrays([array[positions] for array in self.arrays])
 
-    def problems(
-        self, classes: Int64Array, shares: Sequence[tuple[int | None, float | None]]
+    def build_problems(
+        self, classes: Int64Array, quotas: Sequence[tuple[int | None, float | None]]
     ) -> list[ClassProblem]:
-        """Return the classes whose rows are here as problems."""
+        """Return one problem for each class present."""
         if not len(self.labels):
             return []
         order = np.lexsort((self.indices, self.labels))
@@ -245,14 +233,18 @@ class _Shard:
                 self.factors,
                 positions,
                 self.indices[positions],
-                *shares[int(np.searchsorted(classes, label))],
+                *quotas[int(np.searchsorted(classes, label))],
             )
             for label, positions in zip(present, np.split(order, starts[1:]), strict=True)
         ]
 
 
-def _send(ranks: Ranks, shard: _Shard, to: Int64Array) -> _Shard:
-    """Send each row to a rank; return what was sent here, by ascending dataset index."""
+def _exchange_rows(ranks: Ranks, shard: _Shard, to: Int64Array) -> _Shard:
+    """Send each row to a rank; return the rows received, sorted by dataset index.
+
+    All-to-all, one array at a time: rows are grouped by destination, and every rank first announces
+    how many it sends to each. Sorting makes the result independent of how rows were sharded.
+    """
     order = np.argsort(to, kind="stable")
     outgoing = np.bincount(to, minlength=ranks.world_size).tolist()
     incoming = [counts[ranks.rank] for counts in ranks.gather(outgoing)]
@@ -265,117 +257,106 @@ def _send(ranks: Ranks, shard: _Shard, to: Int64Array) -> _Shard:
                 dist.all_to_all_single(there, rows, incoming, outgoing, group=ranks.group)
         received.append(there.numpy())
     by_index = np.argsort(received[1], kind="stable")
-    return shard.like([array[by_index] for array in received])
+    return shard.replace_arrays([array[by_index] for array in received])
 
 
 def _solve_in_parts(
     ranks: Ranks, shard: _Shard, num_rows: int, budget: int, options: Options
 ) -> tuple[Int64Array, ClassSolution]:
-    """Solve one class by all ranks; return its dataset indices and the solution, everywhere."""
+    """Solve one class on all ranks; return its dataset indices and the solution, on every rank.
+
+    1. Every rank builds the same tree from the gathered sample, and sends its rows to the ranks of
+       their parts.
+    2. Each rank solves its parts; all ranks merge all proposed picks by gain in the same way.
+    3. All ranks gather the rows of the picks, and each assigns the rows of its own parts to them.
+    """
     size = options.part_size
-    few = shard.at(partition.sampled(shard.indices, num_rows, size))
-    samples = ranks.gather(few.arrays)
+    sampled = shard.take(partition.draw_tree_sample(shard.indices, num_rows, size))
+    samples = ranks.gather(sampled.arrays)
     with ranks.phase("dividing a class into parts"):
-        sample = _stacked(shard, samples)
+        sides = [np.concatenate(side) for side in zip(*samples, strict=True)]
+        by_index = np.argsort(sides[1])  # the order of one process: sums depend on it
+        sample = shard.replace_arrays([side[by_index] for side in sides])
         tree = partition.LocalityTree(sample.factors, num_rows, size)
-        leaf = tree.parts_of(shard.factors)
+        leaf = tree.assign_parts(shard.factors)
     counts = sum(ranks.gather(np.bincount(leaf, minlength=tree.num_parts)))
-    owners = np.array(deal_by_cost([float(count) ** 2 for count in counts], ranks.world_size))
-    mine = _send(ranks, shard, owners[leaf])
+    own = _exchange_rows(
+        ranks, shard, np.array(assign_by_cost(counts**2.0, ranks.world_size))[leaf]
+    )
 
     with ranks.phase("solving its parts"):
-        leaves = tree.parts_of(mine.factors)
+        leaves = tree.assign_parts(own.factors)
         parts = []
         for number in np.unique(leaves):
             members = np.flatnonzero(leaves == number)
-            rows = [part.at(members) for part in mine.factors]
-            parts += [members[few] for few in partition.split_by_rank(rows, size)]
-        problem = ClassProblem(0, mine.factors, np.arange(len(mine.indices)), mine.indices, budget)
-        solver = Solver(options, workers_within([problem], options) if parts else 1)
-        found = list(
-            solver.map(lambda members: _part_picks(solver, mine, members, budget, num_rows), parts)
-        )
-    offers = [offer for each in ranks.gather(found) for offer in each]
-    numbers, gains = partition.merge_by_gain(*zip(*offers, strict=True))
+            halves = partition.split_in_halves([part.take(members) for part in own.factors], size)
+            parts += [members[half] for half in halves]
+        problem = ClassProblem(0, own.factors, np.arange(len(own.indices)), own.indices, budget)
+        solver = Solver(options, count_workers([problem], options) if parts else 1)
+
+        def propose_picks(members: Int64Array) -> tuple[Int64Array, Float64Array]:
+            part_budget = partition.compute_part_budget(budget, len(members), num_rows)
+            order, gains = solver.solve_part(own.take(members).factors, part_budget)
+            return own.indices[members[order]], gains
+
+        proposed = list(solver.map(propose_picks, parts))
+    proposals = [one for some in ranks.gather(proposed) for one in some]
+    numbers, gains = partition.merge_by_gain(*zip(*proposals, strict=True))
     numbers, gains = numbers[:budget], gains[:budget]
 
-    # Everybody learns the picks' rows, grouped by part, and assigns the rows of its own parts.
-    chosen = []
-    for members in parts:
-        chosen.append(mine.at(members[np.isin(mine.indices[members], numbers)]).arrays)
+    chosen = [own.take(members[np.isin(own.indices[members], numbers)]).arrays for members in parts]
     groups = ranks.gather(chosen)
     with ranks.phase("assigning its rows"):
-        flat = [arrays for each in groups for arrays in each]
-        first = sum(len(each) for each in groups[: ranks.rank])
-        picks = shard.like([np.concatenate(side) for side in zip(*flat, strict=True)])
+        flat = [arrays for some in groups for arrays in some]
+        first = sum(len(some) for some in groups[: ranks.rank])
+        picks = shard.replace_arrays([np.concatenate(side) for side in zip(*flat, strict=True)])
         counts = np.array([len(arrays[1]) for arrays in flat])
-        rank_of = np.argsort(picks.indices)
-
         index = partition.PickIndex(picks.factors, picks.indices, counts)
 
-        def assign(number: int) -> Int64Array:
-            return index.nearest(mine.at(parts[number]).factors, first + number)
+        def assign_part(number: int) -> Int64Array:
+            return index.find_nearest(own.take(parts[number]).factors, first + number)
 
-        nearest = np.empty(len(mine.indices), np.int64)
-        for members, found_here in zip(parts, solver.map(assign, range(len(parts))), strict=True):
-            nearest[members] = found_here
-        own = np.isin(mine.indices, numbers)
-        nearest[own] = mine.indices[own]
-        at = rank_of[np.searchsorted(picks.indices, nearest, sorter=rank_of)]
-        measured = measure(mine.factors, [part.at(at) for part in picks.factors])
-    everybody = ranks.gather((mine.indices, nearest, measured))
-    indices = np.concatenate([each for each, _, _ in everybody])
+        nearest = np.empty(len(own.indices), np.int64)
+        for members, found in zip(parts, solver.map(assign_part, range(len(parts))), strict=True):
+            nearest[members] = found
+        is_pick = np.isin(own.indices, numbers)
+        nearest[is_pick] = own.indices[is_pick]
+        by_index = np.argsort(picks.indices)
+        at = by_index[np.searchsorted(picks.indices, nearest, sorter=by_index)]
+        metrics = measure_class(own.factors, [part.take(at) for part in picks.factors])
+    everything = ranks.gather((own.indices, nearest, metrics))
+    all_indices, all_nearest, all_metrics = zip(*everything, strict=True)
+    indices = np.concatenate(all_indices)
     order = np.argsort(indices)
     indices = indices[order]
-    nearest = np.concatenate([each for _, each, _ in everybody])[order]
     solution = ClassSolution(
         order=np.searchsorted(indices, numbers),
         gains=gains,
-        nearest=np.searchsorted(indices, nearest),
-        bound=None,
-        measured=_added([each for _, _, each in everybody]),
+        nearest=np.searchsorted(indices, np.concatenate(all_nearest)[order]),
+        lower_bound=None,
+        metrics=ClassMetrics(
+            sum(one.error for one in all_metrics),
+            [sum(parts) for parts in zip(*(one.gap for one in all_metrics), strict=True)],
+            [sum(parts) for parts in zip(*(one.total for one in all_metrics), strict=True)],
+        ),
     )
     return indices, solution
 
 
-def _part_picks(
-    solver: Solver, shard: _Shard, members: Int64Array, budget: int, num_rows: int
-) -> tuple[Int64Array, Float64Array]:
-    """Return a part's picks as dataset indices, and their gains."""
-    share = partition.part_budget(budget, len(members), num_rows)
-    order, gains = solver.solve_part(shard.at(members).factors, share)
-    return shard.indices[members[order]], gains
-
-
-def _stacked(shard: _Shard, arrays: Sequence[Sequence[npt.NDArray[Any]]]) -> _Shard:
-    """Return several ranks' rows as one shard, by ascending dataset index."""
-    sides = [np.concatenate(side) for side in zip(*arrays, strict=True)]
-    order = np.argsort(sides[1])
-    return shard.like([side[order] for side in sides])
-
-
-def _added(measures: Sequence[ClassMeasure]) -> ClassMeasure:
-    return ClassMeasure(
-        sum(each.error for each in measures),
-        [sum(parts) for parts in zip(*(each.gap for each in measures), strict=True)],
-        [sum(parts) for parts in zip(*(each.total for each in measures), strict=True)],
-    )
-
-
-def _together(
-    results: Sequence[tuple[int, Int64Array, ClassSolution]], sizes: Int64Array, in_proportion: bool
+def _combine_classes(
+    results: Sequence[tuple[int, Int64Array, ClassSolution]], sizes: Int64Array | None
 ) -> Selection:
-    """Return the selection over all ranks' rows, by ascending dataset index."""
-    indices = np.concatenate([each for _, each, _ in results])
-    everyone = np.unique(indices)
-    if len(everyone) != len(indices):
+    """Return the selection from (label, indices, solution) of each class, sorted by label."""
+    indices = np.concatenate([members for _, members, _ in results])
+    distinct = np.unique(indices)
+    if len(distinct) != len(indices):
         raise ValueError(
-            f"indices must be distinct over all ranks, got {len(indices) - len(everyone)} repeats. "
+            f"indices must be distinct over all ranks, got {len(indices) - len(distinct)} repeats. "
             "Give each rank a shard of its own."
         )
-    return assemble(
-        torch.from_numpy(everyone),
-        [np.searchsorted(everyone, each) for _, each, _ in results],
+    return assemble_selection(
+        torch.from_numpy(distinct),
+        [np.searchsorted(distinct, members) for _, members, _ in results],
         [solution for _, _, solution in results],
-        sizes if in_proportion else None,
+        sizes,
     )

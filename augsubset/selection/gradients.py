@@ -1,4 +1,4 @@
-"""Last-layer gradients as plain values: what was measured, for which examples, how far apart."""
+"""Last-layer gradients of a set of examples, and the distances between them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["LastLayerGradients", "check_finite_rows"]
 
 
 def check_finite_rows(name: str, values: Tensor, indices: Tensor | None = None) -> None:
-    """Refuse values with a NaN or an infinity, and say where the first one is."""
+    """Raise if a value is NaN or infinite, and report the first such row."""
     if values.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(values)):
-        return  # in one pass, without a mask of everything; aminmax keeps a NaN
+        return  # one pass without a mask; aminmax propagates NaN
     bad = ~torch.isfinite(values[:, None]).flatten(1).all(1)
     first = int(bad.nonzero()[0])
     index = first if indices is None else int(indices[first])
@@ -32,27 +32,27 @@ class LastLayerGradients:
     """Per-example gradients of the loss with respect to the last layer, on the CPU.
 
     Row *i* of every field belongs to the example ``indices[i]`` of the dataset. Distances between
-    these bound distances between full gradients up to a constant (paper, section 4, after
-    Katharopoulos & Fleuret, 2018), and within a class the one-hot parts cancel.
+    last-layer gradients bound distances between full gradients up to a constant (paper, section 4,
+    after Katharopoulos & Fleuret, 2018); within a class, the one-hot labels cancel.
 
     Args:
         residual: Gradient with respect to the logits, finite. float32 or float64.
-        inputs: Inputs of the last layer: the gradient in its weights is then residual ⊗ inputs,
+        inputs: Inputs of the last layer, so that the gradient of its weights is residual ⊗ inputs,
             an ``(n, C d)`` matrix that is never formed. ``None``: the residual alone.
         labels: Class of each row.
         indices: Dataset index of each row, distinct.
         losses: Loss of each row.
         earlier: ``(gradient at the output, input)`` of further Linear layers, ``(n, o)`` and
             ``(n, i)``; their squared distances are added.
-        ages: Training passes since each row was measured, where it was recycled; ``None``: now.
+        ages: Training passes since each row was measured, if it was cached; ``None``: all current.
 
     Shape:
         residual ``(n, C)``; inputs ``(n, d)``; labels, indices, ages ``(n,)`` int64; losses
         ``(n,)``.
 
     Raises:
-        TypeError: If a field is no tensor, or of the wrong kind of dtype.
-        ValueError: If a shape disagrees, n is zero, a value is not finite or an index repeats.
+        TypeError: If a field is not a tensor, or its dtype is wrong.
+        ValueError: If a shape is wrong, n is zero, a value is not finite or an index repeats.
 
     Example:
         >>> g = LastLayerGradients.from_residual(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
@@ -70,14 +70,17 @@ class LastLayerGradients:
 
     def __post_init__(self) -> None:
         """Validate once; everything downstream trusts these values."""
-        self._set("residual", _features("residual", self.residual))
+        self._set("residual", _check_features("residual", self.residual))
         n = len(self.residual)
         if n == 0:
-            raise ValueError("gradients must hold at least one example, got an empty dataset.")
+            raise ValueError("gradients must contain at least one example, got an empty dataset.")
         if self.inputs is not None:
-            self._set("inputs", _features("inputs", self.inputs, like=self.residual))
+            self._set("inputs", _check_features("inputs", self.inputs, like=self.residual))
         earlier = tuple(
-            (_features("earlier", left, self.residual), _features("earlier", right, self.residual))
+            (
+                _check_features("earlier", left, self.residual),
+                _check_features("earlier", right, self.residual),
+            )
             for left, right in self.earlier
         )
         self._set("earlier", earlier)
@@ -89,7 +92,7 @@ class LastLayerGradients:
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
             if value.shape != (n,):
                 raise ValueError(
-                    f"{name} must be of shape ({n},), one a row of residual, got shape "
+                    f"{name} must be of shape ({n},), like the rows of residual, got shape "
                     f"{tuple(value.shape)}."
                 )
             if name != "losses" and value.dtype != torch.int64:
@@ -107,7 +110,7 @@ class LastLayerGradients:
 
     @classmethod
     def from_residual(cls, residual: Tensor, labels: Tensor | None = None) -> LastLayerGradients:
-        """Wrap a bare ``(n, C)`` tensor: one group unless labels say otherwise, indices 0..n-1."""
+        """Wrap an ``(n, C)`` tensor, with indices 0..n-1; a single class without labels."""
         n = len(residual)
         return cls(
             residual=residual,
@@ -119,15 +122,15 @@ class LastLayerGradients:
 
     @classmethod
     def unprobed(cls, n: int) -> LastLayerGradients:
-        """Stand in for n examples that nobody probed, for rules that need no gradient."""
+        """Return a placeholder for n examples, for selectors that need no gradients."""
         return cls.from_residual(torch.zeros(n, 0))
 
     @classmethod
     def merged(cls, shards: Sequence[LastLayerGradients]) -> LastLayerGradients:
-        """Return the rows of several shards as one, by ascending dataset index.
+        """Return the rows of several shards, sorted by dataset index.
 
         Args:
-            shards: Of one kind, with no index in two of them. Ages are left behind.
+            shards: Of the same fields, with disjoint indices. Ages are dropped.
         """
         order = torch.argsort(torch.cat([shard.indices for shard in shards]))
 
@@ -154,7 +157,7 @@ class LastLayerGradients:
 
     @property
     def factors(self) -> tuple[Factors, ...]:
-        """The rows as the arrays that distances are taken of, one entry a layer; no copy."""
+        """The arrays to compute distances from, one entry per layer; no copy."""
         last = Factors(self.residual.numpy(), None if self.inputs is None else self.inputs.numpy())
         return (last, *(Factors(left.numpy(), right.numpy()) for left, right in self.earlier))
 
@@ -166,20 +169,20 @@ class LastLayerGradients:
             cols: Positions, int64.
 
         Returns:
-            ``(len(rows), len(cols))`` in the residual's dtype. Symmetric to the bit, with exact
-            zeros between equal gradients; see :mod:`augsubset.selection.distances` for float32.
+            ``(len(rows), len(cols))`` in the residual's dtype. Exactly symmetric, and exactly zero
+            between equal gradients; see :mod:`augsubset.selection.distances` on float32.
 
         Cost:
             O(len(rows) len(cols) (C + d)) time on one core, and a second matrix of the result's
-            size where there are inputs.
+            size if there are inputs.
         """
-        here, there = ([part.at(p.numpy()) for part in self.factors] for p in (rows, cols))
+        here, there = ([part.take(p.numpy()) for part in self.factors] for p in (rows, cols))
         squares = SquaredDistances(here, there)
-        return torch.from_numpy(np.sqrt(squares.block(slice(None))) * squares.unit)
+        return torch.from_numpy(np.sqrt(squares.compute_block(slice(None))) * squares.unit)
 
 
-def _features(name: str, value: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return a floating matrix on the CPU, float32 or float64, or refuse it."""
+def _check_features(name: str, value: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a float32 or float64 matrix on the CPU; half precision becomes float32."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}.")
     if value.ndim != 2 or not value.is_floating_point():
@@ -188,7 +191,7 @@ def _features(name: str, value: Tensor, like: Tensor | None = None) -> Tensor:
             f"(shape {tuple(value.shape)}, dtype {value.dtype})."
         )
     if like is not None and len(value) != len(like):
-        raise ValueError(f"{name} must have {len(like)} rows, as residual has, got {len(value)}.")
+        raise ValueError(f"{name} must have {len(like)} rows, like residual, got {len(value)}.")
     dtype = like.dtype if like is not None else value.dtype
     if dtype not in (torch.float32, torch.float64):
         dtype = torch.float32

@@ -1,4 +1,4 @@
-"""The frozen result of selecting."""
+"""The immutable result of a selection."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ _ARRAYS = ("indices", "weights", "gains", "clusters")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection:
-    """The weighted subset that one selector chose at one epoch.
+    """The weighted subset that a selector chose at one epoch.
 
     Args:
-        indices: Selected dataset indices in seat order: the first k' are the selection of budget
-            k'. Distinct.
-        weights: How many examples of its class each one stands for; positive.
-        gains: What each pick added to the facility-location value of its class, in distance
-            units; zero where a rule has no such thing.
-        clusters: For each row of the data, the dataset index that represents it, -1 if none.
-        certificate: Quality figures, where there is a coreset.
+        indices: Selected dataset indices, distinct. In the order of selection: the first k' are the
+            selection of budget k'.
+        weights: Number of examples of its class that each one represents; positive.
+        gains: Marginal gain of each pick in the facility-location value of its class, in units of
+            distance; zero for selectors without such an objective.
+        clusters: Dataset index of the representative of each row of the data, -1 if none.
+        certificate: Quality of the approximation, for a coreset.
         epoch: When it was made.
 
     Shape:
         indices, weights, gains ``(k,)``; clusters ``(n,)``. int64, float64, float64, int64.
 
     Raises:
-        ValueError: If shapes or dtypes disagree, an index repeats or a weight is not positive.
+        ValueError: If lengths disagree, an index repeats or a weight is not positive.
+        TypeError: If a field is not a one-dimensional tensor of its dtype.
     """
 
     indices: Tensor
@@ -60,10 +61,10 @@ class Selection:
             if not isinstance(value, Tensor) or value.ndim != 1 or value.dtype != dtype:
                 raise TypeError(f"{name} must be a one-dimensional {dtype} tensor.")
             if name != "clusters" and len(value) != k:
-                raise ValueError(f"{name} must hold {k} values, one an index, got {len(value)}.")
+                raise ValueError(f"{name} must have {k} values, one per index, got {len(value)}.")
         if not 0 < k <= len(self.clusters):
             raise ValueError(
-                f"indices must hold between 1 and n={len(self.clusters)} examples, got {k}."
+                f"indices must have between 1 and n={len(self.clusters)} entries, got {k}."
             )
         if int(self.indices.min()) < 0:
             raise ValueError(f"indices must be 0 or more, got {int(self.indices.min())}.")
@@ -75,11 +76,11 @@ class Selection:
 
     @classmethod
     def equally_weighted(cls, indices: Tensor, num_examples: int, *, epoch: int = 0) -> Selection:
-        """Return a selection without clusters, in which each example weighs n / k.
+        """Return a selection without clusters, in which each example has weight n / k.
 
         Args:
             indices: Selected dataset indices. ``(k,)`` int64
-            num_examples: Examples in the dataset, n.
+            num_examples: Size of the dataset, n.
             epoch: When it was made.
 
         Example:
@@ -108,22 +109,22 @@ class Selection:
 
     @property
     def effective_sample_size(self) -> float:
-        """(Sum of weights)^2 / sum of squared weights: k if all are equal, 1 if one has it all."""
+        """(Sum of weights)^2 / sum of squared weights: k if all are equal."""
         return float(self.weights.sum() ** 2 / self.weights.square().sum())
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the arrays: equal digests mean the same selection, on any rank or day."""
+        """SHA-256 of the arrays: equal digests mean bit-identical selections."""
         sha = hashlib.sha256()
         for name in _ARRAYS:
             sha.update(getattr(self, name).numpy().tobytes())
         return sha.hexdigest()
 
     def capped(self, max_weight: float) -> Selection:
-        """Return the selection with weights cut off at ``max_weight`` times their mean.
+        """Return the selection with weights capped at ``max_weight`` times their mean.
 
-        The certificate's effective sample size is then that of the capped weights; its errors stay
-        those of the cluster sizes.
+        The certificate's effective sample size is updated; its errors still refer to the cluster
+        sizes.
         """
         limit = max_weight * float(self.weights.mean())
         capped = replace(self, weights=self.weights.clamp(max=limit))
@@ -133,7 +134,7 @@ class Selection:
         return replace(capped, certificate=replace(self.certificate, effective_sample_size=size))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything to one ``.npz`` file, readable without this package or pickle."""
+        """Write all fields to one ``.npz`` file, readable without this package or pickle."""
         figures: dict[str, Any] = {"epoch": np.array(self.epoch)}
         if self.certificate is not None:
             bound = self.certificate.error_lower_bound
@@ -153,10 +154,10 @@ class Selection:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Selection:
-        """Read what :meth:`save` wrote; the digest is the same.
+        """Read a selection written by :meth:`save`; its digest is the same.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file is not a saved selection.
         """
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):

@@ -1,4 +1,4 @@
-"""The rules: what an epoch's subset is, behind one protocol."""
+"""Selectors: strategies for choosing the subset of an epoch, behind one protocol."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.selection.budget import sainte_lague_seats
-from augsubset.selection.coreset import class_members, select_coreset
+from augsubset.selection.budget import sainte_lague_order
+from augsubset.selection.coreset import group_by_class, select_coreset
 from augsubset.selection.distributed import select_coreset_distributed
 from augsubset.selection.facility_location import Similarity
 from augsubset.selection.gradients import LastLayerGradients
@@ -27,11 +27,11 @@ __all__ = ["CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
 
 @runtime_checkable
 class Selector(Protocol):
-    """What a selection rule must offer; yours may be any object that does.
+    """Interface of a selector; any object with these two attributes is one.
 
     Attributes:
-        needs_gradients: Whether a probe runs before :meth:`select`. If not, the gradients that
-            arrive are placeholders with n rows and no columns.
+        needs_gradients: Whether the model is probed before :meth:`select`. If not, the gradients
+            passed are placeholders with n rows and no columns.
     """
 
     @property
@@ -45,18 +45,18 @@ class Selector(Protocol):
 
 
 class CoresetSelector:
-    """The paper's selector: facility location per class, on last-layer gradients.
+    """The paper's selector: per-class facility location on last-layer gradients.
 
     Args:
-        max_weight: Caps each cluster size at this multiple of their mean; ``None``: no cap. It
-            matters only where weights do: ``weights="cluster"``, ``"unscaled"``, ``"resample"``.
-        similarity: This and the following as in :func:`select_coreset`.
+        max_weight: Caps cluster sizes at this multiple of their mean; ``None``: no cap. Matters
+            only if weights are used: ``weights="cluster"``, ``"unscaled"``, ``"resample"``.
+        similarity: As in :func:`select_coreset`, like all of the following.
         method: Maximiser.
-        device: Where distances are computed.
-        max_memory: Bytes that a selection may use beside its input.
-        epsilon: Of ``method="stochastic"``.
-        part_size: Of ``method="partitioned"``.
-        progress: Whether to show a bar.
+        device: Where to compute distances.
+        max_memory: Limit on the memory for distances, in bytes.
+        epsilon: For ``method="stochastic"``.
+        part_size: For ``method="partitioned"``.
+        progress: Whether to show a progress bar.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -90,6 +90,7 @@ class CoresetSelector:
             "part_size": part_size,
             "progress": progress,
         }
+        # Only to validate: errors should not wait for the first selection.
         Options(**self._options, device=torch.device("cpu" if device is None else device))
         self._options["device"] = device
 
@@ -98,7 +99,7 @@ class CoresetSelector:
     ) -> Selection:
         """Return the weighted coreset, with its certificate."""
         found = select_coreset(gradients, budget=budget, seed=seed, **self._options)
-        return self._finish(found, epoch)
+        return self._finalize(found, epoch)
 
     def select_on_ranks(
         self,
@@ -110,42 +111,43 @@ class CoresetSelector:
         group: Any,
         timeout: timedelta,
     ) -> Selection:
-        """Return the same coreset on every rank, each of which probes a shard and solves a share.
+        """Return the same coreset on all ranks; each probes a shard and solves some classes.
 
-        Rules without this method get all ranks' gradients on every rank.
+        For selectors without this method, every rank gathers the gradients of all ranks.
         """
         options = {name: value for name, value in self._options.items() if name != "progress"}
         found = select_coreset_distributed(
             gradients, budget=budget, seed=seed, group=group, timeout=timeout, **options
         )
-        return self._finish(found, epoch)
+        return self._finalize(found, epoch)
 
-    def _finish(self, selection: Selection, epoch: int) -> Selection:
-        """Return the selection with its epoch, and weights capped where there is a cap."""
+    def _finalize(self, selection: Selection, epoch: int) -> Selection:
+        """Set the epoch and apply ``max_weight``."""
         selection = replace(selection, epoch=epoch)
         return selection if self.max_weight is None else selection.capped(self.max_weight)
 
 
 class RandomSelector:
-    """A uniform subset without replacement, drawn anew for each (seed, epoch): the control."""
+    """The baseline: a uniform subset without replacement, drawn for each (seed, epoch)."""
 
     needs_gradients = False
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
-        """Return ``budget`` examples that weigh n / budget each."""
+        """Return ``budget`` examples with a weight of n / budget each."""
         rng = np.random.default_rng(mix_seed(seed, epoch))
-        chosen = rng.permutation(len(gradients))[: _checked(budget, gradients)]
-        return _equal(gradients, torch.from_numpy(chosen), epoch)
+        _check_budget(budget, gradients)
+        chosen = rng.permutation(len(gradients))[:budget]
+        return _select_equally_weighted(gradients, torch.from_numpy(chosen), epoch)
 
 
 class MaxLossSelector:
-    """The examples of highest loss (after Kuchnik & Smith, 2019), the lowest index among equals.
+    """The examples with the highest loss (after Kuchnik & Smith, 2019); ties to the lowest index.
 
     Args:
-        scope: ``"global"`` ranks all examples together, ``"class"`` within each class under
-            Sainte-Lague budgets. The paper does not say which it used.
+        scope: ``"global"`` ranks all examples together; ``"class"`` ranks within each class, with
+            Sainte-Lague budgets. The paper does not say which one it used.
     """
 
     needs_gradients = True
@@ -157,30 +159,31 @@ class MaxLossSelector:
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
-        """Return the ``budget`` hardest examples, which weigh n / budget each."""
+        """Return the ``budget`` examples of highest loss with a weight of n / budget each."""
         losses, indices = gradients.losses.numpy(), gradients.indices.numpy()
-        ranked = np.lexsort((indices, -losses))
         if self._scope == "global":
-            chosen = ranked[: _checked(budget, gradients)]
+            _check_budget(budget, gradients)
+            chosen = np.lexsort((indices, -losses))[:budget]
         else:
-            _, members = class_members(gradients)
-            seats = sainte_lague_seats(np.array([len(m) for m in members]), budget)
+            _, members = group_by_class(gradients)
+            class_of = sainte_lague_order(np.array([len(m) for m in members]), budget)
             chosen = np.empty(budget, np.int64)
             for c, positions in enumerate(members):
                 hardest = positions[np.argsort(-losses[positions], kind="stable")]
-                chosen[seats == c] = hardest[: int((seats == c).sum())]
-        return _equal(gradients, torch.from_numpy(chosen), epoch)
+                chosen[class_of == c] = hardest[: int((class_of == c).sum())]
+        return _select_equally_weighted(gradients, torch.from_numpy(chosen), epoch)
 
 
-def _checked(budget: int, gradients: LastLayerGradients) -> int:
+def _check_budget(budget: int, gradients: LastLayerGradients) -> None:
     if not 1 <= budget <= len(gradients):
         raise ValueError(
             f"budget must be between 1 and the ground-set size {len(gradients)}, "
             f"got budget={budget}."
         )
-    return budget
 
 
-def _equal(gradients: LastLayerGradients, positions: Tensor, epoch: int) -> Selection:
+def _select_equally_weighted(
+    gradients: LastLayerGradients, positions: Tensor, epoch: int
+) -> Selection:
     indices = gradients.indices[positions]
     return Selection.equally_weighted(indices, len(gradients), epoch=epoch)

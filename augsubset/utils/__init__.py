@@ -1,1 +1,1 @@
-"""Checks of arguments, random seeds, checkpoint files and small torch helpers."""
+"""Argument checks, random seeds, checkpoint files, progress bars and small torch helpers."""

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or not there."""
+"""Checkpoint files, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ _MAGIC = b"augsubset checkpoint 1\n"
 
 
 def write_whole(path: str | PathLike[str], content: bytes) -> None:
-    """Write a file so that whoever reads it finds the old content or the new, never a part.
+    """Write a file so that readers find either the old content or the new, never a part.
 
     Raises:
-        OSError: If it cannot be written, a full disk for one: what was there is still there.
+        OSError: If it cannot be written, for example on a full disk; the old content is kept.
     """
     target = Path(path)
-    beside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with beside.open("wb") as file:
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(target)
+        partial.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: str | PathLike[str], **states: Any) -> None:
-    """Write state dicts to one file, which a crash or a full disk cannot leave in parts.
+    """Write state dicts to one file, which a crash or a full disk cannot leave incomplete.
 
-    On several ranks call it on one: all have the same loader state. With ``recycle=`` each holds
-    what its own share of the examples said: then let each rank write a file of its own.
+    On several ranks call it on one, since all have the same loader state. With ``recycle=`` each
+    rank's state holds the logits of its own examples, so each must write a file of its own.
 
     Args:
-        path: Where to.
+        path: File to write; an older one is replaced.
         states: ``loader=loader.state_dict(), model=model.state_dict()`` and so on: what
             ``torch.load`` reads with ``weights_only=True``.
 
     Raises:
-        OSError: If it cannot be written; an older checkpoint there is kept.
+        OSError: If the file cannot be written; an older one is kept.
 
     Cost:
-        The file once in memory, and once on the disk beside the older one.
+        The file's size in memory, and on disk beside the older file.
     """
     file = io.BytesIO()
     torch.save(states, file)
@@ -59,16 +59,17 @@ def save_checkpoint(path: str | PathLike[str], **states: Any) -> None:
 
 
 def is_checkpoint(path: str | PathLike[str]) -> bool:
-    """Return whether a file begins as those of :func:`save_checkpoint` do."""
+    """Return whether a file has the header of :func:`save_checkpoint`."""
     with Path(path).open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
 def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote, on the CPU and without running code from the file.
+    """Return what :func:`save_checkpoint` wrote, on the CPU, without running code from the file.
 
     Raises:
-        ValueError: If the file is something else, cut short or damaged.
+        OSError: If the file cannot be read.
+        ValueError: If it is not such a checkpoint, truncated or damaged.
     """
     content = Path(path).read_bytes()
     head = len(_MAGIC) + 4
@@ -76,7 +77,7 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} must be a checkpoint of save_checkpoint, got another file.")
     if zlib.crc32(content[head:]).to_bytes(4, "big") != content[head - 4 : head]:
         raise ValueError(
-            f"{path} must be whole, got {len(content)} bytes that are damaged or cut short. Go "
+            f"{path} must be complete, got {len(content)} bytes that are damaged or cut short. Go "
             "back to an older checkpoint."
         )
     try:
@@ -84,5 +85,5 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
             io.BytesIO(content[head:]), map_location="cpu", weights_only=True
         )
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} must hold tensors, numbers and strings alone: {error}") from error
+        raise ValueError(f"{path} must hold only tensors, numbers and strings: {error}") from error
     return states

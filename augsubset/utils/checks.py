@@ -1,4 +1,4 @@
-"""The package's own exception, and the checks that arguments of one kind go through."""
+"""The package's own exception, and common checks of arguments."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["AugsubsetError", "check_choice", "check_int", "check_number", "check
 
 
 class AugsubsetError(RuntimeError):
-    """A right call at the wrong time, such as a second live iterator over one loader.
+    """A valid call in an invalid state, such as a second live iterator over one loader.
 
     Bad values raise :class:`ValueError` and bad types :class:`TypeError` instead.
     """
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any], hint: str = "") -> None:
-    """Refuse a value that is not one of the known ones, and name those.
+    """Check that a value is one of the valid choices.
 
     Args:
-        name: The argument's name, as the caller wrote it.
-        value: What was passed.
-        choices: Everything that exists today.
-        hint: What to do instead; appended to the message.
+        name: Name of the argument.
+        value: Its value.
+        choices: The valid values.
+        hint: What to do instead; appended to the error message.
 
     Raises:
-        ValueError: If ``value`` equals none of ``choices`` (``True`` does not equal ``1`` here).
+        ValueError: If no choice has the same type and value: ``True`` does not equal ``1`` here.
     """
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
@@ -36,10 +36,10 @@ def check_choice(name: str, value: Any, choices: Sequence[Any], hint: str = "") 
 
 
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return a whole number as an int, or refuse it.
+    """Return an integer of any type, such as numpy's, as an int.
 
     Raises:
-        TypeError: If it is a bool or no integer of any kind.
+        TypeError: If it is not an integer; a bool is not.
         ValueError: If it is out of range.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -52,10 +52,10 @@ def check_int(name: str, value: Any, least: int, most: int | None = None) -> int
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is no real number, of Python or numpy; a bool is none.
+    """Check that a value is a real number, of Python or numpy.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If it is not; a bool is not.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
@@ -64,16 +64,16 @@ def check_number(name: str, value: Any) -> None:
 def check_state(
     name: str, state: Any, keys: Iterable[str], same: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse a saved state that lacks something or belongs to something else.
+    """Check that a saved state is complete and belongs to the same run.
 
     Args:
-        name: The argument's name.
-        state: What was passed.
-        keys: What it must hold.
-        same: Values that must be equal.
+        name: Name of the argument.
+        state: Its value.
+        keys: Keys that it must have.
+        same: Values that it must agree with.
 
     Raises:
-        TypeError: If it is no mapping.
+        TypeError: If it is not a mapping.
         ValueError: If a key is missing or a value differs.
     """
     if not isinstance(state, Mapping):

@@ -1,4 +1,4 @@
-"""A bar with an estimate of the time left, for those who asked for one."""
+"""An optional progress bar."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(show: bool, total: int, what: str, unit: str) -> Iterator[Any]:
-    """Show how many units of some work are done, if asked; the work calls ``update()``.
+    """Show a progress bar if asked to; call its ``update()`` for each unit of work done.
 
     Yields:
-        tqdm's bar, or ``None``.
+        A tqdm bar, or ``None`` if ``show`` is False.
 
     Raises:
-        ImportError: If one is asked for without tqdm.
+        ImportError: If ``show`` is True and tqdm is not installed.
     """
     if not show:
         yield None

@@ -1,4 +1,4 @@
-"""Small helpers around tensors and modules that several rooms need."""
+"""Small helpers for tensors and modules."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
 
 
 def to_device_async(values: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor on a device, without waiting for what the device is doing.
+    """Copy a CPU tensor to a device without waiting for the device's queued work.
 
-    A copy from pageable memory would wait, so the values go through pinned memory first.
+    A copy from pageable memory would wait, so the values are copied to pinned memory first.
     """
     is_on_cpu = values.device.type == "cpu" and values.layout == torch.strided
     if device.type != "cuda" or not is_on_cpu:
@@ -41,7 +41,7 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
         mapped = {name: map_tensors(function, value) for name, value in part.items()}
         if type(part) is dict or not isinstance(part, MutableMapping):
             return mapped
-        result: Any = copy.copy(part)  # keeps the caller's own type and its other attributes
+        result: Any = copy.copy(part)  # keeps a custom type and its other attributes
         for name, value in mapped.items():
             result[name] = value
         return result
@@ -53,17 +53,17 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
 
 
 def get_model_device(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter or buffer, the CPU if it has none."""
+    """Return the device of the model's first parameter or buffer; the CPU if it has neither."""
     for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel, compiled or not; any other as it is.
+    """Return the module inside DistributedDataParallel, compiled or not, or the module itself.
 
-    The wrapper's forward pass exchanges buffers between ranks, which would wait forever where
-    ranks run different numbers of batches.
+    The wrapper's forward pass broadcasts buffers, which would deadlock if ranks run different
+    numbers of batches.
     """
     inner = getattr(model, "_orig_mod", model)  # torch.compile's
     if isinstance(inner, nn.parallel.DistributedDataParallel):
@@ -74,13 +74,13 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def check_weights_finite(model: nn.Module, epoch: int) -> None:
-    """Raise if training has made a weight NaN or infinite, and name the first such parameter.
+    """Check that all trained weights are finite, and name the first parameter that is not.
 
-    On several ranks each checks its own weights, which gradients keep equal. A selection that
-    probes runs first and fails on all ranks together.
+    Each rank checks its own weights, which training keeps equal. A selection that probes comes
+    first, and fails on all ranks together.
 
     Raises:
-        AugsubsetError: If a trained parameter holds a value that is not finite.
+        AugsubsetError: If a trained parameter holds a NaN or infinite value.
 
     Cost:
         One reduction per parameter and one wait for the device.
@@ -90,7 +90,7 @@ def check_weights_finite(model: nn.Module, epoch: int) -> None:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and not is_lazy(parameter)
     }
-    # isfinite supports neither one-byte floats nor tensor subclasses of other libraries.
+    # isfinite supports neither one-byte floats nor other libraries' tensor subclasses.
     checked = {
         name: values
         for name, values in trained.items()
@@ -99,7 +99,7 @@ def check_weights_finite(model: nn.Module, epoch: int) -> None:
     }
     if not checked:
         return
-    # The maximum norm is NaN where any value is; isfinite would need a mask as large as the model.
+    # The maximum norm is NaN if any value is; isfinite would need a mask as large as the model.
     norms = [torch.linalg.vector_norm(values, torch.inf) for values in checked.values()]
     are_finite = torch.stack([norm.isfinite().to(norms[0].device) for norm in norms])
     for (name, values), is_finite in zip(checked.items(), are_finite.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The engine: what runs, how often, on which rows, eager and compiled."""
+"""The engine: which kernels run, how often and on which rows, eager and compiled."""
 
 from functools import partial
 
@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import CropFlip, Op, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset import CropFlip, LoaderOptions, Op, RandomOps, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS
 from augsubset.augment.engine import Engine
-from augsubset.augment.ops import by_name
+from augsubset.augment.ops import select_ops
 from benchmarks.augmentation import by_kernels, calls_of
 
 
@@ -25,7 +25,7 @@ def keys(count, epoch=0):
 
 
 class Recording:
-    """A function of your own that notes how many rows it gets, and marks them."""
+    """A user's function that records how many rows it gets, and marks them."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -36,30 +36,30 @@ class Recording:
         return x + self.mark / 255
 
 
-def test_each_kernel_runs_once_a_slot_on_its_own_rows():
+def test_each_kernel_runs_once_per_slot_on_its_own_rows():
     kernels = [Recording(1), Recording(16)]
     policy = RandomOps({"a": Op(kernels[0]), "b": Op(kernels[1])}, 2, replacement=True)
     out = policy(torch.zeros(300, 1, 2, 2, dtype=torch.uint8), keys(300))
     assert [len(kernel.rows) for kernel in kernels] == [2, 2]
     assert sum(kernels[0].rows) + sum(kernels[1].rows) == 600
     assert sorted(out.unique().tolist()) == [2, 17, 32]
-    assert int((out[:, 0, 0, 0] == 17).sum()) > 100  # rows find back to their places
+    assert int((out[:, 0, 0, 0] == 17).sum()) > 100  # rows return to their places
 
 
 def test_operations_that_share_a_kernel_run_together():
-    engine = Engine(by_name("rotate", "shear_x", "translate_y", "brightness"))
+    engine = Engine(select_ops("rotate", "shear_x", "translate_y", "brightness"))
     assert len(engine._kernels) == 2
 
 
-def test_rows_without_an_operation_pass_bit_by_bit():
+def test_rows_without_an_operation_are_bit_identical():
     x = images(64)
     out = RandomOps(probability=0.3)(x, keys(64))
     untouched = (out == x).flatten(1).all(1)
-    assert 20 < int(untouched.sum()) < 50  # .7 squared of 64, and weak ones
+    assert 20 < int(untouched.sum()) < 50  # 0.7 squared of 64, and operations too weak to show
     assert torch.equal(RandomOps(probability=0.0)(x, keys(64)), x)
 
 
-def test_the_number_of_calls_does_not_grow_with_the_rows():
+def test_the_number_of_calls_does_not_grow_with_the_batch():
     policy = by_kernels()
     few, many = (calls_of(lambda n=n: policy(images(n), keys(n))) for n in (64, 512))
     assert few <= 250
@@ -82,9 +82,9 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
     loader = small_loader(RandomOps.paper())
     rows = RowKeys(0, 0, torch.arange(8), 0)
     x = images(8, 8)
-    calls = calls_of(lambda: loader._delivery.strongly_augmented(x, (), rows))
-    assert calls <= 6  # reading the keys, on the host
-    assert loader._delivery.strongly_augmented(x, (), rows)[0] is x
+    calls = calls_of(lambda: loader.pipeline.augment_copies(x, (), rows))
+    assert calls <= 6  # reads the keys on the CPU
+    assert loader.pipeline.augment_copies(x, (), rows)[0] is x
     none, policy = x[:0], RandomOps.paper()
     no_keys = keys(0)
     with Forbidden():
@@ -92,25 +92,27 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
         assert CropFlip()(none, no_keys) is none
 
 
-def test_the_loader_yields_channels_last_where_asked():
-    for x, _, _ in small_loader(RandomOps.paper(), channels_last=True):
+def test_the_loader_yields_channels_last_on_request():
+    for x, _ in small_loader(RandomOps.paper(), options=LoaderOptions(channels_last=True)):
         assert x.is_contiguous(memory_format=torch.channels_last)
         assert not x.is_contiguous()
-    plain = [x for x, _, _ in small_loader(RandomOps.paper())]
-    last = [x for x, _, _ in small_loader(RandomOps.paper(), channels_last=True)]
+    plain = [x for x, _ in small_loader(RandomOps.paper())]
+    last = [
+        x for x, _ in small_loader(RandomOps.paper(), options=LoaderOptions(channels_last=True))
+    ]
     assert all(torch.equal(a, b) for a, b in zip(plain, last, strict=True))
 
 
 def test_preprocess_is_what_training_does_to_an_original():
     statistics = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
-    loader = small_loader(RandomOps.paper(), normalize=statistics, raw="all", fraction=0.1)
+    loader = small_loader(RandomOps.paper(), normalize=statistics, originals="all", fraction=0.1)
     by_hand = images(40, 8).float() / 255
     by_hand = (by_hand - torch.tensor(statistics[0])[:, None, None]) / torch.tensor(statistics[1])[
         :, None, None
     ]
     prepared = loader.preprocess(images(40, 8))
     torch.testing.assert_close(prepared, by_hand)
-    seen = {tuple(row.flatten().tolist()) for x, _, _ in loader for row in x}
+    seen = {tuple(row.flatten().tolist()) for x, _ in loader for row in x}
     assert {tuple(row.flatten().tolist()) for row in prepared} <= seen
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
         loader.preprocess(images(40, 8).float())
@@ -121,10 +123,10 @@ def test_preprocess_of_other_data_is_what_training_does_to_it():
     plain = small_loader(RandomOps.paper())
     torch.testing.assert_close(plain.preprocess(levels), unit)
     assert torch.equal(plain.preprocess(unit), unit)
-    last = small_loader(RandomOps.paper(), channels_last=True)
+    last = small_loader(RandomOps.paper(), options=LoaderOptions(channels_last=True))
     assert torch.equal(last.preprocess(levels), plain.preprocess(levels))
     assert last.preprocess(levels).is_contiguous(memory_format=torch.channels_last)
-    # The dataset normalised already: as it is, but for rounding.
+    # A dataset that is already normalised comes back unchanged up to rounding.
     statistics = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
     mean, std = (torch.tensor(part)[:, None, None] for part in statistics)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
@@ -159,7 +161,7 @@ def test_compiled_kernels_are_compiled_once_for_any_number_of_rows(name, unit):
             found, expected = compiled(x[:count], rows), eager(x[:count], rows)
             difference = (found.float() - expected.float()).abs() * (255 if unit else 1)
             assert float((difference <= 1.001).float().mean()) > 0.97
-        # A compiled kernel does for a row what it does for it among others.
+        # A row's result does not depend on the rest of the batch, compiled or not.
         rows = keys(600)
         together = compiled(x, rows)
         order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
@@ -170,7 +172,7 @@ def test_compiled_kernels_are_compiled_once_for_any_number_of_rows(name, unit):
         torch.compiler.reset()
 
 
-def test_an_operation_of_your_own_that_fails_is_named():
+def test_a_users_operation_that_fails_is_named():
     def halved(x, magnitude):
         return x[:, :, ::2]
 
@@ -179,4 +181,4 @@ def test_an_operation_of_your_own_that_fails_is_named():
     with pytest.raises(ValueError, match="ops must keep the shape") as caught:
         policy(x, RowKeys(0, 0, torch.arange(5), 1))
     (note,) = caught.value.__notes__
-    assert note.startswith("Raised by the operation 'halved', given images (")
+    assert note.startswith("Raised by operation 'halved' on images (")

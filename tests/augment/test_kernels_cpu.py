@@ -1,4 +1,4 @@
-"""The compiled loops for images on the host: the bits of the kernels that devices run."""
+"""The compiled CPU loops are bit-identical to the torch kernels."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from augsubset import Op, RandomOps, RowKeys
 from augsubset.augment import OPS, kernels_cpu
 from augsubset.augment.engine import Engine
-from augsubset.augment.ops import by_name
-from augsubset.augment.params import Place
+from augsubset.augment.ops import select_ops
+from augsubset.augment.params import PrepareContext
 
 POLICIES = {
     "paper": RandomOps.paper(),
@@ -24,7 +24,7 @@ POLICIES = {
 
 
 def images(count, channels, height, width, dtype, seed=0):
-    """Random, in part flat, in part of few levels: what equalize and autocontrast turn on."""
+    """Random images, some flat or of few levels, to reach the branches of equalize and others."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count, channels, height, width, generator=generator)
     x[::3] = (x[::3] * 3).round() / 3
@@ -32,8 +32,8 @@ def images(count, channels, height, width, dtype, seed=0):
     return (x * 255).round().to(torch.uint8) if dtype == torch.uint8 else x
 
 
-def both(policy, x):
-    """Return the results of the loops and of the kernels, for the same draws."""
+def run_both(policy, x):
+    """Return the results of the loops and of the kernels for the same draws."""
     rows = RowKeys(0, 3, torch.arange(len(x)), 1)
     engine = policy._engine
     assert engine._loop_of is not None
@@ -55,10 +55,10 @@ def both(policy, x):
 @example(name="paper", count=300, channels=3, size=(32, 32), dtype=torch.float32, seed=0)
 @example(name="trivial", count=30, channels=3, size=(224, 224), dtype=torch.uint8, seed=0)
 @example(name="wu2020", count=30, channels=3, size=(224, 160), dtype=torch.float32, seed=0)
-def test_loops_and_kernels_agree_to_the_bit(name, count, channels, size, dtype, seed):
+def test_loops_and_kernels_are_bit_identical(name, count, channels, size, dtype, seed):
     if name == "cutout" and channels == 1:
         channels = 3
-    loops, kernels = both(POLICIES[name], images(count, channels, *size, dtype, seed))
+    loops, kernels = run_both(POLICIES[name], images(count, channels, *size, dtype, seed))
     assert torch.equal(loops, kernels)
 
 
@@ -66,19 +66,19 @@ def test_loops_and_kernels_agree_to_the_bit(name, count, channels, size, dtype, 
     "name", [name for name, op in OPS.items() if op.apply in kernels_cpu.KERNELS]
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_every_operation_agrees_over_its_range(name, dtype):
+def test_every_operation_is_bit_identical_over_its_range(name, dtype):
     op, x = OPS[name], images(21, 3, 32, 32, dtype)
     magnitude = torch.linspace(op.low, op.high, 21)
     magnitude = magnitude.round() if op.integral else magnitude
-    place = Place(np.full((21, 2), 0.4, np.float32), 32, 32)
-    params = op.parameters(magnitude.numpy(), place)[:, None]
+    context = PrepareContext(np.full((21, 2), 0.4, np.float32), 32, 32)
+    params = op.compute_params(magnitude.numpy(), context)[:, None]
     found = kernels_cpu.run_rows(x, np.full((21, 1), kernels_cpu.KERNELS[op.apply]), params)
     assert torch.equal(found, op(x, magnitude, (0.4, 0.4)))
 
 
 def test_the_comparison_can_fail():
     x = images(40, 3, 32, 32, torch.uint8)
-    loops, kernels = both(POLICIES["paper"], x)
+    loops, kernels = run_both(POLICIES["paper"], x)
     other = POLICIES["paper"](x, RowKeys(1, 3, torch.arange(40), 1))
     assert torch.equal(loops, kernels)
     assert not torch.equal(loops, other)
@@ -88,7 +88,7 @@ def test_threads_share_rows_and_change_nothing(monkeypatch):
     x = images(50, 3, 32, 32, torch.uint8)
     rows = RowKeys(0, 0, torch.arange(50), 1)
     alone = POLICIES["paper"](x, rows)
-    monkeypatch.setattr(kernels_cpu, "_MIN_A_THREAD", 1000)
+    monkeypatch.setattr(kernels_cpu, "_MIN_VALUES_PER_THREAD", 1000)
     pieces = []
     run = kernels_cpu._run
     monkeypatch.setattr(
@@ -103,14 +103,14 @@ def test_threads_share_rows_and_change_nothing(monkeypatch):
     assert sorted(pieces) == [16, 17, 17]
 
 
-def test_what_was_given_is_left_alone():
+def test_the_input_is_not_modified():
     x = images(40, 3, 32, 32, torch.uint8)
     before = x.clone()
     POLICIES["paper"](x, RowKeys(0, 0, torch.arange(40), 1))
     assert torch.equal(x, before)
 
 
-def test_memory_of_any_format_is_taken():
+def test_any_memory_format_is_accepted():
     x = images(40, 3, 20, 24, torch.float32)
     rows = RowKeys(0, 0, torch.arange(40), 1)
     strided = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -118,18 +118,18 @@ def test_memory_of_any_format_is_taken():
     assert torch.equal(POLICIES["paper"](x[::2], rows[::2]), POLICIES["paper"](x, rows)[::2])
 
 
-def test_a_policy_with_anything_else_takes_the_kernels():
+def test_a_policy_with_any_other_operation_runs_the_kernels():
     mine = Op(lambda x, _: 1 - x)
     for engine in (
         Engine({"rotate": OPS["rotate"], "mine": mine}),
-        Engine(by_name("gaussian_noise")),
-        Engine(by_name("rotate"), compiled=True),
+        Engine(select_ops("gaussian_noise")),
+        Engine(select_ops("rotate"), compiled=True),
     ):
         assert engine._loop_of is None
 
 
-def test_images_too_large_for_float_positions_take_the_kernels(monkeypatch):
-    monkeypatch.setattr("augsubset.augment.engine._LARGE", 32 * 32)
+def test_images_too_large_for_float32_indices_run_the_kernels(monkeypatch):
+    monkeypatch.setattr("augsubset.augment.engine._LARGE_IMAGE", 32 * 32)
     monkeypatch.setattr(kernels_cpu, "run_rows", None)
     x = images(4, 3, 32, 32, torch.uint8)
     POLICIES["paper"](x, RowKeys(0, 0, torch.arange(4), 1))

@@ -1,4 +1,4 @@
-"""The operations against torchvision's on the same pixels."""
+"""Operations against those of torchvision on the same pixels."""
 
 import math
 from functools import cache, partial
@@ -11,8 +11,8 @@ from scipy import stats
 
 from augsubset import Op, RandomOps
 from augsubset.augment import OPS, AugMix
-from augsubset.augment.params import Place
-from augsubset.augment.random import normals
+from augsubset.augment.params import PrepareContext
+from augsubset.augment.random import draw_normals
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 17, 40), (1, 5, 3), (1, 2, 2)]
 
@@ -39,7 +39,7 @@ def solarized(x, threshold):
     return tv.solarize(x, threshold if x.is_floating_point() else threshold * 255)
 
 
-# What is drawn besides the magnitude decides the place: first row and column by these.
+# The two spare uniform numbers: they decide the place of a crop or cutout.
 SPARES = [(0.0, 0.0), (0.999, 0.999), (0.3, 0.8), (0.62, 0.17)]
 
 
@@ -61,9 +61,9 @@ def erased(x, share, spare):
 
 
 def noised(x, sigma, spare, monkeypatch):
-    """Return torchvision's result (on floats, the only ones that it takes) with our draws."""
+    """Return torchvision's result with our normal numbers; it supports floats only."""
     seeds = torch.tensor([spare] * len(x))
-    drawn = normals(seeds, x[0].numel()).view_as(x)
+    drawn = draw_normals(seeds, x[0].numel()).view_as(x)
     monkeypatch.setattr(torch, "randn_like", lambda _: drawn)
     return tv.gaussian_noise(x, 0.0, sigma)
 
@@ -76,8 +76,8 @@ PLACED = {
 
 
 @cache
-def ranges_of(name):
-    """Return an operation with its own range, and with each that a published policy gives it."""
+def list_ranges(name):
+    """Return an operation with its default range and with that of every published policy."""
     found = {OPS[name]}
     for policy in (
         *(RandomOps.paper(), RandomOps.wu2020(), RandomOps.randaugment(), RandomOps.trivial()),
@@ -88,25 +88,26 @@ def ranges_of(name):
     return found
 
 
-# torchvision's function of (image, magnitude); magnitudes over the whole range; levels on uint8.
-def spread(name, count=9):
+def list_magnitudes(name, count=9):
+    """Return magnitudes over all ranges of an operation."""
     magnitudes = set()
-    for op in ranges_of(name):
+    for op in list_ranges(name):
         ends = [2 * op.low - op.high if op.signed else op.low, op.high]
         drawn = np.linspace(*ends, count)
         drawn = np.round(drawn) if op.integral else drawn
-        magnitudes |= {float(np.float32(value)) + 0.0 for value in drawn}  # no zero with a sign
+        magnitudes |= {float(np.float32(value)) + 0.0 for value in drawn}  # no negative zero
     return sorted(magnitudes)
 
 
 def test_the_ranges_are_those_of_every_policy():
-    assert {135.0, -135.0, 30.0} <= set(spread("rotate"))
-    assert {0.99, -0.99} <= {round(m, 6) for m in spread("shear_y")}
-    assert {32.0, -32.0} <= set(spread("translate_x_pixels"))
-    assert {1.99, 0.01} <= {round(m, 6) for m in spread("contrast")}
-    assert {0.0, 1.0, 2.0, 3.0, 8.0} <= set(spread("posterize"))
+    assert {135.0, -135.0, 30.0} <= set(list_magnitudes("rotate"))
+    assert {0.99, -0.99} <= {round(m, 6) for m in list_magnitudes("shear_y")}
+    assert {32.0, -32.0} <= set(list_magnitudes("translate_x_pixels"))
+    assert {1.99, 0.01} <= {round(m, 6) for m in list_magnitudes("contrast")}
+    assert {0.0, 1.0, 2.0, 3.0, 8.0} <= set(list_magnitudes("posterize"))
 
 
+# torchvision's functions of (image, magnitude).
 WARPS = {
     "rotate": tv.rotate,
     "shear_x": lambda x, m: shear(x, m, 0),
@@ -135,7 +136,8 @@ REFERENCES = {**WARPS, **VALUES}
 
 
 def fits(name, shape):
-    # torchvision's blur reflects two pixels; four pixels turn by 135 degrees to halves between.
+    # torchvision's blur needs two pixels to reflect, and a rotation of tiny images by 135 degrees
+    # puts every pixel halfway between two.
     return min(shape[1:]) > {"gaussian_blur": 4, "rotate": 2}.get(name, 0)
 
 
@@ -149,13 +151,13 @@ def test_ops_agree_with_torchvision_on_uint8(name, shape):
     if not fits(name, shape):
         return
     pixels = images(shape)
-    for magnitude in spread(name):
+    for magnitude in list_magnitudes(name):
         expected = torch.stack([REFERENCES[name](image, magnitude) for image in pixels])
         found = OPS[name](pixels, magnitude)
         assert found.dtype == torch.uint8
         difference = (found.int() - expected.int()).abs()
         assert float((difference <= 1).float().mean()) >= 0.995
-        # What is no sum of products comes out exact, but for pixels halfway between two.
+        # Without sums of products the result is exact; warps differ at pixels halfway between two.
         if name in ("posterize", "invert", "equalize", "autocontrast", "solarize", "identity"):
             assert torch.equal(found, expected)
         if name in WARPS:
@@ -166,7 +168,7 @@ def test_ops_agree_with_torchvision_on_uint8(name, shape):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ops_agree_with_torchvision_on_floats(name, channels):
     x = images((channels, 32, 32)).float() / 255
-    for magnitude in spread(name):
+    for magnitude in list_magnitudes(name):
         expected = torch.stack([REFERENCES[name](image, magnitude) for image in x])
         found = OPS[name](x, magnitude)
         if name in WARPS:
@@ -178,22 +180,22 @@ def test_ops_agree_with_torchvision_on_floats(name, channels):
 @pytest.mark.parametrize("spare", SPARES, ids=str)
 @pytest.mark.parametrize("name", PLACED)
 @pytest.mark.parametrize("unit", [False, True])
-def test_what_is_placed_by_a_draw_agrees_with_torchvision(name, unit, spare):
+def test_ops_with_a_random_place_agree_with_torchvision(name, unit, spare):
     for shape in ((3, 32, 32), (1, 28, 28), (3, 17, 40)):
         pixels = images(shape)
         pixels = pixels.float() / 255 if unit else pixels
-        for magnitude in spread(name):
+        for magnitude in list_magnitudes(name):
             expected = PLACED[name](pixels, magnitude, spare)
             assert torch.equal(OPS[name](pixels, magnitude, spare), expected)
 
 
-def test_noise_is_torchvisions_of_the_same_normals(monkeypatch):
+def test_noise_agrees_with_torchvision_for_the_same_normals(monkeypatch):
     x = images((3, 17, 40)).float() / 255
-    for sigma in spread("gaussian_noise"):
+    for sigma in list_magnitudes("gaussian_noise"):
         expected = noised(x, sigma, (0.3, 0.6), monkeypatch)
         torch.testing.assert_close(OPS["gaussian_noise"](x, sigma, (0.3, 0.6)), expected)
         bytes_ = OPS["gaussian_noise"]((x * 255).round().to(torch.uint8), sigma, (0.3, 0.6))
-        assert float((bytes_ - expected * 255).abs().max()) <= 1.001  # its fraction is cut off
+        assert float((bytes_ - expected * 255).abs().max()) <= 1.001  # ours is truncated
 
 
 @pytest.mark.slow
@@ -202,7 +204,7 @@ def test_noise_is_torchvisions_of_the_same_normals(monkeypatch):
 def test_ops_agree_with_torchvision_on_real_images(name, unit, cifar10, monkeypatch):
     pixels = cifar10.x_train[:200]
     x = pixels.float() / 255 if unit else pixels
-    for number, magnitude in enumerate(spread(name, 21)):
+    for number, magnitude in enumerate(list_magnitudes(name, 21)):
         spare = SPARES[number % len(SPARES)]
         if name in PLACED:
             expected = PLACED[name](x, magnitude, spare)
@@ -217,8 +219,8 @@ def test_ops_agree_with_torchvision_on_real_images(name, unit, cifar10, monkeypa
         assert float(difference.mean()) < (1 if name in WARPS else 0.51)
 
 
-def test_a_wrong_reference_is_told_apart():
-    """The control: a neighbouring magnitude is not within the same bounds."""
+def test_a_wrong_reference_is_detected():
+    """Control: a neighbouring magnitude fails the same bounds."""
     pixels = images((3, 32, 32))[:3]
     for name, other in (("brightness", 1.7), ("contrast", 0.5), ("rotate", 12.0), ("color", 0.4)):
         expected = REFERENCES[name](pixels, other)
@@ -248,7 +250,7 @@ def test_crops_are_windows_of_the_padded_image(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_cutout_erases_a_square_cut_off_at_the_edges(dtype):
+def test_cutout_erases_a_square_clipped_at_the_edges(dtype):
     x = torch.zeros(1, 3, 10, 20, dtype=dtype)
     gray = 127 if dtype == torch.uint8 else 0.5
     middle = OPS["cutout"](x, 0.4, (0.5, 0.5))[0, 0]
@@ -260,7 +262,7 @@ def test_cutout_erases_a_square_cut_off_at_the_edges(dtype):
     assert torch.equal(OPS["cutout"](x, 0.0), x)
 
 
-def test_noise_is_normal_with_the_deviation_asked_for():
+def test_noise_is_normal_with_the_requested_standard_deviation():
     x = torch.full((2, 3, 100, 100), 0.5)
     noisy = OPS["gaussian_noise"](x, torch.tensor([0.02, 0.1]), (0.25, 0.75)) - 0.5
     assert noisy[0].std().item() == pytest.approx(0.02, rel=0.02)
@@ -273,13 +275,13 @@ def test_noise_is_normal_with_the_deviation_asked_for():
     assert abs(float((other[0] * noisy[0]).mean())) < 0.02**2 * 0.03
 
 
-def test_color_leaves_gray_images_alone():
+def test_color_leaves_gray_images_unchanged():
     for x in (images((1, 8, 8)), images((1, 8, 8)).float() / 255):
         assert torch.equal(OPS["color"](x, 0.1), x)
         assert torch.equal(OPS["color"](x, 1.7), x)
 
 
-def test_float_posterize_is_torchvisions_and_not_that_of_bytes():
+def test_float_posterize_follows_torchvision_not_uint8():
     x = torch.tensor([0.0, 0.3, 0.99, 1.0]).view(1, 1, 2, 2)
     assert OPS["posterize"](x, 1.0).flatten().tolist() == [0, 0, 0.5, 0.5]
 
@@ -301,7 +303,7 @@ def test_float_posterize_is_torchvisions_and_not_that_of_bytes():
         (lambda: OPS["rotate"].between("a", 1), TypeError, "low must be a number, got str 'a'"),
     ],
 )
-def test_magnitudes_without_a_meaning_are_refused(call, error, reason):
+def test_undefined_magnitudes_are_refused(call, error, reason):
     with pytest.raises(error, match=reason):
         call()
 
@@ -318,34 +320,34 @@ def test_magnitudes_without_a_meaning_are_refused(call, error, reason):
         (lambda x: OPS["color"](x.repeat(1, 2, 1, 1), 1.5), ValueError, "1 or 3 channels"),
     ],
 )
-def test_an_op_called_by_hand_refuses_what_a_policy_would(call, error, reason):
+def test_an_op_called_directly_refuses_what_a_policy_would(call, error, reason):
     with pytest.raises(error, match=reason):
         call(images((3, 8, 8))[:2])
 
 
-def test_an_op_of_your_own_may_work_in_place():
+def test_a_users_op_may_work_in_place():
     x = torch.rand(2, 3, 4, 4)
     before = x.clone()
     assert float(Op(lambda x, _: x.zero_())(x, 0.0).sum()) == 0
     assert torch.equal(x, before)
 
 
-def test_between_changes_the_range_alone():
+def test_between_changes_only_the_range():
     wide = OPS["rotate"].between(0, 135)
     assert (wide.low, wide.high, wide.signed) == (0, 135, True)
     assert wide.apply is OPS["rotate"].apply
 
 
 def test_parameters_are_float32_for_every_op():
-    place = Place(np.full((3, 2), 0.3, np.float32), 12, 10)
+    context = PrepareContext(np.full((3, 2), 0.3, np.float32), 12, 10)
     for op in OPS.values():
-        params = op.parameters(np.full(3, op.high, np.float32), place)
+        params = op.compute_params(np.full(3, op.high, np.float32), context)
         assert params.dtype == np.float32
         assert params.shape[0] == 3
 
 
 def test_large_images_are_addressed_exactly():
-    """Where float32 no longer counts pixels one by one."""
+    """Beyond 2**24 pixels, where float32 cannot hold every index."""
     x = torch.zeros(1, 1, 4100, 4100, dtype=torch.uint8)
     x[0, 0, -1, -5:] = torch.arange(1, 6, dtype=torch.uint8)
     mirrored = OPS["horizontal_flip"](x, 0.0)
@@ -353,7 +355,7 @@ def test_large_images_are_addressed_exactly():
     assert int(mirrored.sum()) == 15
 
 
-def test_your_own_op_gets_floats_and_returns_what_came(recwarn):
+def test_a_users_op_gets_floats_and_the_input_dtype_is_restored(recwarn):
     halved = Op(partial(lambda x, m, factor: x * factor * m[:, None, None, None], factor=0.5), 1, 1)
     x = torch.full((2, 3, 4, 4), 200, dtype=torch.uint8)
     assert halved(x, 1.0).unique().tolist() == [100]
@@ -363,9 +365,9 @@ def test_your_own_op_gets_floats_and_returns_what_came(recwarn):
 
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_that_of_float32_rounded_once(name, dtype):
+def test_half_precision_is_the_float32_result_rounded_once(name, dtype):
     x = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
-    x[0, :, 0] = 1.0  # white, which 256 levels must not overflow
+    x[0, :, 0] = 1.0  # white must not overflow the 256 levels
     op = OPS[name]
     found = op(x, op.high, (0.3, 0.6))
     assert found.dtype == dtype

@@ -6,6 +6,8 @@ from benchmarks import gain_page
 from benchmarks.gain_page import draw_gain, gain_section, gains, speed_ups
 from tests.runs import records
 
+pytestmark = pytest.mark.slow
+
 
 def timed(seconds):
     runs = records([50.0] * 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import AllSelector, RandomOps, SubsetAugmentLoader
+from augsubset import RandomOps, SubsetAugmentLoader
 from benchmarks import harness
 from benchmarks.datasets import load_digits_images, tail_classes
 from benchmarks.harness import TrainingPlan, evaluate, train, unchanged
@@ -21,7 +21,8 @@ def test_the_learning_rate_warms_up_and_falls():
     assert [steps.lr_at(t) for t in (0, 4.9, 5, 9)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
-def test_training_learns_and_accounts_for_every_row():
+@pytest.mark.parametrize("weights", ["uniform", "cluster"])
+def test_training_learns_and_accounts_for_every_row(weights):
     data = load_digits_images(100)
     model = build_model("convnet", data, 0)
     dataset = TensorDataset(data.x_train, data.y_train)
@@ -31,6 +32,7 @@ def test_training_learns_and_accounts_for_every_row():
         RandomOps.paper(),
         fraction=0.2,
         copies=2,
+        weights=weights,
         normalize=data.mean_std,
     )
     result = train(model, loader, data, TrainingPlan(4, 0.1))
@@ -50,8 +52,8 @@ def model_and_loader(data):
         DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=20, shuffle=True),
         model,
         unchanged,
-        selector=AllSelector(),
-        raw="none",
+        fraction=1.0,
+        originals="none",
         copies=1,
         normalize=data.mean_std,
     )

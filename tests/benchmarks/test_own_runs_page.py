@@ -5,6 +5,8 @@ import pytest
 from benchmarks.own_runs_page import _by_share, own_runs_section
 from tests.runs import records
 
+pytestmark = pytest.mark.slow
+
 
 def entry(error, overlap=0.5):
     return {

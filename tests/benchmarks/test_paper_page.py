@@ -12,6 +12,8 @@ from benchmarks.rows_page import map_section
 from benchmarks.train import GRIDS, load_grid, load_results
 from tests.runs import records
 
+pytestmark = pytest.mark.slow
+
 ESTIMATES = json.loads((GRIDS.parent / "results" / "estimates.json").read_text())["grids"]
 TABLES = {table["grid"]: table for table in PAPER["table"]}
 LOW, HIGH = [90.0, 90.3, 90.1, 90.2, 90.4], [92.0, 92.1, 92.3, 92.4, 92.2]
@@ -296,7 +298,7 @@ def _steps(cell):
     """Return the steps of a run of as many examples as there are, or 50,000."""
     n = cell.limit or 50_000
     k = round(cell.fraction * n)
-    originals = {"all": n, "unselected": n - k, "selected": k, "none": 0}[cell.raw]
+    originals = {"all": n, "unselected": n - k, "selected": k, "none": 0}[cell.originals]
     steps = cell.plan(n).steps
     return (
         cell.epochs * -(-(originals + k * cell.copies) // cell.batch_size)

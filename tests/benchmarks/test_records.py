@@ -5,8 +5,10 @@ import re
 
 import pytest
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, from_record
 from benchmarks.train import GRIDS, RESULTS, load_grid
+
+pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {"augsubset", "commit", "python", "torch", "device", "threads", "data"}
 RESULT = {"accuracies", "evaluated_at", "losses", "steps", "rows", "augmented", "seconds"}
@@ -23,7 +25,8 @@ def test_a_record_says_what_it_is_of(name):
         assert set(record["result"]) >= RESULT
         assert len(record["result"]["accuracies"]) == len(record["result"]["evaluated_at"])
         # The grid's own cell, but for where it ran.
-        cell, where = Cell.of(record["cell"]), ("device", "precision", "channels_last", "resident")
+        cell = Cell.of(from_record(record["cell"]))
+        where = ("device", "precision", "channels_last", "resident")
         plan = planned[path.stem]
         differ = {key for key, value in vars(cell).items() if value != getattr(plan, key)}
         assert differ <= (set(where) if cell.device != plan.device else set()), path.name

@@ -16,6 +16,8 @@ from benchmarks.tables import between
 from benchmarks.train import GRIDS, load_grid, load_results
 from tests.runs import records
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = {
     *("dynamics", "times", "times-gpu", "smoke"),
     *(path.stem for path in GRIDS.glob("*-observed.toml")),

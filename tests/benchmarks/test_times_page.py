@@ -11,6 +11,8 @@ from benchmarks.times_page import ratio_of, steps_a_copy, times_section
 from benchmarks.train import RESULTS, load_grid, load_results
 from tests.runs import records
 
+pytestmark = pytest.mark.slow
+
 
 def runs(*totals):
     found = records([50.0] * len(totals))

@@ -1,4 +1,4 @@
-"""Full gradients against backward passes, and what correlates with them."""
+"""Full gradients against backward passes, and fidelity of probed gradients."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def by_hand(model, x, y):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 100])
-def test_full_gradients_are_those_of_backward_passes(chunk_size):
+def test_full_gradients_match_backward_passes(chunk_size):
     model, (x, y) = small_net(), examples()
     found = full_gradients(model, x, y, chunk_size=chunk_size)
     torch.testing.assert_close(found, by_hand(model, x, y), atol=1e-6, rtol=1e-5)
@@ -57,14 +57,14 @@ def test_a_summed_gradient_is_the_weighted_sum(chunk_size):
     torch.testing.assert_close(found, rows.sum(0), atol=1e-5, rtol=1e-5)
 
 
-def test_a_parameter_that_is_not_used_has_a_gradient_of_zero():
+def test_an_unused_parameter_has_a_zero_gradient():
     model = small_net()
     model.register_parameter("spare", nn.Parameter(torch.ones(4)))
     x, y = examples(4)
     assert summed_gradient(model, x, y).shape == full_gradients(model, x, y).shape[1:]
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model, (x, y) = small_net(), examples()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -76,7 +76,7 @@ def test_the_model_is_left_as_it_was():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_more_layers_are_more_faithful_and_full_ones_entirely():
+def test_more_layers_increase_fidelity_up_to_full_gradients():
     model, (x, y) = small_net(), examples(90)
     data, full = TensorDataset(x, y), full_gradients(model, x, y)
     assert distance_fidelity(LastLayerGradients.from_residual(full, y), full) > 1 - 1e-6
@@ -85,20 +85,20 @@ def test_more_layers_are_more_faithful_and_full_ones_entirely():
         for layer, kind in (("auto", "logits"), ("auto", "last_layer"), (["0", "4"], "last_layer"))
     ]
     assert 0.3 < found[0] < found[1] < found[2] <= 1
-    # What no gradient is in does not correlate.
+    # Control: noise does not correlate.
     noise = torch.randn(90, 3, generator=torch.Generator().manual_seed(5))
     assert abs(distance_fidelity(LastLayerGradients.from_residual(noise, y), full)) < 0.2
 
 
-def test_pairs_are_of_one_class():
-    # Two classes far apart: over all pairs the order would be that of the classes alone.
+def test_only_pairs_within_a_class_count():
+    # Two distant classes: over all pairs, the ranking would only depend on the classes.
     full = torch.tensor([[0.0], [1.0], [3.0], [100.0], [101.0], [103.0]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     turned = torch.tensor([[3.0], [2.0], [0.0], [1.0], [3.0], [0.0]])
     found = distance_fidelity(LastLayerGradients.from_residual(turned, labels), full)
     of_class = [
-        np.corrcoef([1, 3, 2], [1, 3, 2])[0, 1],  # distances 1, 3, 2 of both
-        np.corrcoef([2, 1, 3], [1, 3, 2])[0, 1],  # 2, 1, 3 of the one, 1, 3, 2 of the other
+        np.corrcoef([1, 3, 2], [1, 3, 2])[0, 1],  # distances 1, 3, 2 in both
+        np.corrcoef([2, 1, 3], [1, 3, 2])[0, 1],  # 2, 1, 3 against 1, 3, 2
     ]
     assert found == pytest.approx(np.mean(of_class))
 
@@ -115,22 +115,22 @@ def test_alignment_is_cosine_and_relative_error():
 @pytest.mark.parametrize("function", [full_gradients, summed_gradient])
 def test_bad_input_is_refused(function):
     model, (x, y) = small_net(), examples()
-    with pytest.raises(ValueError, match="y must be one label an input, got 29 for 30 inputs"):
+    with pytest.raises(ValueError, match="y must have one label per input, got 29 for 30 inputs"):
         function(model, x, y[1:])
-    with pytest.raises(ValueError, match="y must be one label an input, got 0 for 0"):
+    with pytest.raises(ValueError, match="y must have one label per input, got 0 for 0"):
         function(model, x[:0], y[:0])
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         function(model, x, y, chunk_size=0)
 
 
-def test_rows_that_do_not_match_are_refused():
+def test_mismatched_rows_are_refused():
     model, (x, y) = small_net(), examples()
     gradients = LastLayerGradients.from_residual(torch.rand(30, 3), y)
-    with pytest.raises(ValueError, match="full must have 30 rows, as gradients have, got 29"):
+    with pytest.raises(ValueError, match="full must have 30 rows, like gradients, got 29"):
         distance_fidelity(gradients, torch.rand(29, 4))
-    with pytest.raises(ValueError, match="three examples of a class"):
+    with pytest.raises(ValueError, match="a class of at least three examples"):
         distance_fidelity(
             LastLayerGradients.from_residual(torch.rand(4, 3), torch.arange(4)), torch.rand(4, 4)
         )
-    with pytest.raises(ValueError, match="weights must be one an example, got shape"):
+    with pytest.raises(ValueError, match=r"weights must be of shape \(30,\), one per input"):
         summed_gradient(model, x, y, torch.ones(3))

@@ -1,4 +1,4 @@
-"""Spectra against Jacobians by hand, and bounds that hold, each with what violates it."""
+"""Spectra against explicit Jacobians, and the bounds, each with a violation that is caught."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def inputs(n=8, seed=0):
 
 
 def by_hand(model, x):
-    """One backward pass an output."""
+    """One backward pass per output."""
     rows = []
     for one in x:
         for output in model(one[None])[0]:
@@ -31,7 +31,7 @@ def by_hand(model, x):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_a_jacobian_is_that_of_backward_passes(chunk_size):
+def test_a_jacobian_matches_backward_passes(chunk_size):
     model, x = small_net(), inputs()
     found = jacobian(model, x, chunk_size=chunk_size)
     assert found.shape == (24, 53)
@@ -41,7 +41,7 @@ def test_a_jacobian_is_that_of_backward_passes(chunk_size):
 def test_batch_normalisation_uses_its_running_statistics():
     data = load_digits_images(12)
     model = build_model("convnet", data, 0)
-    model(data.x_train.float() / 255)  # statistics of something
+    model(data.x_train.float() / 255)  # updates the running statistics
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = data.x_train[:3].float() / 255
     together, alone = jacobian(model, x), torch.cat([jacobian(model, one[None]) for one in x])
@@ -51,7 +51,7 @@ def test_batch_normalisation_uses_its_running_statistics():
 
 
 def test_a_linear_model_has_the_spectrum_of_its_inputs():
-    # f = W x: every output has the inputs for its Jacobian, so the NTK is X X^T a class.
+    # f = W x: the Jacobian of every output is the inputs, so the NTK of each is X X^T.
     model, x = nn.Linear(6, 2, bias=False), inputs(4)
     found = spectrum_change(model, x, x + 0.01)
     expected = np.repeat(np.linalg.svd(x.numpy(), compute_uv=False), 2)
@@ -71,10 +71,10 @@ def test_the_bounds_hold_for_any_perturbation(seed, size):
     assert np.sqrt((moved**2).sum()) <= found.perturbation_frobenius * (1 + 1e-6)
     assert (found.sines <= found.wedin_bounds + 1e-6).all()
     if size < 0.01:
-        assert (found.wedin_bounds < 1).sum() >= 3  # the bound says something there
+        assert (found.wedin_bounds < 1).sum() >= 3  # not vacuous there
 
 
-def test_nothing_moves_where_nothing_is_augmented():
+def test_without_augmentation_the_spectrum_is_unchanged():
     found = spectrum_change(small_net(), inputs(), inputs())
     assert found.perturbation_norm == 0
     assert np.array_equal(found.original.singular_values, found.augmented.singular_values)
@@ -96,7 +96,7 @@ def test_the_iteration_finds_the_largest_values(count):
 
 
 @pytest.mark.parametrize("method", ["exact", "iterative"])
-def test_no_trace_is_left_in_the_model_or_autograd(method):
+def test_model_and_autograd_state_are_unchanged(method):
     model = small_net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for grad in (True, False):
@@ -109,7 +109,7 @@ def test_no_trace_is_left_in_the_model_or_autograd(method):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_is_too_large_to_hold_is_iterated():
+def test_auto_is_iterative_above_max_elements():
     found = spectrum_change(small_net(), inputs(), inputs() + 0.1, max_elements=10)
     assert len(found.original.singular_values) == 2  # a tenth of 24
     assert (found.original.num_rows, found.original.num_columns) == (24, 53)
@@ -128,7 +128,7 @@ def test_real_images_under_weak_and_strong_augmentation():
     assert 0 < moved["weak"] < moved["strong"]
 
 
-# Controls: each check fires where its inequality is violated.
+# Controls: each check raises if its inequality is violated.
 
 
 def change(before, after, norm, frobenius, sines=(), bounds=()):
@@ -153,7 +153,7 @@ def test_each_inequality_is_checked():
 
 
 class Unsteady(nn.Module):
-    """Another function each time, evaluation mode or not."""
+    """A different function at every call, even in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ class Unsteady(nn.Module):
         return x @ self.weight * (1 + self.calls)
 
 
-def test_a_model_that_changes_is_found_out():
+def test_a_nondeterministic_model_is_detected():
     with pytest.raises(AugsubsetError, match="deterministic"):
         spectrum_change(Unsteady(), inputs(), inputs() + 1e-4, method="iterative", num_values=2)
 
@@ -173,8 +173,8 @@ def test_a_model_that_changes_is_found_out():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: spectrum_change(small_net(), inputs(), inputs(5)), ValueError, "as many examples"),
-        (lambda: spectrum_change(small_net(), inputs(0), inputs(0)), ValueError, "as many"),
+        (lambda: spectrum_change(small_net(), inputs(), inputs(5)), ValueError, "the shape of x"),
+        (lambda: spectrum_change(small_net(), inputs(0), inputs(0)), ValueError, "at least one"),
         (
             lambda: spectrum_change(small_net(), inputs(), inputs(), method="exactly"),
             ValueError,

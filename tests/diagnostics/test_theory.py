@@ -1,4 +1,4 @@
-"""The paper's statements on instances that satisfy their assumptions, and on some that do not."""
+"""The paper's theorems on instances that satisfy their assumptions, and on some that do not."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ SEEDS = st.integers(0, 10_000)
 
 
 def coreset_of(gradients, k, rng):
-    """Medoids drawn at random, each with the examples nearest to it."""
+    """Return random medoids, and clusters by nearest medoid."""
     chosen = rng.permutation(len(gradients))[:k]
     distances = np.linalg.norm(gradients[:, None] - gradients[chosen], axis=2)
     clusters = distances.argmin(1)
     return chosen, np.bincount(clusters, minlength=k).astype(float), clusters
 
 
-def test_an_inequality_holds_up_to_rounding_and_not_beyond():
+def test_an_inequality_holds_up_to_rounding_only():
     assert Inequality(1.0 + 1e-12, 1.0, 0.5).holds
     assert not Inequality(1.0 + 1e-6, 1.0, 0.5).holds
     assert not Inequality(1.0, 1.0, 0.5).holds_as_printed
@@ -55,7 +55,7 @@ def test_residuals_of_a_linear_model_follow_equation_5(seed, n, m):
     np.testing.assert_allclose(by_descent, by_spectrum, rtol=0, atol=1e-10)
 
 
-def test_equation_5_is_not_that_of_another_step():
+def test_equation_5_does_not_match_another_step_size():
     jacobian, residual = np.eye(3), np.ones(3)
     by_descent = residuals_by_descent(jacobian, residual, 0.1, 5)
     assert np.abs(by_descent - residuals_by_spectrum(jacobian, residual, 0.11, 5)).max() > 1e-2
@@ -93,7 +93,7 @@ def test_lemma_3_1_needs_its_density():
 def test_theorem_3_2_bounds_from_below(singular_value, norm, decreasing, step, num_steps):
     found = decay_under_shifts(singular_value, norm, decreasing, step, num_steps)
     assert found.holds
-    # Jensen's inequality, where the factor is convex in the eigenvalue: for any even power.
+    # Jensen's inequality: the factor, an even power, is convex in the eigenvalue.
     assert found.value >= found.printed - 1e-9 * (1 + found.printed)
 
 
@@ -111,14 +111,14 @@ def test_theorem_3_2_does_not_hold_as_printed():
 
 
 @given(SEEDS, st.integers(2, 20))
-def test_the_summed_distances_bound_what_a_coreset_misses(seed, n):
+def test_the_summed_distances_bound_the_gradient_error(seed, n):
     rng = np.random.default_rng(seed)
     gradients = rng.standard_normal((n, 4)) * rng.lognormal(0, 2, (n, 1))
     chosen, weights, clusters = coreset_of(gradients, rng.integers(1, n + 1), rng)
     assert coreset_gradient_error(gradients, chosen, weights, clusters).holds
 
 
-def test_the_frobenius_norm_of_a_6_is_no_bound():
+def test_the_frobenius_norm_of_a_6_is_not_a_bound():
     gradients = np.zeros((100, 2))
     gradients[1:, 0] = 1
     found = coreset_gradient_error(
@@ -129,7 +129,7 @@ def test_the_frobenius_norm_of_a_6_is_no_bound():
     assert not found.holds_as_printed
 
 
-def test_other_weights_than_cluster_sizes_may_miss_more_than_the_distances():
+def test_other_weights_than_cluster_sizes_may_exceed_the_summed_distances():
     gradients = np.ones((4, 1))
     nothing = np.zeros(4, np.int64)
     assert not coreset_gradient_error(gradients, np.array([0]), np.array([9.0]), nothing).holds
@@ -182,7 +182,7 @@ def test_lemma_b_2_as_printed_depends_on_the_scale():
     assert coreset_spectrum(np.array([[10.0]]), np.ones(1), *everything).holds_as_printed
 
 
-def test_lemma_b_2_needs_an_xi_that_bounds_what_is_missed():
+def test_lemma_b_2_needs_an_xi_that_bounds_the_gradient_error():
     jacobian, residual = np.array([[5.0], [0.1]]), np.ones(2)
     assert not coreset_spectrum(jacobian, residual, np.array([1]), np.ones(1), xi=0.0).holds
 
@@ -208,8 +208,8 @@ def test_lemma_b_3_and_corollary_b_4_with_twice_the_term(seed, with_originals):
 
 @pytest.mark.parametrize("with_originals", [False, True])
 def test_lemma_b_3_does_not_hold_as_printed(with_originals):
-    # All residuals are zero, so that any coreset misses nothing: xi = 0. The augmentation stretches
-    # the last direction, in which one example lies on one side and all others on the other.
+    # All residuals are zero, so xi = 0 for any coreset. The augmentation stretches the last
+    # direction, where one example is on one side and all others are on the other.
     n, d, omega, narrow = 20, 12, 1.0, 1e-3
     x = np.ones((n, d))
     x[:, -1] = -narrow
@@ -245,8 +245,8 @@ def test_lemma_b_3_needs_inputs_of_the_assumed_size():
 
 
 @given(SEEDS, st.integers(1, 4))
-@example(11, 1)  # one example: solved in a step
-def test_stochastic_descent_shrinks_at_the_rate_that_follows(seed, d):
+@example(11, 1)  # one example: solved in one step
+def test_stochastic_descent_shrinks_at_the_proven_rate(seed, d):
     rng = np.random.default_rng(seed)
     n = d + int(rng.integers(0, 5))
     rows = rng.standard_normal((n, d)) * rng.lognormal(0, 1, (n, 1))
@@ -263,8 +263,9 @@ def test_the_printed_factor_fails_where_the_loss_is_steep():
     assert flat.holds_as_printed
 
 
-def test_twice_the_step_need_not_shrink_anything():
-    # One example: alpha = 2 a, lambda = beta = a, so that alpha / (lambda beta) = 2 / a mirrors.
+def test_twice_the_step_size_need_not_shrink_the_loss():
+    # One example: alpha = 2 a, lambda = beta = a, so a step of alpha / (lambda beta) = 2 / a
+    # reflects the parameter.
     a = 3.0
     alpha, smooth, beta = 2 * a, a, a
     w, step = 1.0, alpha / (smooth * beta)
@@ -285,10 +286,10 @@ def start_instance(seed, radius, residuals=1.0):
 
 
 @given(SEEDS, st.floats(0, 0.1), st.booleans())
-def test_the_gradient_at_the_start_of_theorems_4_2_and_b_1(seed, radius, full):
+def test_the_initial_gradient_of_theorems_4_2_and_b_1(seed, radius, full):
     assert initial_gradient(*start_instance(seed, radius), full=full).holds
 
 
-def test_the_gradient_at_the_start_needs_bounded_residuals():
+def test_the_initial_gradient_bound_needs_bounded_residuals():
     found = [initial_gradient(*start_instance(seed, 0.1, 1000.0)) for seed in range(300)]
     assert not all(each.holds for each in found)

@@ -235,7 +235,7 @@ def recycled(monkeypatch):
         model = wrapped(make_model())
         model(X[:8].float()).sum().backward()  # what is compiled knows of no hooks
         model.zero_grad()
-        loader = make(model, 8, every=1, recycle=1, **options)
+        loader = make(model, 8, every=1, **options, options=LoaderOptions(recycle=1))
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         while loader.epoch < num_epochs:
             stance = "fail_on_recompile" if loader.epoch else "default"
@@ -298,21 +298,21 @@ def recycled(monkeypatch):
 def resumed(monkeypatch):
     """A state saved on one number of ranks goes on with another, and mid-epoch."""
     model = make_model()
-    loader = make(model, 8, return_index=True)
+    loader = make(model, 8, batch=BatchSpec(return_index=True))
     running = iter(loader)
     first = next(running)
     states = [None] * world()
     dist.all_gather_object(states, {**loader.state_dict(), "history": []})
     assert len({str(sorted((k, str(v)) for k, v in state.items())) for state in states}) == 1
     assert loader.state_dict()["position"] == 8 * world()
-    again = make(model, 8, return_index=True)
+    again = make(model, 8, batch=BatchSpec(return_index=True))
     again.load_state_dict(saved_and_read(loader.state_dict()))
     for ours, theirs in zip(again, running, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_initialized", lambda: False)
         patch.delenv("WORLD_SIZE")
-        single = make(model, 8, return_index=True)
+        single = make(model, 8, batch=BatchSpec(return_index=True))
         single.load_state_dict(saved_and_read(states[0]))
         left = [row for batch in single for row in batch[3].tolist()]
     rows = [None] * world()
@@ -446,7 +446,7 @@ def failures(monkeypatch):
 def background(monkeypatch):
     """Solving in a thread on all ranks while DDP trains."""
     model = DistributedDataParallel(make_model())
-    _, digests = train(model, make(model, 8, every=1, background=True), num_epochs=4)
+    _, digests = train(model, make(model, 8, every=1, options=LoaderOptions(background=True)), num_epochs=4)
     gathered = [None] * world()
     dist.all_gather_object(gathered, digests)
     assert all(each == digests for each in gathered)
@@ -471,7 +471,7 @@ def with_accelerate(monkeypatch):
     accelerator = Accelerator(cpu=True)
     loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
     model, loader = accelerator.prepare(make_model(), loader)
-    prepared = prepare(accelerator, loader, model, RandomOps.paper(), **OPTIONS, return_index=True)
+    prepared = prepare(accelerator, loader, model, RandomOps.paper(), **OPTIONS, batch=BatchSpec(return_index=True))
     assert prepared.num_replicas == world()
     mine, ends = [], []
     for x, y, w, index in prepared:
@@ -497,14 +497,7 @@ def with_lightning(monkeypatch):
             return self.net(x)
 
         def train_dataloader(self):
-            self.loader = prepare(
-                self.trainer,
-                DataLoader(TensorDataset(X, Y), 8, shuffle=True),
-                self,
-                RandomOps.paper(),
-                **OPTIONS,
-                return_index=True,
-            )
+            self.loader = prepare(self.trainer, DataLoader(TensorDataset(X, Y), 8, shuffle=True), self, RandomOps.paper(), **OPTIONS, batch=BatchSpec(return_index=True))
             assert self.loader.num_replicas == world()
             return self.loader
 
@@ -654,7 +647,7 @@ def gone():
 
 def killed_while_probing(monkeypatch):
     """A rank that dies raises on the others."""
-    loader = make(make_model(), 8, timeout=timedelta(minutes=30))
+    loader = make(make_model(), 8, options=LoaderOptions(timeout=timedelta(minutes=30)))
     if dist.get_rank() == 1:
         loader._schedule._probe = die
     with gone():
@@ -663,7 +656,7 @@ def killed_while_probing(monkeypatch):
 
 def killed_while_solving(monkeypatch):
     """Also in the middle of its classes."""
-    loader = make(make_model(), 8, timeout=timedelta(minutes=30))
+    loader = make(make_model(), 8, options=LoaderOptions(timeout=timedelta(minutes=30)))
     if dist.get_rank() == 1:
         monkeypatch.setattr(distributed, "solve", die)
     with gone():
@@ -682,7 +675,7 @@ def killed_while_exchanging(monkeypatch):
 
 def killed_in_the_background(monkeypatch):
     """Also in a thread, beside an epoch that the others go through."""
-    loader = make(make_model(), 8, every=1, background=True, timeout=timedelta(minutes=30))
+    loader = make(make_model(), 8, every=1, options=LoaderOptions(background=True, timeout=timedelta(minutes=30)))
     assert len(list(loader)) == len(loader)
     if dist.get_rank() == 1:
         monkeypatch.setattr(distributed, "solve", die)

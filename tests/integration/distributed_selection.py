@@ -1,4 +1,4 @@
-"""Run by torchrun: each rank holds every world_size-th row and compares with one process."""
+"""Run by torchrun: each rank has every world_size-th row and compares with one process."""
 
 import os
 import signal
@@ -48,12 +48,12 @@ def shard_of(whole, positions):
 
 
 def mine(whole):
-    order = np.random.default_rng(7).permutation(len(whole))  # shards in no order
+    order = np.random.default_rng(7).permutation(len(whole))  # shards are not sorted
     return shard_of(whole, torch.from_numpy(order[dist.get_rank() :: dist.get_world_size()].copy()))
 
 
 def exact():
-    """Every budget form, ties, products and one class on one rank: as in one process."""
+    """Same as in one process: every kind of budget, ties, products, one class and many."""
     for kind in ({}, {"grid": True}, {"inputs": 4}, {"classes": 1}, {"classes": 40}):
         whole = everything(**kind)
         labels = torch.unique(whole.labels).tolist()
@@ -75,7 +75,7 @@ def exact():
 
 
 def parts():
-    """A class in parts: the parts are dealt, and the selection is one process's."""
+    """Same as in one process: a class whose parts are distributed over ranks."""
     whole = everything(n=1500, classes=2)
     for options in (
         {"fraction": 0.1, "part_size": 100},
@@ -91,7 +91,7 @@ def parts():
 
 
 def failures():
-    """What fails on one rank raises on all, and says where."""
+    """An error on one rank is raised on all, naming the rank."""
     rank, whole = dist.get_rank(), everything()
 
     def broken():
@@ -116,24 +116,24 @@ def failures():
 
 
 def disagreement(monkeypatch):
-    """Another selection on one rank is seen by its digest."""
+    """A different selection on one rank is detected by its digest."""
     from augsubset.selection import distributed
 
-    together = distributed._together
+    combine = distributed._combine_classes
 
-    def altered(results, sizes, in_proportion):
-        selection = together(results, sizes, in_proportion)
+    def altered(results, sizes):
+        selection = combine(results, sizes)
         if dist.get_rank() == 1:
             selection.gains[0] += 1
         return selection
 
-    monkeypatch.setattr(distributed, "_together", altered)
+    monkeypatch.setattr(distributed, "_combine_classes", altered)
     with pytest.raises(AugsubsetError, match="must agree on the selection"):
         select_coreset_distributed(mine(everything()), fraction=0.1, timeout=SHORT)
 
 
 def missing():
-    """A rank that does not turn up raises on the others within the time limit."""
+    """A rank that does not arrive raises on the others after the timeout."""
     if dist.get_rank() == 1:
         time.sleep(8)
         return
@@ -144,7 +144,7 @@ def missing():
 
 
 def killed():
-    """A rank that dies in the middle raises on the others."""
+    """A rank that dies during the selection raises on the others."""
     if dist.get_rank() == 1:
         gather = Ranks.gather
 

@@ -104,7 +104,7 @@ def test_an_item_that_raises_while_probing_or_gathering_labels_is_named(num_work
 )
 def test_what_would_harm_this_process_is_met_in_one_of_its_own(scene, tmp_path):
     command = [sys.executable, "-m", "tests.integration.faulty", scene, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, options=LoaderOptions(timeout=60))
     assert done.returncode == 0, done.stderr
 
 
@@ -192,7 +192,7 @@ class Odd(nn.Module):
 
 def test_what_is_no_weight_in_training_or_cannot_be_looked_at_is_left_out():
     model = Odd()
-    loader = make(model=model, selector=RandomSelector(), device="cpu")
+    loader = make(model=model, selector=RandomSelector(), options=LoaderOptions(device="cpu"))
     assert len(list(loader)) == len(loader)
     with torch.no_grad():
         model.weight[1] = torch.nan
@@ -206,7 +206,7 @@ def test_weights_that_ranks_share_are_looked_at_where_they_are():
         model = make_model()
         mesh = init_device_mesh("cpu", (1,))
         model[1].weight = nn.Parameter(DTensor.from_local(model[1].weight.detach(), mesh))
-        loader = make(model=model, selector=RandomSelector(), device="cpu")
+        loader = make(model=model, selector=RandomSelector(), options=LoaderOptions(device="cpu"))
         assert len(list(loader)) == len(loader)
         model[1].weight.to_local().detach()[0, 0] = torch.nan
         with pytest.raises(AugsubsetError, match=r"got 1 of 324 values of '1\.weight'"):
@@ -230,7 +230,7 @@ def test_weights_that_are_nan_are_named_at_the_next_selection():
 
 def test_a_nan_recorded_in_training_is_named_too():
     model = make_model()
-    loader = make(model=model, every=1, recycle=1)
+    loader = make(model=model, every=1, options=LoaderOptions(recycle=1))
     for x, _, _ in loader:
         model(x * float("nan"))
     with pytest.raises(ValueError, match="gradients must be finite"):

@@ -723,13 +723,7 @@ class RecordingTrainer(Trainer):
         items = [{"x": X[i], "labels": i % 3} for i in range(N)]
         loader = DataLoader(items, batch_size=8, shuffle=True)
         self.seen = []
-        return SubsetAugmentLoader(
-            loader,
-            self.model,
-            RandomOps.paper(),
-            **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe, **self.kind},
-            whole=True,
-        )
+        return SubsetAugmentLoader(loader, self.model, RandomOps.paper(), **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe, **self.kind}, batch=BatchSpec(whole=True))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch, *w = inputs if isinstance(inputs, tuple) else (inputs,)

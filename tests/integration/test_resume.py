@@ -295,7 +295,7 @@ def test_a_selection_made_in_the_middle_of_an_epoch_is_resumed_for_the_next():
 
 def test_a_selection_that_is_solved_in_the_background_is_resumed():
     def again():
-        return make(every=1, background=True)
+        return make(every=1, options=LoaderOptions(background=True))
 
     per_epoch = len(again())
     assert_resumable(again, stops=[per_epoch + 1, 2 * per_epoch + 1], num_epochs=4)
@@ -331,7 +331,7 @@ def test_recycled_gradients_are_resumed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
-    loader = SubsetAugmentLoader(data, model, RandomOps.paper(), every=1, recycle=1, fraction=0.2)
+    loader = SubsetAugmentLoader(data, model, RandomOps.paper(), every=1, fraction=0.2, options=LoaderOptions(recycle=1))
     loader.load_state_dict(state)
     assert list(loader) == []
     next(iter(loader))
@@ -340,7 +340,7 @@ def test_recycled_gradients_are_resumed():
 
 def test_a_record_of_recycling_made_on_another_rank_is_named(caplog):
     def one_of(num_replicas, rank):
-        return make(num_replicas=num_replicas, rank=rank, recycle=1)
+        return make(num_replicas=num_replicas, rank=rank, options=LoaderOptions(recycle=1))
 
     state = one_of(2, 0).state_dict()
     one_of(2, 0).load_state_dict(state)
@@ -400,9 +400,9 @@ def test_a_state_of_something_else_is_refused_and_nothing_is_changed(change, err
 
 @pytest.mark.parametrize("change", [{"position": 5}, {"epoch": 1 << 20}])
 def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
-    loader = make(layout="grouped")
+    loader = make(options=LoaderOptions(layout="grouped"))
     next(iter(loader))
-    state, fresh = damaged(loader.state_dict(), **change), make(layout="grouped")
+    state, fresh = damaged(loader.state_dict(), **change), make(options=LoaderOptions(layout="grouped"))
     before = fresh.state_dict()
     with pytest.raises(ValueError, match=r"position must be a whole|epoch must be between"):
         fresh.load_state_dict(state)
@@ -434,14 +434,14 @@ def test_an_epoch_that_was_filled_up_for_some_ranks_is_over_for_any():
 
 
 def test_a_damaged_record_of_recycling_changes_nothing_either():
-    loader = make(recycle=1)
+    loader = make(options=LoaderOptions(recycle=1))
     running = iter(loader)
     next(running)
-    state = damaged(loader.state_dict(), harvest={"seen": torch.zeros(3)})
-    fresh = make(recycle=1)
-    with pytest.raises(ValueError, match="harvest must be a saved state"):
+    state = damaged(loader.state_dict(), logits={"seen": torch.zeros(3)})
+    fresh = make(options=LoaderOptions(recycle=1))
+    with pytest.raises(ValueError, match="logit_cache must be a saved state"):
         fresh.load_state_dict(state)
-    assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(recycle=1), 1)))
+    assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(options=LoaderOptions(recycle=1)), 1)))
 
 
 def changed(tensor, where):

@@ -132,7 +132,7 @@ def turning(dataset, **loader_options):
 
     loader = DataLoader(dataset, batch_size=16, shuffle=True, **loader_options)
     options = {"fraction": 0.2, "copies": 2, "every": 1, "base": CropFlip(1), "on_event": turn}
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), return_index=True, **options)
+    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options, batch=BatchSpec(return_index=True))
 
 
 def read_ahead(loader, num_epochs, ahead):

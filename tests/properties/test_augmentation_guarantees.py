@@ -1,8 +1,7 @@
-"""Contracts 14 and 15: who is augmented, and what a row's result depends on."""
+"""Contracts 14 and 15: which rows are augmented, and what a row's result depends on."""
 
 import random
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,11 +12,19 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys, SubsetAugmentLoader
+from augsubset import (
+    CropFlip,
+    KorniaModule,
+    LoaderOptions,
+    RandomOps,
+    RandomSelector,
+    RowKeys,
+    SubsetAugmentLoader,
+)
 from augsubset.augment import kernels_cpu
 from augsubset.augment.ops import OPS
-from augsubset.augment.random import mixed, normals, uniforms
-from augsubset.sampling import pack, unpack
+from augsubset.augment.random import draw_normals, draw_uniforms, mix_words
+from augsubset.sampling import PADDING, pack, unpack
 
 POLICIES = {
     "ops": RandomOps.paper(),
@@ -52,23 +59,23 @@ def batches(draw):
 
 
 @contextmanager
-def num_threads(count):
-    """Set how many threads there are; two share the rows of the host's loops, however few."""
+def use_threads(count):
+    """Set the number of threads; with two, the CPU loops split even the smallest batch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels_cpu, "_MIN_A_THREAD", 1)
+            patch.setattr(kernels_cpu, "_MIN_VALUES_PER_THREAD", 1)
             yield
     finally:
         torch.set_num_threads(before)
 
 
-def test_two_threads_share_even_two_rows():
-    """Of what the tests below do at two threads."""
+def test_two_threads_split_even_two_rows():
+    """Control for the tests below that use two threads."""
     pieces, run = [], kernels_cpu._run
     x, rows = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), RowKeys(0, 0, torch.arange(2), 1)
-    with num_threads(2), pytest.MonkeyPatch.context() as patch:
+    with use_threads(2), pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels_cpu, "_run", lambda x, *rest: pieces.append(len(x)) or run(x, *rest))
         RandomOps.paper()(x, rows)
     assert pieces == [1, 1]
@@ -80,11 +87,11 @@ def test_a_rows_result_does_not_depend_on_batch_mates_order_or_batch_size(name, 
     x, rows = case
     policy = POLICIES[name]
     together = policy(x, rows)
-    with num_threads(data.draw(st.sampled_from([1, 2]))):
-        assert_rows_are_their_own(policy, x, rows, together, data)
+    with use_threads(data.draw(st.sampled_from([1, 2]))):
+        assert_rows_are_independent(policy, x, rows, together, data)
 
 
-def assert_rows_are_their_own(policy, x, rows, together, data):
+def assert_rows_are_independent(policy, x, rows, together, data):
     order = torch.tensor(data.draw(st.permutations(range(len(x)))))
     assert torch.equal(policy(x[order], rows[order]), together[order])
     cut = data.draw(st.integers(0, len(x)))
@@ -99,14 +106,14 @@ def assert_rows_are_their_own(policy, x, rows, together, data):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("size", [(32, 32), (210, 190)])
 def test_large_images_do_not_depend_on_batch_threads_or_memory_format(name, unit, threads, size):
-    """From 32,768 numbers on, torch splits a reduction among threads when it stands alone."""
+    """From 32,768 values on, torch splits a single reduction among threads."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=generator)
     x = x.float() / 255 if unit else x
     rows = RowKeys(0, 0, torch.arange(3), 1)
     policy = RandomOps([name], num_ops=1)
     together = policy(x, rows)
-    with num_threads(threads):
+    with use_threads(threads):
         alone = [policy(x[i : i + 1], rows[torch.tensor([i])]) for i in range(3)]
         assert torch.equal(torch.cat(alone), together)
         other = policy(x.contiguous(memory_format=torch.channels_last), rows)
@@ -117,7 +124,7 @@ def test_large_images_do_not_depend_on_batch_threads_or_memory_format(name, unit
 @pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=10)
 @given(data=st.data())
-def test_the_same_at_224_pixels(name, data):
+def test_rows_do_not_depend_on_batch_mates_at_224_pixels(name, data):
     policy = POLICIES[name]
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     channels = data.draw(st.sampled_from([1, 3]))
@@ -127,7 +134,7 @@ def test_the_same_at_224_pixels(name, data):
     together = policy(x, rows)
     order = torch.tensor(data.draw(st.permutations(range(6))))
     cut = data.draw(st.integers(1, 5))
-    with num_threads(data.draw(st.sampled_from([1, 2]))):
+    with use_threads(data.draw(st.sampled_from([1, 2]))):
         parts = [policy(x[part], rows[part]) for part in (order[:cut], order[cut:])]
     assert torch.equal(torch.cat(parts), together[order])
 
@@ -142,16 +149,16 @@ def test_rows_do_not_depend_on_batch_mates_on_cuda(name, size):
     order = torch.randperm(40)
     parts = [policy(x[part].cuda(), rows[part]) for part in (order[:7], order[7:])]
     assert torch.equal(torch.cat(parts), together[order.cuda()])
-    on_host = policy(x, rows)
-    assert float((together.cpu().int() - on_host.int()).abs().float().mean()) < 0.5
+    on_cpu = policy(x, rows)
+    assert float((together.cpu().int() - on_cpu.int()).abs().float().mean()) < 0.5
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_host_never_waits_for_the_device(name):
+def test_policies_never_synchronise_with_the_device(name):
     x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8).cuda()
     rows, policy = RowKeys(0, 0, torch.arange(64), 1), POLICIES[name]
-    policy(x, rows)  # tables are sent once
+    policy(x, rows)  # copies tables once
     torch.cuda.set_sync_debug_mode("error")
     try:
         policy(x, rows)
@@ -162,8 +169,8 @@ def test_the_host_never_waits_for_the_device(name):
 @pytest.mark.cuda
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("held", ["device", "pinned", "pageable"])
-def test_a_loaders_batch_path_never_waits_for_the_device(compiled, held):
-    """From a fetched batch to the next one made ahead, on the side stream."""
+def test_the_loaders_batch_path_never_synchronises_with_the_device(compiled, held):
+    """From a fetched batch to the next one, prepared ahead on the side stream."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).cuda()
     dataset = TensorDataset(torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 4)
     loader = SubsetAugmentLoader(
@@ -172,26 +179,24 @@ def test_a_loaders_batch_path_never_waits_for_the_device(compiled, held):
         RandomOps.paper(compiled=compiled),
         base=CropFlip(4),
         normalize=([0.5] * 3, [0.2] * 3),
-        channels_last=True,
+        options=LoaderOptions(channels_last=True),
     )
-    delivery, device = loader._delivery, torch.device("cuda")
+    pipeline, device = loader.pipeline, torch.device("cuda")
     x = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-    x, y = x, torch.arange(64) % 4
+    y = torch.arange(64) % 4
     if held != "pageable":
         x, y = (part.cuda() if held == "device" else part.pin_memory() for part in (x, y))
     keys = pack(0, torch.arange(64) % 3, torch.arange(64))
 
     def epoch():
-        def made():
+        def make_batches():
             for _ in range(3):
-                parts = delivery.split((x, y))
-                move = partial(loader._source.moved, device=device)
-                yield delivery.ready((x, y), parts, keys, torch.ones(64), move)
+                yield pipeline.process((x, y), keys, torch.ones(64), device)
 
-        for batch in delivery.ahead(made(), device):
+        for batch in pipeline.prefetch(make_batches(), device):
             model(batch.output[0]).sum().backward()
 
-    epoch()  # statistics and tables are sent once
+    epoch()  # copies statistics and tables once
     torch.cuda.set_sync_debug_mode("error")
     try:
         epoch()
@@ -201,7 +206,7 @@ def test_a_loaders_batch_path_never_waits_for_the_device(compiled, held):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("name", POLICIES)
-def test_deterministic_algorithms_are_all_that_is_needed(name, device):
+def test_policies_run_under_deterministic_algorithms(name, device):
     x = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, device=device)
     rows, policy = RowKeys(0, 0, torch.arange(16), 1), POLICIES[name]
     expected = policy(x, rows)
@@ -213,7 +218,7 @@ def test_deterministic_algorithms_are_all_that_is_needed(name, device):
 
 
 def test_kornia_module_may_depend_on_batch_mates():
-    """The control: what the built-in policies rule out does happen elsewhere."""
+    """Control: what the built-in policies rule out does happen with other modules."""
     import kornia.augmentation as K
 
     x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -240,7 +245,7 @@ def test_no_global_generator_is_read_or_advanced(name):
     assert torch.equal(*results)
 
 
-# The counter RNG against splitmix64 in Python's own integers.
+# The counter-based generator against splitmix64 in Python integers.
 
 WORD = (1 << 64) - 1
 
@@ -261,27 +266,29 @@ def test_uniforms_match_unsigned_integer_arithmetic(key, stream, num_draws):
     expected = [
         (mix((state + draw * golden) & WORD) >> 40) / 2**24 for draw in range(1, num_draws + 1)
     ]
-    found = uniforms(RowKeys(seed, epoch, torch.tensor([index]), copy), num_draws, stream)
+    found = draw_uniforms(RowKeys(seed, epoch, torch.tensor([index]), copy), num_draws, stream)
     assert found.tolist() == [expected]
 
 
+def draw_along(num_draws=1, stream=1, seed=7, epoch=3, index=5, copy=1):
+    return draw_uniforms(RowKeys(seed, epoch, index, copy), num_draws, stream)
+
+
 AXES = {
-    "seed": lambda n: [uniforms(RowKeys(s, 3, torch.tensor([5]), 1), 1, 1)[0, 0] for s in range(n)],
-    "epoch": lambda n: uniforms(RowKeys(7, torch.arange(n) % 8192, n + torch.arange(n), 1), 1, 1),
-    "index": lambda n: uniforms(RowKeys(7, 3, torch.arange(n), 1), 1, 1),
-    "large index": lambda n: uniforms(RowKeys(7, 3, (1 << 36) - 1 - torch.arange(n), 1), 1, 1),
-    "copy": lambda n: uniforms(RowKeys(7, 3, torch.tensor([5]), torch.arange(n)), 1, 1),
-    "draw": lambda n: uniforms(RowKeys(7, 3, torch.tensor([5]), 1), n, 1),
-    "stream": lambda n: [
-        uniforms(RowKeys(7, 3, torch.tensor([5]), 1), 1, s)[0, 0] for s in range(n)
-    ],
-    "last bits": lambda n: (uniforms(RowKeys(7, 3, torch.arange(n), 1), 1, 1) * 2**16) % 1,
+    "seed": lambda n: [draw_along(seed=seed) for seed in range(n)],
+    "epoch": lambda n: draw_along(epoch=torch.arange(n) % 8192, index=n + torch.arange(n)),
+    "index": lambda n: draw_along(index=torch.arange(n)),
+    "large index": lambda n: draw_along(index=(1 << 36) - 1 - torch.arange(n)),
+    "copy": lambda n: draw_along(copy=torch.arange(n)),
+    "draw": lambda n: draw_along(num_draws=n),
+    "stream": lambda n: [draw_along(stream=stream) for stream in range(n)],
+    "last bits": lambda n: draw_along(index=torch.arange(n)) * 2**16 % 1,
 }
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_uniforms_are_uniform_and_neighbours_independent(axis):
-    """Along each part of the key alone: as a whole, and from one number to the next."""
+    """While one part of the key changes: their distribution, and that of successive pairs."""
     draws = np.asarray(AXES[axis](4096), np.float64).ravel()
     assert stats.kstest(draws, "uniform").pvalue > 1e-3
     assert stats.chisquare(np.histogram(draws, 64, (0, 1))[0]).pvalue > 1e-3
@@ -292,15 +299,15 @@ def test_uniforms_are_uniform_and_neighbours_independent(axis):
     assert abs(runs - len(draws) / 2) < 4 * (len(draws) / 4) ** 0.5
 
 
-def test_the_tests_of_uniformity_tell_a_counter_from_a_hash():
-    """The control."""
+def test_the_uniformity_test_rejects_a_counter():
+    """Control."""
     draws = np.arange(4096) / 4096
     cells = np.histogram2d(draws[:-1], draws[1:], 16, [[0, 1], [0, 1]])[0]
     assert stats.chisquare(cells.ravel()).pvalue < 1e-6
 
 
 def test_draws_of_a_row_are_independent():
-    draws = uniforms(RowKeys(7, 3, torch.arange(50_000), 1), 16, 1).astype(np.float64)
+    draws = draw_uniforms(RowKeys(7, 3, torch.arange(50_000), 1), 16, 1).astype(np.float64)
     assert np.abs(draws.mean(0) - 0.5).max() < 0.007  # 5 sigma
     assert np.abs(draws.var(0) * 12 - 1).max() < 0.03
     across_draws = np.corrcoef(draws.T) - np.eye(16)
@@ -313,30 +320,30 @@ def test_draws_of_a_row_are_independent():
 
 def test_copies_of_an_example_are_independent_of_each_other():
     by_copy = np.concatenate(
-        [uniforms(RowKeys(7, 3, torch.arange(20_000), copy), 1, 1) for copy in range(1, 5)], 1
+        [draw_uniforms(RowKeys(7, 3, torch.arange(20_000), copy), 1, 1) for copy in range(1, 5)], 1
     )
     assert np.abs(np.corrcoef(by_copy.T) - np.eye(4)).max() < 0.03
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20))
-def test_a_devices_integers_are_the_hosts(words):
-    found = mixed(torch.tensor(words))
+def test_int64_mixing_matches_uint64(words):
+    found = mix_words(torch.tensor(words))
     assert [word % (1 << 64) for word in found.tolist()] == [mix(word & WORD) for word in words]
 
 
 @pytest.mark.cuda
 def test_cuda_draws_the_same_integers_and_noise():
     words = torch.arange(-5000, 5000) * 0x123456789ABCDEF
-    assert torch.equal(mixed(words.cuda()).cpu(), mixed(words))
-    seeds = torch.from_numpy(uniforms(RowKeys(0, 0, torch.arange(9), 1), 2, 1))
-    assert torch.equal(normals(seeds.cuda(), 1000).cpu(), normals(seeds, 1000))
+    assert torch.equal(mix_words(words.cuda()).cpu(), mix_words(words))
+    seeds = torch.from_numpy(draw_uniforms(RowKeys(0, 0, torch.arange(9), 1), 2, 1))
+    assert torch.equal(draw_normals(seeds.cuda(), 1000).cpu(), draw_normals(seeds, 1000))
 
 
 # Contract 14, through the loader.
 
 
 class Recording:
-    """A policy that notes the rows it gets, and blackens them."""
+    """A policy that records the rows it gets, and blackens them."""
 
     def __init__(self):
         self.calls = []
@@ -355,31 +362,51 @@ def small_loader(policy, **options):
     return x, SubsetAugmentLoader(loader, model, policy, **options)
 
 
+class Short(RandomSelector):
+    """Selects fewer examples than there is room for, so that the epoch is filled up."""
+
+    def select(self, gradients, *, budget, seed, epoch):
+        return super().select(gradients, budget=max(1, budget - 2), seed=seed, epoch=epoch)
+
+
 @given(
     st.sampled_from(["all", "unselected", "selected", "none"]),
+    st.sampled_from(["uniform", "cluster", "unscaled", "resample"]),
     st.integers(1, 3),
     st.sampled_from([0.05, 0.3, 1.0]),
 )
 def test_the_strong_policy_sees_exactly_the_copies_and_originals_pass_untouched(
-    raw, copies, fraction
+    originals, weights, copies, fraction
 ):
     policy = Recording()
-    x, loader = small_loader(policy, raw=raw, copies=copies, fraction=fraction)
-    sampler = loader._sampler  # the keys of each batch, in order
-    seen = []
-    weigh = sampler.weights_for
-    sampler.weights_for = lambda keys: (seen.append(keys), weigh(keys))[1]
-    batches = [pixels for pixels, _, _ in loader]
+    x, loader = small_loader(
+        policy,
+        originals=originals,
+        weights=weights,
+        copies=copies,
+        fraction=fraction,
+        selector=Short(),
+    )
+    seen = []  # the keys of each batch, in order
+    process = loader.pipeline.process
+
+    def recording(batch, keys, *rest):
+        seen.append(keys)
+        return process(batch, keys, *rest)
+
+    loader.pipeline.process = recording
+    batches = [pixels for pixels, *_ in loader]
     calls = iter(policy.calls)
     for pixels, keys in zip(batches, seen, strict=True):
         _, copy, index = unpack(keys)
-        chosen = copy > 0
-        assert torch.equal(pixels[~chosen], x[index[~chosen]].float() / 255)
-        assert float(pixels[chosen].abs().sum()) == 0
-        if bool(chosen.any()):
-            pairs = list(zip(index[chosen].tolist(), copy[chosen].tolist(), strict=True))
+        is_copy = (copy > 0) & (copy != PADDING)
+        assert torch.equal(pixels[~is_copy], x[index[~is_copy]].float() / 255)
+        assert float(pixels[is_copy].abs().sum()) == 0
+        if bool(is_copy.any()):
+            pairs = list(zip(index[is_copy].tolist(), copy[is_copy].tolist(), strict=True))
             assert next(calls) == pairs
-    assert next(calls, None) is None  # never called for none
-    selected = loader.selection.indices.tolist()
-    expected = sorted((i, c) for i in selected for c in range(1, copies + 1))
-    assert sorted(pair for call in policy.calls for pair in call) == expected
+    assert next(calls, None) is None  # never called without copies
+    selected = set(loader.selection.indices.tolist())
+    assert {index for call in policy.calls for index, _ in call} <= selected
+    is_padded = any(bool((unpack(keys)[1] == PADDING).any()) for keys in seen)
+    assert is_padded == (weights in ("cluster", "unscaled") and fraction < 1)

@@ -9,10 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset import LastLayerGradients, select_coreset
-from augsubset.selection.budget import sainte_lague_seats
-from augsubset.selection.certificate import measure
+from augsubset.selection.budget import sainte_lague_order
+from augsubset.selection.certificate import measure_class
 from augsubset.selection.distances import Factors
-from augsubset.selection.facility_location import FacilityLocation, levels_on, marginal_gains
+from augsubset.selection.facility_location import (
+    FacilityLocation,
+    compute_levels_on_device,
+    marginal_gains,
+)
 from augsubset.selection.greedy import batched_greedy, lazy_greedy, naive_greedy
 from tests import reference
 from tests.contracts import assert_valid_selection
@@ -26,7 +30,7 @@ from tests.strategies import (
 
 
 def levels_of(features: torch.Tensor, similarity="shifted"):
-    return FacilityLocation([Factors(features.numpy())], similarity).levels()
+    return FacilityLocation([Factors(features.numpy())], similarity).compute_levels()
 
 
 # Contract 1: budgets.
@@ -35,12 +39,12 @@ def levels_of(features: torch.Tensor, similarity="shifted"):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.data())
 def test_class_budgets_are_sainte_lague_and_add_up(sizes, data):
     budget = data.draw(st.integers(len(sizes), sum(sizes)))
-    seats = sainte_lague_seats(np.array(sizes), budget)
-    assert seats.tolist() == reference.sainte_lague(sizes, budget)
-    held = np.bincount(seats, minlength=len(sizes))
-    assert held.sum() == budget
-    assert (held >= 1).all()
-    assert (held <= sizes).all()
+    order = sainte_lague_order(np.array(sizes), budget)
+    assert order.tolist() == reference.sainte_lague(sizes, budget)
+    quotas = np.bincount(order, minlength=len(sizes))
+    assert quotas.sum() == budget
+    assert (quotas >= 1).all()
+    assert (quotas <= sizes).all()
 
 
 @given(ground_sets())
@@ -66,14 +70,14 @@ def test_cluster_sizes_match_brute_force_nearest_counts(ground):
         assert torch.equal(selection.clusters[members], expected)
 
 
-# Contract 3: all exact maximisers agree; seat order.
+# Contract 3: all exact maximisers agree; picks are in a fixed order.
 
 
 @given(grid_features(1, 14), st.data())
 def test_lazy_and_naive_greedy_match_the_triple_loop_ties_included(features, data):
     budget = data.draw(st.integers(1, len(features)))
     levels = levels_of(features)
-    chosen, gains = reference.greedy(levels.lost, levels.start, budget)
+    chosen, gains = reference.greedy(levels.matrix, levels.uncovered, budget)
     for maximiser in (lazy_greedy, naive_greedy):
         picks = maximiser(levels, budget)
         assert picks.order.tolist() == chosen
@@ -81,18 +85,18 @@ def test_lazy_and_naive_greedy_match_the_triple_loop_ties_included(features, dat
 
 
 @given(ground_sets(max_size=20), st.data())
-def test_classes_solved_together_get_the_picks_they_get_alone(ground, data):
-    """The form for a GPU, here on the CPU: levels and picks to the last bit and tie."""
+def test_a_batch_of_classes_gets_the_same_picks_as_each_alone(ground, data):
+    """The code for a GPU, run on the CPU: bit-identical levels and picks, ties included."""
     groups = [ground.features[ground.labels == label] for label in torch.unique(ground.labels)]
     similarity = data.draw(st.sampled_from(["shifted", "shifted_sq"]))
     budgets = [data.draw(st.integers(1, len(features))) for features in groups]
     objectives = [FacilityLocation([Factors(each.numpy())], similarity) for each in groups]
-    alone = [objective.levels() for objective in objectives]
-    lost, start = levels_on(torch.device("cpu"), objectives)
+    alone = [objective.compute_levels() for objective in objectives]
+    lost, start = compute_levels_on_device(torch.device("cpu"), objectives)
     for c, levels in enumerate(alone):
-        n = len(levels.lost)
-        assert np.array_equal(lost[c, :n, :n].numpy(), levels.lost)
-        assert int(start[c]) == levels.start
+        n = len(levels.matrix)
+        assert np.array_equal(lost[c, :n, :n].numpy(), levels.matrix)
+        assert int(start[c]) == levels.uncovered
     together = batched_greedy(lost, start, budgets, [len(each) for each in groups])
     for picks, levels, budget in zip(together, alone, budgets, strict=True):
         expected = lazy_greedy(levels, budget)
@@ -101,9 +105,9 @@ def test_classes_solved_together_get_the_picks_they_get_alone(ground, data):
 
 
 @given(st.data(), st.sampled_from([np.float32, np.float64]))
-def test_products_solved_together_get_the_picks_they_get_alone(data, dtype):
+def test_a_batch_of_products_gets_the_same_picks_as_each_alone(data, dtype):
     groups = []
-    least = data.draw(st.sampled_from([-2, 0]))  # no negative ones: float32 stays float32
+    least = data.draw(st.sampled_from([-2, 0]))  # without negative values, float32 is kept
     for _ in range(data.draw(st.integers(1, 3))):
         left = data.draw(grid_features(1, 12)).numpy().astype(dtype)[:, :1]
         values = st.lists(st.integers(least, 2), min_size=2 * len(left), max_size=2 * len(left))
@@ -114,14 +118,14 @@ def test_products_solved_together_get_the_picks_they_get_alone(data, dtype):
     dtype = objectives[0].squares.dtype
     objectives = [one for one in objectives if one.squares.dtype == dtype]
     budgets = [data.draw(st.integers(1, one.num_examples)) for one in objectives]
-    lost, start = levels_on(torch.device("cpu"), objectives)
+    lost, start = compute_levels_on_device(torch.device("cpu"), objectives)
     together = batched_greedy(lost, start, budgets, [one.num_examples for one in objectives])
     for c, (one, budget) in enumerate(zip(objectives, budgets, strict=True)):
-        levels, n = one.levels(), one.num_examples
-        assert np.array_equal(lost[c, :n, :n].numpy(), levels.lost)
-        assert np.array_equal(one.rows(np.arange(n)), levels.lost)
-        assert np.array_equal(levels.lost, levels.lost.T)
-        chosen, gains = reference.greedy(levels.lost, levels.start, budget)
+        levels, n = one.compute_levels(), one.num_examples
+        assert np.array_equal(lost[c, :n, :n].numpy(), levels.matrix)
+        assert np.array_equal(one.compute_rows(np.arange(n)), levels.matrix)
+        assert np.array_equal(levels.matrix, levels.matrix.T)
+        chosen, gains = reference.greedy(levels.matrix, levels.uncovered, budget)
         assert together[c].order.tolist() == chosen
         assert together[c].gains.tolist() == gains
         for maximiser in (lazy_greedy, naive_greedy):
@@ -144,7 +148,7 @@ def test_lazy_greedy_matches_float64_greedy_on_tie_free_data(ground):
         rest = [j for j in range(len(distances)) if j not in chosen]
         chosen.append(max(rest, key=lambda j: reference.value(distances, [*chosen, j])))
     found = select_coreset(ground.features, budget=ground.budget)
-    # The last picks of a nearly full set gain next to nothing; their values agree, not their names.
+    # The last picks of a nearly complete set gain almost nothing: compare values, not indices.
     values = [reference.value(distances, s) for s in (chosen, found.indices.tolist())]
     assert values[1] == pytest.approx(values[0], rel=1e-6)
 
@@ -182,16 +186,16 @@ def test_value_is_at_least_1_minus_1_over_e_of_the_best(ground):
 @pytest.mark.parametrize("similarity", ["shifted", "shifted_sq", "exp"])
 @given(ground=ground_sets(max_size=12, max_classes=1), data=st.data())
 def test_gains_never_grow(similarity, ground, data):
-    """Submodular and monotone: what a row adds to a set it adds to each part of it, or more."""
+    """Monotone and submodular: a row adds at least as much to a subset as to the set."""
     levels = levels_of(ground.features, similarity)
     n = len(ground.features)
     whole = data.draw(st.sets(st.integers(0, n - 1)))
     part = data.draw(st.sets(st.sampled_from(sorted(whole)))) if whole else set()
 
     def gains(chosen):
-        lost = [levels.lost[j] for j in chosen]
-        coverage = np.minimum.reduce([np.full(n, levels.start, np.int32), *lost])
-        return marginal_gains(levels.lost, coverage)
+        lost = [levels.matrix[j] for j in chosen]
+        coverage = np.minimum.reduce([np.full(n, levels.uncovered, np.int32), *lost])
+        return marginal_gains(levels.matrix, coverage)
 
     assert (gains(part) >= gains(whole)).all()
     assert (gains(whole) >= 0).all()
@@ -217,7 +221,7 @@ def test_error_bounds_the_gradient_error(ground):
 
 @given(tie_free_ground_sets(), st.floats(1e-7, 1e-2), st.booleans())
 def test_error_holds_among_near_duplicates_far_from_the_origin(ground, scale, single):
-    """A converged network: residuals that differ in their last bits. A Gram form fails here."""
+    """As in a converged network: residuals differ in their last bits. A Gram form fails."""
     features = 1.0 + scale * ground.features
     features = features.float() if single else features
     gradients = LastLayerGradients.from_residual(features, ground.labels)
@@ -241,11 +245,11 @@ def test_a_float32_gram_form_would_fail_the_near_duplicate_test():
 
 
 def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
-    """The counterexample of measure's docstring: 99 unit vectors represented by the origin."""
+    """The counterexample in measure_class: 99 unit vectors represented by the origin."""
     features = torch.zeros(100, 2, dtype=torch.float64)
     features[:99, 0] = 1.0
     rows = Factors(features.numpy())
-    measured = measure([rows], [rows.at(np.full(100, 99))])
+    measured = measure_class([rows], [rows.take(np.full(100, 99))])
     assert measured.error == np.linalg.norm(measured.gap[0]) == 99
     frobenius = float((features - features[99]).norm())
     assert frobenius == pytest.approx(9.95, abs=0.01)
@@ -253,7 +257,7 @@ def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
 
 
 @given(product_gradients(), st.data())
-@example(  # the error came out as 0, the gradient error as 10
+@example(  # regression: the error was 0, the gradient error 10
     LastLayerGradients(
         torch.tensor([[0.0], [0], [1], [1], [1], [1]]).double(),
         torch.tensor([[1e9], [-1e9], [1], [2], [3], [4]]).double(),
@@ -264,7 +268,7 @@ def test_the_papers_frobenius_norm_does_not_bound_the_gradient_error():
     None,
 )
 def test_error_bounds_the_gradient_error_of_products(gradients, data):
-    """Also of those that are far apart as factors and next to equal as products."""
+    """Even if the factors are far apart but the products nearly equal."""
     n = len(gradients)
     budget = 2 if data is None else data.draw(st.integers(1, n))
     selection = select_coreset(gradients, budget=budget)
@@ -293,16 +297,16 @@ def test_other_classes_do_not_change_a_class(ground, shift):
 
 
 def steps_before_a_tie(features: torch.Tensor, budget: int) -> int:
-    """Picks that greedy makes before two candidates gain the same: pairs tie by symmetry."""
+    """Return the number of greedy picks before two candidates tie."""
     levels = levels_of(features)
-    coverage = np.full(len(features), levels.start, np.int32)
+    coverage = np.full(len(features), levels.uncovered, np.int32)
     rest = list(range(len(features)))
     for step in range(budget):
-        gains = marginal_gains(levels.lost[rest], coverage)
+        gains = marginal_gains(levels.matrix[rest], coverage)
         if (gains == gains.max()).sum() > 1:
             return step
         pick = rest.pop(int(gains.argmax()))
-        coverage = np.minimum(coverage, levels.lost[pick])
+        coverage = np.minimum(coverage, levels.matrix[pick])
     return budget
 
 
@@ -322,7 +326,7 @@ def test_permuting_the_data_permutes_the_selection_up_to_the_first_tie(ground, r
             s.gains[ground.labels[i] == label][: sure + 1]
             for s, i in ((before, before.indices), (after, back))
         ]
-        assert torch.equal(*gains)  # a tie itself is one of value
+        assert torch.equal(*gains)  # tied candidates have equal gains
 
 
 @given(ground_sets(), st.randoms(use_true_random=False))

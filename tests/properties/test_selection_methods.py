@@ -1,4 +1,4 @@
-"""Contracts 2, 4, 5, 7 and 8 beyond exact greedy: similarities, tolerances, parts, draws."""
+"""Contracts 2, 4, 5, 7 and 8 for all methods, similarities, tolerances and budgets."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from augsubset.selection import partition
 from augsubset.selection.distances import Factors
 from augsubset.selection.facility_location import FacilityLocation, marginal_gains
 from augsubset.selection.greedy import lazy_greedy
-from augsubset.selection.solver import method_for
+from augsubset.selection.solver import choose_method
 from tests import reference
 from tests.contracts import assert_valid_selection
 from tests.strategies import ground_sets, inputs, product_gradients, tie_free_ground_sets
@@ -43,7 +43,7 @@ def with_inputs(ground, seed=0):
 
 @given(ground_sets(), st.data(), st.sampled_from(["lazy", "naive", "stochastic", "partitioned"]))
 def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, data, method):
-    """Small integers are exact in all of them."""
+    """The values are small integers, exact in every dtype."""
     options = {"budget": ground.budget, "method": method, "part_size": 4}
     features, labels = data.draw(inputs(ground))
     before = torch.as_tensor(features).detach().clone()
@@ -55,11 +55,11 @@ def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, da
     assert torch.equal(torch.as_tensor(features).detach(), before)
 
 
-# Products: the last layer's weights, and earlier ones.
+# Outer products: gradients of the last layer's weights and of earlier layers.
 
 
 @given(ground_sets())
-def test_a_selection_of_products_is_that_of_the_materialised_rows(ground):
+def test_a_selection_of_products_matches_the_materialised_rows(ground):
     gradients = with_inputs(ground)
     rows = reference.materialised(gradients)
     found = select_coreset(gradients, budget=ground.budget)
@@ -81,7 +81,7 @@ def test_a_selection_of_products_is_that_of_the_materialised_rows(ground):
 def test_the_value_of_products_is_at_least_1_minus_1_over_e_of_the_best(gradients, data):
     budget = data.draw(st.integers(1, len(gradients)))
     distances = reference.pairwise(reference.materialised(gradients))
-    for method in ("lazy", "partitioned"):  # in one part: the same
+    for method in ("lazy", "partitioned"):  # a single part: the same picks
         found = select_coreset(gradients, budget=budget, method=method)
         value = reference.value(distances, found.indices.tolist())
         assert value >= (1 - 1 / math.e - 1e-6) * reference.best_value(distances, budget)
@@ -153,7 +153,7 @@ def test_tolerance_zero_takes_every_distinct_row():
     assert found.certificate.error == 0
 
 
-def test_a_tolerance_in_parts_is_met_by_as_few_first_picks_as_possible():
+def test_a_tolerance_in_parts_is_met_by_the_shortest_prefix():
     whole = select_coreset(CLOUD, budget=200, method="partitioned", part_size=500)
     tolerance = whole.certificate.error
     options = {"method": "partitioned", "part_size": 500}
@@ -180,10 +180,10 @@ def test_a_tolerance_in_parts_is_met_by_every_class(ground, share, part_size):
 
 
 @given(tie_free_ground_sets(max_size=30, max_classes=1))
-def test_the_error_of_a_budget_as_a_tolerance_takes_no_more_than_that(ground):
-    """Levels are rounded; the last picks are settled by the exact error."""
+def test_the_error_of_a_budget_as_tolerance_needs_no_larger_budget(ground):
+    """Levels are rounded, so the exact error must decide on the last picks."""
     of_budget = select_coreset(ground.features, budget=ground.budget)
-    tolerance = of_budget.certificate.error * (1 + 1e-15)  # a class's share is rounded too
+    tolerance = of_budget.certificate.error * (1 + 1e-15)  # the share of a class is rounded too
     found = select_coreset(ground.features, tolerance=tolerance)
     assert len(found) <= ground.budget
     assert found.certificate.error <= tolerance
@@ -191,10 +191,10 @@ def test_the_error_of_a_budget_as_a_tolerance_takes_no_more_than_that(ground):
 
 @given(tie_free_ground_sets(max_size=9, max_classes=1), st.floats(0.001, 1))
 def test_a_tolerance_takes_at_most_a_logarithm_more_than_the_fewest(ground, share):
-    """Each pick closes 1 / k* of what is missing, k* being the size of the smallest cover.
+    """Each pick closes at least 1 / k* of the gap, where k* is the size of the smallest cover.
 
-    So all picks but the last number at most k* ln(missing at the start / missing before the last):
-    the paper prints 1 + ln n alone for the size.
+    So all picks but the last number at most k* ln(initial gap / gap before the last pick). The
+    paper prints 1 + ln n for the factor.
     """
     distances, n = reference.pairwise(ground.features), len(ground.features)
     loosest = min(reference.cost(distances, [j]) for j in range(n))
@@ -215,7 +215,7 @@ def test_a_tolerance_takes_at_most_a_logarithm_more_than_the_fewest(ground, shar
 
 
 def test_any_finite_tolerance_is_met():
-    """Bug: one beyond 2**1024 levels overflows."""
+    """Regression: a tolerance beyond 2**1024 levels overflowed."""
     for scale in (1.0, 1e-30):
         found = select_coreset(CLOUD[:20] * scale, tolerance=1e308)
         assert len(found) == 1
@@ -225,7 +225,7 @@ def test_any_finite_tolerance_is_met():
 
 
 @given(ground_sets(), st.data())
-def test_a_mapping_gives_each_class_its_own(ground, data):
+def test_a_mapping_sets_the_budget_of_each_class(ground, data):
     labels, sizes = torch.unique(ground.labels, return_counts=True)
     budget = {
         label: data.draw(st.integers(1, size))
@@ -264,7 +264,7 @@ def test_no_subset_costs_less_than_the_bound(ground, single, products):
     bound = found.certificate.error_lower_bound
     assert bound <= best + 1e-12
     scale = float(rows.double().norm(dim=1).sum()) + 1
-    assert bound >= plain - 1e-5 * scale  # the cost minus the k largest gains that are left
+    assert bound >= plain - 1e-5 * scale  # the cost minus the k largest remaining gains
     assert found.certificate.error_ratio >= 1
 
 
@@ -279,7 +279,7 @@ def test_no_subset_of_products_costs_less_than_the_bound(gradients, data):
     assert certificate.error_ratio >= 1 - 1e-12
 
 
-def test_the_bound_says_something_at_any_budget():
+def test_the_bound_is_informative_at_any_budget():
     for fraction in (0.02, 0.1, 0.3, 0.5, 0.9):
         certificate = select_coreset(CLOUD, fraction=fraction).certificate
         assert 1 <= certificate.error_ratio < 1.3
@@ -288,7 +288,7 @@ def test_the_bound_says_something_at_any_budget():
 
 
 @pytest.mark.parametrize("method", ["stochastic", "partitioned"])
-def test_methods_that_have_not_seen_all_distances_claim_no_bound(method):
+def test_methods_that_do_not_see_all_distances_give_no_bound(method):
     certificate = select_coreset(CLOUD, budget=50, method=method, part_size=500).certificate
     assert certificate.error_lower_bound is None
     assert certificate.error_ratio is None
@@ -298,7 +298,7 @@ def test_methods_that_have_not_seen_all_distances_claim_no_bound(method):
 
 
 @given(ground_sets(), st.integers(0, 2**31))
-def test_stochastic_greedy_keeps_budgets_clusters_and_its_own_class(ground, seed):
+def test_stochastic_greedy_keeps_the_contracts_on_clusters_and_classes(ground, seed):
     options = {"budget": ground.budget, "method": "stochastic", "seed": seed}
     found = select_coreset(ground.gradients, **options)
     assert torch.equal(found.weights, found.weights.round())
@@ -317,7 +317,7 @@ def test_stochastic_greedy_keeps_budgets_clusters_and_its_own_class(ground, seed
 
 
 @given(ground_sets(max_size=20), st.integers(0, 100), st.randoms(use_true_random=False))
-def test_stochastic_greedy_hears_neither_the_order_of_rows_nor_other_budgets(ground, seed, random):
+def test_stochastic_greedy_does_not_depend_on_row_order_or_other_budgets(ground, seed, random):
     order = list(range(len(ground.labels)))
     random.shuffle(order)
     shuffled = LastLayerGradients(
@@ -339,7 +339,7 @@ def test_stochastic_greedy_hears_neither_the_order_of_rows_nor_other_budgets(gro
     assert torch.equal(before.clusters[mine], after.clusters[mine])
 
 
-def test_equal_classes_of_different_labels_draw_differently():
+def test_identical_classes_with_different_labels_draw_differently():
     both = select_coreset(
         torch.cat([CLOUD[:200], CLOUD[:200]]),
         torch.tensor([-7, 1000]).repeat_interleave(200),
@@ -350,7 +350,7 @@ def test_equal_classes_of_different_labels_draw_differently():
     assert first != second
 
 
-def test_stochastic_greedy_keeps_its_guarantee_in_the_mean_and_hears_its_seed():
+def test_stochastic_greedy_keeps_its_guarantee_on_average_and_uses_its_seed():
     points = CLOUD[:12]
     distances = reference.pairwise(points)
     best = reference.best_value(distances, 3)
@@ -363,7 +363,7 @@ def test_stochastic_greedy_keeps_its_guarantee_in_the_mean_and_hears_its_seed():
     assert len(picks) > 1
 
 
-def test_stochastic_greedy_holds_no_matrix():
+def test_stochastic_greedy_stores_no_matrix():
     select_coreset(CLOUD, budget=100, method="stochastic")
     tracemalloc.start()
     select_coreset(CLOUD, budget=100, method="stochastic")
@@ -372,11 +372,11 @@ def test_stochastic_greedy_holds_no_matrix():
     assert peak < 4 * len(CLOUD) ** 2 / 5
 
 
-# Parts.
+# Partitioning.
 
 
 @given(tie_free_ground_sets(max_size=40), st.integers(2, 9))
-def test_a_class_in_parts_depends_on_its_own_rows_alone(ground, part_size):
+def test_a_partitioned_class_depends_on_its_own_rows_alone(ground, part_size):
     options = {"method": "partitioned", "part_size": part_size}
     labels = torch.unique(ground.labels).tolist()
     budget = {label: max(1, int((ground.labels == label).sum()) // 3) for label in labels}
@@ -392,7 +392,7 @@ def test_a_class_in_parts_depends_on_its_own_rows_alone(ground, part_size):
 
 
 @given(ground_sets(max_size=40), st.integers(2, 7))
-def test_parts_keep_budgets_and_everybodys_nearest_pick(ground, part_size):
+def test_partitioning_keeps_budgets_and_assigns_the_nearest_picks(ground, part_size):
     options = {"budget": ground.budget, "method": "partitioned", "part_size": part_size}
     found = select_coreset(ground.gradients, **options)
     assert_valid_selection(found, ground.labels, ground.budget)
@@ -411,7 +411,7 @@ def test_parts_keep_budgets_and_everybodys_nearest_pick(ground, part_size):
 
 @pytest.mark.parametrize("kind", ["duplicates", "constant", "no columns", "products"])
 @pytest.mark.parametrize("budget", [1, 3, 40, 300])
-def test_parts_of_degenerate_rows(kind, budget):
+def test_partitioning_degenerate_rows_works(kind, budget):
     n = 300
     residual = {
         "duplicates": torch.arange(n)[:, None].div(120, rounding_mode="floor").double(),
@@ -430,7 +430,7 @@ def test_parts_of_degenerate_rows(kind, budget):
     assert_valid_selection(found, gradients.labels, budget)
 
 
-def test_parts_lose_little_against_exact_greedy():
+def test_partitioning_is_nearly_as_good_as_exact_greedy():
     exact = select_coreset(CLOUD, fraction=0.1).certificate.error
     parts = select_coreset(CLOUD, fraction=0.1, method="partitioned", part_size=500)
     assert parts.certificate.error <= 1.05 * exact
@@ -438,27 +438,27 @@ def test_parts_lose_little_against_exact_greedy():
     assert few <= 1.1 * select_coreset(CLOUD, budget=6).certificate.error
 
 
-def test_a_rows_part_does_not_depend_on_the_rows_beside_it():
+def test_a_rows_part_does_not_depend_on_other_rows():
     rows = [Factors(CLOUD.numpy().astype(np.float32))]
     tree = partition.LocalityTree(rows, len(CLOUD), 300)
-    parts = tree.parts_of(rows)
+    parts = tree.assign_parts(rows)
     assert set(parts.tolist()) == set(range(tree.num_parts))
     for few in (np.arange(3), np.array([1999, 5, 700]), np.arange(0, 2000, 7)):
-        assert np.array_equal(tree.parts_of([rows[0].at(few)]), parts[few])
+        assert np.array_equal(tree.assign_parts([rows[0].take(few)]), parts[few])
     sizes = np.bincount(parts)
     assert sizes.max() <= 300
-    split = partition.split_by_rank(rows, 130)
+    split = partition.split_in_halves(rows, 130)
     assert max(len(part) for part in split) <= 130
     assert np.array_equal(np.sort(np.concatenate(split)), np.arange(2000))
 
 
-def test_auto_looks_at_the_size_of_a_class_alone():
-    assert method_for("auto", 16_384) == "lazy"
-    assert method_for("auto", 16_385) == "partitioned"
-    assert method_for("naive", 10**9) == "naive"
+def test_auto_depends_on_the_class_size_alone():
+    assert choose_method("auto", 16_384) == "lazy"
+    assert choose_method("auto", 16_385) == "partitioned"
+    assert choose_method("naive", 10**9) == "naive"
 
 
-def test_a_large_class_is_solved_in_parts_unless_asked_otherwise():
+def test_a_large_class_is_partitioned_by_default():
     n = 16_385
     points = torch.arange(n)[:, None].float()
     labels = torch.cat([torch.zeros(n), torch.ones(5)]).long()
@@ -504,20 +504,20 @@ def test_peak_memory_stays_under_the_least_that_is_accepted(n, width, num_classe
         select_coreset(gradients, fraction=0.3, **{**options, "max_memory": least - 1})
 
 
-# What greedy is told by its gains.
+# Gains and options.
 
 
 @given(tie_free_ground_sets(max_size=25, max_classes=1))
-def test_a_gain_is_what_the_value_grows_by(ground):
-    levels = FacilityLocation([Factors(ground.features.numpy())], "shifted").levels()
+def test_a_gain_is_the_increase_in_value(ground):
+    levels = FacilityLocation([Factors(ground.features.numpy())], "shifted").compute_levels()
     picks = lazy_greedy(levels, ground.budget)
-    coverage = np.full(len(levels.lost), levels.start, np.int32)
+    coverage = np.full(len(levels.matrix), levels.uncovered, np.int32)
     for pick, gain in zip(picks.order, picks.gains, strict=True):
-        assert marginal_gains(levels.lost[[pick]], coverage)[0] == gain
-        coverage = np.minimum(coverage, levels.lost[pick])
+        assert marginal_gains(levels.matrix[[pick]], coverage)[0] == gain
+        coverage = np.minimum(coverage, levels.matrix[pick])
 
 
-def test_a_selectors_options_reach_the_solver():
+def test_selector_options_reach_the_solver():
     gradients = LastLayerGradients.from_residual(CLOUD[:200])
     for options in (
         {"method": "stochastic", "epsilon": 0.5},
@@ -540,7 +540,7 @@ def test_a_selectors_options_reach_the_solver():
         ({"method": "stochastic", "device": "meta"}, "device must be the CPU"),
     ],
 )
-def test_a_selector_refuses_at_construction_what_no_solver_could_run(option, reason):
+def test_a_selector_validates_options_at_construction(option, reason):
     with pytest.raises(ValueError, match=reason):
         CoresetSelector(**option)
 

@@ -70,7 +70,7 @@ def test_a_batch_fetch_that_loses_items_is_refused():
         def __getitems__(self, indices):
             return indices[1:]
 
-    with pytest.raises(ValueError, match="one item an index, got 1 for 2 from its __getitems__"):
+    with pytest.raises(ValueError, match="one item per index, got 1 for 2 from its __getitems__"):
         SubsetAugmentDataset(Lossy()).__getitems__([1, 2])
 
 
@@ -145,12 +145,12 @@ def test_a_subset_around_the_wrapped_dataset_fails_on_its_first_keyed_row():
         (
             Subset(SubsetAugmentDataset(Counting()), [0, 1]),
             ValueError,
-            "must not hold a SubsetAugmentDataset inside, got one in a Subset",
+            "must not contain a SubsetAugmentDataset, got one inside a Subset",
         ),
         (
             ConcatDataset([Counting(), Subset(SubsetAugmentDataset(Counting()), [0])]),
             ValueError,
-            "must not hold a SubsetAugmentDataset inside, got one in a ConcatDataset",
+            "must not contain a SubsetAugmentDataset, got one inside a ConcatDataset",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def rows_of(sampler):
 
 
 @pytest.mark.parametrize(
-    ("raw", "originals"),
+    ("originals", "weighs"),
     [
         ("all", dict.fromkeys(range(N), 1.0)),
         ("unselected", {index: 1.0 for index in range(N) if index not in (5, 2)}),
@@ -43,16 +43,21 @@ def rows_of(sampler):
         ("none", {}),
     ],
 )
-def test_each_raw_mode_yields_its_rows_once_with_its_weights(raw, originals):
-    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), copies=2, raw=raw)
-    expected = {(0, index): weight for index, weight in originals.items()}
+@pytest.mark.parametrize("weights", ["cluster", "uniform"])
+def test_each_choice_of_originals_yields_its_rows_once_with_its_weights(originals, weighs, weights):
+    sampler = WeightedCoresetSampler(
+        range(N), selection_of(6, 2), copies=2, originals=originals, weights=weights
+    )
+    expected = {(0, index): weight for index, weight in weighs.items()}
     expected |= {(copy, 5): 3.0 for copy in (1, 2)} | {(copy, 2): 1.0 for copy in (1, 2)}
+    if weights == "uniform":
+        expected = dict.fromkeys(expected, 1.0)
     assert rows_of(sampler) == expected
     assert len(sampler) == len(expected)
 
 
 def test_unselected_at_one_copy_keeps_n_rows_and_total_weight():
-    sampler = WeightedCoresetSampler(range(N), selection_of(1, 1), raw="unselected")
+    sampler = WeightedCoresetSampler(range(N), selection_of(1, 1), originals="unselected")
     assert len(sampler) == N
     assert sum(rows_of(sampler).values()) == N
 
@@ -70,7 +75,7 @@ def test_without_shuffling_originals_come_first_in_order():
 
 
 def test_mean_weight_leaves_padding_out():
-    sampler = WeightedCoresetSampler(range(N), budget=4, copies=1, raw="none")
+    sampler = WeightedCoresetSampler(range(N), budget=4, copies=1, originals="none")
     sampler.set_selection(selection_of(5, 3))
     assert len(list(sampler)) == 4
     assert sampler.mean_weight(0) == 4
@@ -86,7 +91,7 @@ def test_padding_rows_are_originals_index_with_weight_zero():
 
 
 def test_a_selection_set_while_an_epoch_runs_waits_for_the_next():
-    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), raw="none")
+    sampler = WeightedCoresetSampler(range(N), selection_of(6, 2), originals="none")
     running = iter(sampler)
     first = next(running)
     sampler.set_selection(selection_of(8))
@@ -146,19 +151,19 @@ def test_epochs_that_no_key_can_hold_are_refused(epoch):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"raw": "some"}, "raw must be one of 'all', 'unselected', 'selected', 'none'"),
-        ({"mode": "draw"}, "mode must be one of 'weight', 'sample'"),
+        ({"originals": "some"}, "originals must be one of 'all', 'unselected', 'selected', 'none'"),
+        ({"weights": "paper"}, "weights must be one of 'cluster', 'uniform', 'resample'"),
         ({"layout": "rows"}, "layout must be one of 'mixed', 'grouped'"),
         ({"layout": "grouped"}, "batch_size must have room .* 2 rows.*got batch_size=None"),
         ({"layout": "grouped", "batch_size": 1}, "batch_size must have room .*got batch_size=1"),
-        ({"copies": 0}, "copies must be between 1 and 16382"),
-        ({"copies": 16383}, "copies must be between 1 and 16382"),
+        ({"copies": 0}, "copies must be between 1 and 8191"),
+        ({"copies": 8192}, "copies must be between 1 and 8191"),
         ({"budget": 0}, "budget must be between 1 and 8"),
         ({"budget": 9}, "budget must be between 1 and 8"),
         ({"budget": None}, "budget must be given when there is no selection"),
         ({"num_replicas": 2}, "num_replicas and rank must both be given or neither"),
         ({"num_replicas": 2, "rank": 2}, "rank must be between 0 and 1"),
-        ({"num_replicas": 99, "rank": 0, "drop_last": True}, "at least one row a rank"),
+        ({"num_replicas": 99, "rank": 0, "drop_last": True}, "at least one row per rank"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, reason):
@@ -198,7 +203,7 @@ def test_keys_of_another_dtype_are_refused():
 def share_of(num_replicas, *, layout, drop_last):
     """Rank 0's of 23 rows, or of 12 batches of two."""
     selection = Selection.equally_weighted(torch.arange(5), 23)
-    options = {"raw": "unselected", "layout": layout, "batch_size": 2, "drop_last": drop_last}
+    options = {"originals": "unselected", "layout": layout, "batch_size": 2, "drop_last": drop_last}
     return WeightedCoresetSampler(
         range(23), selection, num_replicas=num_replicas, rank=0, **options
     )
@@ -251,5 +256,5 @@ def test_a_position_beyond_the_end_is_the_end_unless_no_ranks_could_have_filled_
 
 def test_our_dataset_in_a_subset_is_refused():
     wrong = Subset(SubsetAugmentDataset(range(N)), [0, 1])
-    with pytest.raises(ValueError, match="must not hold a SubsetAugmentDataset inside"):
+    with pytest.raises(ValueError, match="must not contain a SubsetAugmentDataset"):
         WeightedCoresetSampler(wrong, budget=1)

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import RandomSelector, SubsetAugmentLoader
+from augsubset import LoaderOptions, RandomSelector, SubsetAugmentLoader
 from augsubset.sampling import TensorBatches, pack
-from augsubset.sampling.source import opened
 
 N = 40
 X = torch.randint(
@@ -28,13 +27,7 @@ def test_batches_of_resident_images_are_taken_where_they_are(resident, expected)
 @pytest.mark.parametrize(("resident", "moves"), [(True, 1), (False, 0)])
 def test_images_are_moved_once_for_all_epochs(resident, moves, monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = SubsetAugmentLoader(
-        DataLoader(DATA, batch_size=8, num_workers=2),
-        model,
-        lambda x, rows: x,
-        selector=RandomSelector(),
-        resident=resident,
-    )
+    loader = SubsetAugmentLoader(DataLoader(DATA, batch_size=8, num_workers=2), model, lambda x, rows: x, selector=RandomSelector(), options=LoaderOptions(resident=resident))
     moved = []
     to = torch.Tensor.to
 
@@ -46,10 +39,10 @@ def test_images_are_moved_once_for_all_epochs(resident, moves, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", counting)
     model.to("meta")
     for _ in range(2):
-        for x, _, _ in loader:
+        for x, _ in loader:
             assert x.device.type == "meta"
     assert len(moved) == moves
-    fetched, _ = opened(next(iter(loader._batches)))
+    fetched, _ = next(iter(loader._batches))
     assert fetched[0].device.type == ("meta" if resident else "cpu")
     assert loader._batches.num_workers == (0 if resident else 2)
 

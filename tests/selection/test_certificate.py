@@ -1,11 +1,11 @@
-"""Certificate: what it measures, against the materialised rows; what its ratio means."""
+"""Certificate: its figures against the materialised rows, and the error ratio."""
 
 import numpy as np
 import pytest
 import torch
 
 from augsubset import LastLayerGradients, select_coreset
-from augsubset.selection.certificate import Certificate, combine, measure
+from augsubset.selection.certificate import Certificate, build_certificate, measure_class
 from tests import reference
 
 
@@ -28,7 +28,7 @@ def gradients(dtype, *, with_inputs, with_earlier, n=60):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("with_inputs", [False, True])
 @pytest.mark.parametrize("with_earlier", [False, True])
-def test_its_figures_are_those_of_the_materialised_rows(dtype, with_inputs, with_earlier):
+def test_figures_match_the_materialised_rows(dtype, with_inputs, with_earlier):
     given = gradients(dtype, with_inputs=with_inputs, with_earlier=with_earlier)
     rows = reference.materialised(given)
     selection = select_coreset(given, budget=12)
@@ -50,23 +50,23 @@ def test_gradient_errors_of_classes_may_cancel_but_their_errors_add_up():
     assert (whole.error, whole.gradient_error) == (4.0, 0.0)
 
 
-def test_classes_without_a_bound_leave_none_to_the_whole():
+def test_one_class_without_a_bound_means_no_bound_in_total():
     part = gradients(torch.float64, with_inputs=False, with_earlier=False).factors
-    measured = [measure(part, [one.at(np.zeros(60, np.int64)) for one in part])] * 2
-    assert combine(measured, [1.0, 2.0], np.ones(2)).error_lower_bound == 3.0
-    assert combine(measured, [1.0, None], np.ones(2)).error_lower_bound is None
+    measured = [measure_class(part, [one.take(np.zeros(60, np.int64)) for one in part])] * 2
+    assert build_certificate(measured, [1.0, 2.0], np.ones(2)).error_lower_bound == 3.0
+    assert build_certificate(measured, [1.0, None], np.ones(2)).error_lower_bound is None
 
 
 @pytest.mark.parametrize(
     ("error", "bound", "ratio"),
     [(3.0, 2.0, 1.5), (3.0, None, None), (3.0, 0.0, float("inf")), (0.0, 0.0, 1.0)],
 )
-def test_the_ratio_says_how_far_from_the_best_possible_at_most(error, bound, ratio):
+def test_error_ratio_divides_by_the_lower_bound(error, bound, ratio):
     assert Certificate(error, bound, 1.0, 1.0, 1.0).error_ratio == ratio
 
 
-def test_a_distant_outlier_does_not_make_the_ratio_look_better():
-    """As the value's share of the best does, whose C the outlier decides."""
+def test_a_distant_outlier_does_not_improve_the_error_ratio():
+    """Unlike the ratio of objective values, where C depends on the outlier."""
     points = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alone = select_coreset(points, budget=30).certificate
     outlier = torch.full((1, 3), 1e5, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Parts: a row's place is its own, and so is its nearest pick."""
+"""Partitioning: sampling, splitting, merging, and nearest picks across parts."""
 
 import numpy as np
 import pytest
@@ -13,30 +13,34 @@ RNG = np.random.default_rng(0)
 CLOUD = RNG.normal(size=(3000, 4)).astype(np.float32)
 
 
-def test_a_sample_is_drawn_by_each_rows_own_index():
+def test_the_tree_sample_depends_on_dataset_indices_alone():
     indices = np.arange(3000) * 7
     num_rows, part_size = 3000, 1000
-    drawn = partition.sampled(indices, num_rows, part_size)
+    drawn = partition.draw_tree_sample(indices, num_rows, part_size)
     wanted = 512 * 4
     assert abs(len(drawn) - wanted) < 5 * np.sqrt(wanted)
     for few in (np.arange(100), np.arange(1, 3000, 13)):
         expected = np.isin(few, drawn).nonzero()[0]
-        assert np.array_equal(partition.sampled(indices[few], num_rows, part_size), expected)
-    assert np.array_equal(partition.sampled(indices, 3000, 500), np.arange(3000))  # worth no draw
+        assert np.array_equal(
+            partition.draw_tree_sample(indices[few], num_rows, part_size), expected
+        )
+    assert np.array_equal(
+        partition.draw_tree_sample(indices, 3000, 500), np.arange(3000)
+    )  # all rows
 
 
-def test_the_tree_of_a_sample_splits_all_rows_evenly():
+def test_a_tree_from_a_sample_splits_all_rows_evenly():
     rows = [Factors(CLOUD)]
-    drawn = partition.sampled(np.arange(3000), 3000, 1000)
-    tree = partition.LocalityTree([rows[0].at(drawn)], 3000, 1000)
-    sizes = np.bincount(tree.parts_of(rows))
+    drawn = partition.draw_tree_sample(np.arange(3000), 3000, 1000)
+    tree = partition.LocalityTree([rows[0].take(drawn)], 3000, 1000)
+    sizes = np.bincount(tree.assign_parts(rows))
     assert tree.num_parts == len(sizes) == 4
     assert sizes.max() < 1.15 * 3000 / 4
 
 
 def test_neighbours_share_a_part():
     rows = [Factors(CLOUD)]
-    parts = partition.LocalityTree(rows, 3000, 300).parts_of(rows)
+    parts = partition.LocalityTree(rows, 3000, 300).assign_parts(rows)
     within = [
         np.linalg.norm(CLOUD[parts == part] - CLOUD[parts == part].mean(0), axis=1).mean()
         for part in range(parts.max() + 1)
@@ -49,13 +53,13 @@ def test_equal_rows_are_split_by_position(part_size):
     rows = [Factors(np.ones((300, 2), np.float32))]
     tree = partition.LocalityTree(rows, 300, part_size)
     assert tree.num_parts == 1
-    found = partition.split_by_rank(rows, part_size)
+    found = partition.split_in_halves(rows, part_size)
     assert np.array_equal(np.sort(np.concatenate(found)), np.arange(300))
     assert max(len(part) for part in found) <= part_size
     assert all((np.diff(part) == 1).all() for part in found)
 
 
-def test_merging_goes_by_gain_and_the_lowest_number_among_equals():
+def test_picks_are_merged_by_gain_with_ties_by_number():
     numbers, gains = partition.merge_by_gain(
         [np.array([9, 4]), np.array([2, 7])], [np.array([5.0, 3.0]), np.array([5.0, 1.0])]
     )
@@ -64,17 +68,17 @@ def test_merging_goes_by_gain_and_the_lowest_number_among_equals():
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 100])
-def test_few_picks_come_from_a_sample_of_a_size_that_suits_them(budget):
-    few = partition.thinned(np.arange(3000), budget, 30)
-    wanted = partition.num_rows_for(budget, 30)
+def test_subsample_size_is_proportional_to_a_small_budget(budget):
+    few = partition.draw_subsample(np.arange(3000), budget, 30)
+    wanted = partition.count_rows_for(budget, 30)
     assert wanted == 30 * max(1, budget // 2)
     assert abs(len(few) - wanted) < 5 * np.sqrt(wanted)
-    assert partition.thinned(np.arange(3000), 200, 30) is None
-    assert partition.thinned(np.arange(3000), None, 30) is None
+    assert partition.draw_subsample(np.arange(3000), 200, 30) is None
+    assert partition.draw_subsample(np.arange(3000), None, 30) is None
 
 
 @pytest.mark.parametrize("kind", ["vectors", "grid", "products", "near-duplicates"])
-def test_the_nearest_pick_is_found_wherever_it_lies(kind):
+def test_the_nearest_pick_is_found_in_any_group(kind):
     rng = np.random.default_rng(1)
     values = {
         "vectors": CLOUD[:600],
@@ -84,12 +88,12 @@ def test_the_nearest_pick_is_found_wherever_it_lies(kind):
     }[kind]
     right = CLOUD[600:1200, :2] if kind == "products" else None
     rows = [Factors(values, right)]
-    parts = rng.integers(0, 8, 600)  # neighbours or not: homes only save time
+    parts = rng.integers(0, 8, 600)  # random parts: `home` must only affect speed
     order = np.sort(rng.permutation(600)[:40])
     order = order[parts[order] != 5]  # a part without a pick
     numbers = order[np.lexsort((order, parts[order]))]
     sizes = np.bincount(parts[order], minlength=8)
-    index = partition.PickIndex([part.at(numbers) for part in rows], numbers, sizes)
+    index = partition.PickIndex([part.take(numbers) for part in rows], numbers, sizes)
     zeros = torch.zeros(600)
     distances = LastLayerGradients(
         torch.from_numpy(values),
@@ -101,11 +105,11 @@ def test_the_nearest_pick_is_found_wherever_it_lies(kind):
     expected = order[distances.numpy().argmin(1)]
     for part in range(8):
         mine = np.flatnonzero(parts == part)
-        found = index.nearest([one.at(mine) for one in rows], part)
+        found = index.find_nearest([one.take(mine) for one in rows], part)
         assert np.array_equal(found, expected[mine])
 
 
-def test_a_tree_of_a_sample_and_thinned_picks_do_not_depend_on_the_order_of_rows():
+def test_sampling_in_parts_does_not_depend_on_the_order_of_rows():
     points = torch.from_numpy(CLOUD)
     shuffled = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
     gradients = LastLayerGradients(
@@ -132,8 +136,8 @@ def test_parts_do_not_depend_on_the_scale(dtype, exponent):
     assert found.certificate.error == pytest.approx(expected.certificate.error * 2.0**exponent)
 
 
-def test_parts_of_the_largest_floats_work():
-    """Bug: boxes and the power method overflow. Exact methods solve the same rows."""
+def test_partitioning_the_largest_floats_works():
+    """Regression: bounding boxes and the power method overflowed, exact methods did not."""
     points = torch.tensor([[-3e38], [2e38], [3e38], [-2.5e38], [0.0]])
     found = select_coreset(points, budget=2, method="partitioned", part_size=2)
     distances = reference.pairwise(points)

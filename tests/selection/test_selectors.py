@@ -1,10 +1,9 @@
-"""The four rules behind one protocol."""
+"""The selectors and their protocol."""
 
 import pytest
 import torch
 
 from augsubset import (
-    AllSelector,
     CoresetSelector,
     LastLayerGradients,
     MaxLossSelector,
@@ -31,7 +30,7 @@ def select(selector, budget=10, seed=0, epoch=7):
 @pytest.mark.parametrize(
     "selector", [CoresetSelector(), RandomSelector(), MaxLossSelector(), MaxLossSelector("class")]
 )
-def test_every_rule_fills_its_budget_and_stands_for_everybody(selector):
+def test_every_selector_uses_its_budget_and_weights_add_up_to_n(selector):
     assert isinstance(selector, Selector)
     selection = select(selector)
     assert len(selection) == 10
@@ -41,7 +40,7 @@ def test_every_rule_fills_its_budget_and_stands_for_everybody(selector):
 
 
 @pytest.mark.parametrize("selector", [RandomSelector(), MaxLossSelector()])
-def test_rules_without_a_coreset_weigh_n_over_k_and_have_no_clusters(selector):
+def test_baselines_have_weights_n_over_k_and_no_clusters(selector):
     selection = select(selector)
     assert selection.weights.tolist() == [4.0] * 10
     assert selection.clusters.tolist() == [-1] * 40
@@ -52,7 +51,7 @@ def test_coreset_selector_is_select_coreset():
     assert select(CoresetSelector()).digest == select_coreset(GRADIENTS, budget=10).digest
 
 
-def test_a_rule_of_ones_own_needs_two_names_and_no_base_class():
+def test_a_custom_selector_needs_no_base_class():
     class Every4th:
         needs_gradients = False
 
@@ -73,7 +72,7 @@ def test_random_selection_changes_with_seed_and_epoch_and_does_not_collide():
 
 
 def test_random_selection_is_uniform():
-    """The share of examples never chosen in T draws of a fraction s is (1 - s)^T."""
+    """The fraction of examples never chosen in T draws of a fraction s is (1 - s)^T."""
     gradients = LastLayerGradients.unprobed(1000)
     never = torch.ones(1000, dtype=torch.bool)
     for epoch in range(20):
@@ -97,22 +96,15 @@ def test_max_loss_in_class_scope_keeps_class_budgets():
         assert chosen == ranked[: len(chosen)]
 
 
-def test_all_selector_takes_everything_with_weight_one():
-    selection = select(AllSelector(), budget=40)
-    assert selection.indices.tolist() == list(range(40))
-    assert selection.weights.tolist() == [1.0] * 40
-
-
-def test_only_rules_that_look_at_gradients_ask_for_a_probe():
-    needs = [s.needs_gradients for s in (CoresetSelector(), MaxLossSelector())]
-    assert needs == [True, True]
-    assert [s.needs_gradients for s in (RandomSelector(), AllSelector())] == [False, False]
+def test_only_selectors_that_use_gradients_need_them():
+    assert CoresetSelector().needs_gradients
+    assert MaxLossSelector().needs_gradients
+    assert not RandomSelector().needs_gradients
 
 
 @pytest.mark.parametrize(
     ("make", "budget", "reason"),
     [
-        (lambda: AllSelector(), 10, "budget must be the ground-set size 40"),
         (lambda: RandomSelector(), 41, "budget must be between 1 and the ground-set size 40"),
         (lambda: MaxLossSelector(), 0, "budget must be between 1 and the ground-set size 40"),
         (lambda: MaxLossSelector("batch"), 10, "scope must be one of 'global', 'class'"),

@@ -1,18 +1,18 @@
-"""The solver: problems in any order and company, on threads or in batches, one answer each."""
+"""Solver: the same solutions in any order, with any number of threads, in batches or not."""
 
 import numpy as np
 import pytest
 import torch
 
 from augsubset import LastLayerGradients
-from augsubset.selection.coreset import class_members
+from augsubset.selection.coreset import group_by_class
 from augsubset.selection.solver import ClassProblem, Options, Solver, solve
 
 RNG = np.random.default_rng(0)
 
 
 def problems(sizes, dtype=np.float64, *, products=False, fraction=0.3):
-    """Grid rows, so that ties and duplicates occur, and one class of normal ones."""
+    """Rows on a grid, so that ties and duplicates occur, and one class of Gaussian rows."""
     n = sum(sizes)
     residual = RNG.integers(-2, 3, (n, 2)).astype(dtype)
     residual[-sizes[-1] :] = RNG.normal(size=(sizes[-1], 2))
@@ -23,7 +23,7 @@ def problems(sizes, dtype=np.float64, *, products=False, fraction=0.3):
         torch.arange(n),
         torch.zeros(n),
     )
-    classes, members = class_members(gradients)
+    classes, members = group_by_class(gradients)
     return [
         ClassProblem(int(label), gradients.factors, mine, mine, max(1, int(fraction * len(mine))))
         for label, mine in zip(classes, members, strict=True)
@@ -33,16 +33,16 @@ def problems(sizes, dtype=np.float64, *, products=False, fraction=0.3):
 def assert_equal_solutions(one, other):
     for name in ("order", "gains", "nearest"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
-    assert one.bound == other.bound
-    assert one.measured.error == other.measured.error
+    assert one.lower_bound == other.lower_bound
+    assert one.metrics.error == other.metrics.error
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("similarity", ["shifted", "shifted_sq"])
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
-def test_batches_give_each_class_its_solution_and_bound(dtype, products, similarity, fraction):
-    """The path of a device, on the CPU."""
+def test_batches_give_the_same_solutions_and_bounds(dtype, products, similarity, fraction):
+    """The code for a device, run on the CPU."""
     todo = problems([1, 40, 2, 17, 30], dtype, products=products, fraction=fraction)
     todo.sort(key=len, reverse=True)
     options = Options(similarity=similarity)
@@ -54,7 +54,7 @@ def test_batches_give_each_class_its_solution_and_bound(dtype, products, similar
 
 
 @pytest.mark.parametrize("method", ["lazy", "naive", "stochastic", "partitioned"])
-def test_a_problems_solution_does_not_depend_on_its_company_or_the_threads(method):
+def test_a_solution_does_not_depend_on_other_problems_or_threads(method):
     todo = problems([25, 40, 1, 33])
     options = Options(method=method, part_size=10)
     together = solve(todo, options)
@@ -69,7 +69,7 @@ def test_a_problems_solution_does_not_depend_on_its_company_or_the_threads(metho
         assert_equal_solutions(one, *solve([problem], options))
 
 
-def test_memory_kept_from_a_larger_class_leaves_no_trace_in_a_smaller():
+def test_a_buffer_reused_from_a_larger_class_does_not_affect_a_smaller():
     todo = problems([60, 5, 1, 30])
     solver = Solver(Options(), 1)
     for one in (solver.solve_whole(problem) for problem in todo):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from augsubset import RandomOps
-from augsubset.batch import BatchParts
-from augsubset.normalization import PixelRange
-from augsubset.pipeline import Delivery, Ready
+from augsubset.batch import BatchSpec
+from augsubset.normalization import Normalization
+from augsubset.pipeline import BatchPipeline, ReadyBatch
 
 CUDA = torch.device("cuda")
 
@@ -51,21 +51,14 @@ def said(monkeypatch):
     def batches(number):
         for index in range(number):
             said.append(f"batch {index} is made on {running[-1].name}")
-            yield Ready(torch.tensor(index), None, None, None)
+            yield ReadyBatch(torch.tensor(index), None, None)
 
     return said, batches
 
 
-def delivery():
-    return Delivery(
-        BatchParts(None, None, ()),
-        PixelRange(None, None, False),
-        RandomOps.paper(),
-        None,
-        seed=0,
-        whole=False,
-        return_index=False,
-        owns_batches=True,
+def make_pipeline():
+    return BatchPipeline(
+        BatchSpec(), Normalization(None, None), RandomOps.paper(), None, seed=0, owns_batches=True
     )
 
 
@@ -76,7 +69,7 @@ def trained(said, batches):
 
 def test_the_next_batch_is_made_before_the_model_has_the_last(said):
     said, batches = said
-    trained(said, delivery().ahead(batches(3), CUDA))
+    trained(said, make_pipeline().prefetch(batches(3), CUDA))
     assert said == [
         "batch 0 is made on side 0",
         "main waits for side 0",
@@ -98,15 +91,15 @@ def test_the_next_batch_is_made_before_the_model_has_the_last(said):
 
 def test_one_stream_serves_all_epochs_on_a_device(said):
     said, batches = said
-    one = delivery()
+    one = make_pipeline()
     for _ in range(3):
-        trained(said, one.ahead(batches(2), CUDA))
+        trained(said, one.prefetch(batches(2), CUDA))
     assert {line.rsplit(" on ", 1)[1] for line in said if "made" in line} == {"side 0"}
-    trained(said, one.ahead(batches(1), torch.device("cuda", 1)))
+    trained(said, one.prefetch(batches(1), torch.device("cuda", 1)))
     assert said[-5] == "batch 0 is made on side 1"
 
 
-def test_on_the_host_nothing_is_made_ahead(said):
+def test_on_the_cpu_nothing_is_made_ahead(said):
     said, batches = said
-    trained(said, delivery().ahead(batches(2), torch.device("cpu")))
+    trained(said, make_pipeline().prefetch(batches(2), torch.device("cpu")))
     assert said == ["batch 0 is made on main", "step 0", "batch 1 is made on main", "step 1"]

@@ -1,23 +1,15 @@
-"""Finding inputs and labels, and labels without fetching."""
+"""BatchSpec: finding inputs and labels, taking a batch apart and putting it together."""
 
 from collections import OrderedDict, UserDict
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from augsubset.batch import (
-    BatchParts,
-    known_labels,
-    known_targets,
-    map_tensors,
-    put_rows,
-    split_batch,
-    take_rows,
-)
+from augsubset import BatchSpec
+from augsubset.batch import put_rows, split_batch, take_rows
+from augsubset.utils.torch_utils import map_tensors
 
 X, Y = torch.rand(3, 2), torch.tensor([2, 0, 1])
 
@@ -39,7 +31,7 @@ def test_usual_batches_are_split(batch):
 
 
 def test_keys_can_be_named():
-    x, y = BatchParts("scan", "class").split({"scan": X, "class": Y, "label": X})[:2]
+    x, y = BatchSpec("scan", "class").split({"scan": X, "class": Y, "label": X})[:2]
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
 
@@ -50,9 +42,9 @@ def test_keys_can_be_named():
         (X, TypeError, "batches must be .inputs, labels. pairs or mappings, got Tensor"),
         ((X,), TypeError, "got tuple of 1 parts. If labels are missing"),
         ((X, Y, Y), TypeError, "got tuple of 3 parts"),
-        ((X, Y[:2]), ValueError, "labels must be as many as the inputs 3, got 2"),
-        ({"scan": X, "label": Y}, ValueError, r"inputs must be found among .*Pass inputs="),
-        ({"image": X, "label": Y, "target": Y}, ValueError, r"labels must be found .*Pass labels="),
+        ((X, Y[:2]), ValueError, "labels must have as many rows as the inputs, 3, got 2"),
+        ({"scan": X, "label": Y}, ValueError, r"inputs must be found among .*Pass batch=BatchSpec.inputs="),
+        ({"image": X, "label": Y, "target": Y}, ValueError, r"labels must be found .*Pass batch=BatchSpec.labels="),
     ],
 )
 def test_other_batches_are_refused(batch, error, reason):
@@ -62,9 +54,9 @@ def test_other_batches_are_refused(batch, error, reason):
 
 def test_a_name_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"inputs must name a part of the batch \['image'"):
-        BatchParts("img").split({"image": X, "label": Y})
+        BatchSpec("img").split({"image": X, "label": Y})
     with pytest.raises(ValueError, match=r"every part must name a part of the batch .*'mask'"):
-        BatchParts(others=["mask"]).split((X, Y))
+        BatchSpec(others=["mask"]).split((X, Y))
 
 
 class Pair(NamedTuple):
@@ -84,30 +76,30 @@ NEW = -X
 @pytest.mark.parametrize(
     ("parts", "batch", "whole"),
     [
-        (BatchParts(), (X, Y), (NEW, Y)),
-        (BatchParts(), [X, Y], [NEW, Y]),
-        (BatchParts(), Pair(X, Y), Pair(NEW, Y)),
-        (BatchParts(), Sample(["a"] * 3, X, Y), Sample(["a"] * 3, NEW, Y)),
-        (BatchParts(2, 0), (Y, "path", X), (Y, "path", NEW)),
-        (BatchParts(1, 2), Sample(["a"] * 3, X, Y), Sample(["a"] * 3, NEW, Y)),
-        (BatchParts("scan"), {"scan": X, "label": Y, "n": 3}, {"scan": NEW, "label": Y, "n": 3}),
+        (BatchSpec(), (X, Y), (NEW, Y)),
+        (BatchSpec(), [X, Y], [NEW, Y]),
+        (BatchSpec(), Pair(X, Y), Pair(NEW, Y)),
+        (BatchSpec(), Sample(["a"] * 3, X, Y), Sample(["a"] * 3, NEW, Y)),
+        (BatchSpec(2, 0), (Y, "path", X), (Y, "path", NEW)),
+        (BatchSpec(1, 2), Sample(["a"] * 3, X, Y), Sample(["a"] * 3, NEW, Y)),
+        (BatchSpec("scan"), {"scan": X, "label": Y, "n": 3}, {"scan": NEW, "label": Y, "n": 3}),
     ],
 )
 def test_a_batch_is_put_together_again_in_its_own_type(parts, batch, whole):
     split = parts.split(batch)
     assert split.inputs is X
     assert torch.equal(split.labels, Y)
-    joined = parts.joined(batch, split._replace(inputs=NEW))
+    joined = parts.join(batch, split._replace(inputs=NEW))
     assert type(joined) is type(batch)
     assert str(joined) == str(whole)
 
 
 def test_several_inputs_are_a_dict_and_go_back_to_their_places():
-    parts = BatchParts(["ids", "mask"], "label")
+    parts = BatchSpec(["ids", "mask"], "label")
     batch = {"ids": Y, "mask": X, "label": Y, "other": 1}
     split = parts.split(batch)
     assert set(split.inputs) == {"ids", "mask"}
-    joined = parts.joined(batch, split._replace(inputs={"ids": Y + 1, "mask": NEW}))
+    joined = parts.join(batch, split._replace(inputs={"ids": Y + 1, "mask": NEW}))
     assert torch.equal(joined["ids"], Y + 1)
     assert torch.equal(joined["mask"], NEW)
     assert torch.equal(batch["ids"], Y)
@@ -130,71 +122,6 @@ def test_rows_of_tensors_lists_and_dicts_are_taken_and_put_back():
     same = put_rows(own, at, at, map_tensors(torch.neg, taken)["x"], in_place=True)
     assert same is own
     assert torch.equal(own, back["x"])
-
-
-class Plain:
-    """Has the attributes given, and fails if an item is fetched."""
-
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-    def __len__(self):
-        return vars(self).get("n", 3)
-
-    def __getitem__(self, index):
-        raise AssertionError("an item was fetched")
-
-
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        Plain(targets=[2, 0, 1]),
-        Plain(labels=Y.numpy()),
-        TensorDataset(X, Y),
-        Subset(Plain(targets=[9, 1, 0, 2], n=4), [3, 2, 1]),
-        ConcatDataset([Plain(targets=[2, 0, 1])]),
-    ],
-)
-def test_labels_are_found_without_fetching(dataset):
-    assert known_labels(dataset).tolist() == [2, 0, 1]
-
-
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        Plain(),
-        TensorDataset(X),
-        TensorDataset(X, X),
-        Plain(targets="train.csv"),
-        Plain(labels=["cat", "dog", "cow"]),
-        Plain(labels=[0, 1]),
-        Plain(targets=[{"boxes": []}] * 3),
-        Plain(targets=np.array([1, 0, 2], dtype=object)),
-        Plain(labels=len),
-        ConcatDataset([Plain(targets=[2, 0, 1]), Plain()]),
-    ],
-)
-def test_datasets_that_do_not_offer_labels_give_none(dataset):
-    assert known_labels(dataset) is None
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        (Plain(targets=[0.5, 1, 2]), [0.5, 1, 2]),
-        (Plain(labels=[np.array([0.5, 1])] * 3), [[0.5, 1]] * 3),
-        (TensorDataset(Y, X), X.tolist()),
-        (Subset(TensorDataset(Y, X), [2, 0]), X[[2, 0]].tolist()),
-        (ConcatDataset([Plain(targets=[0.5, 1, 2])] * 2), [0.5, 1, 2] * 2),
-        (ConcatDataset([Plain(targets=[0.5, 1, 2]), TensorDataset(Y, X)]), None),
-        (Plain(labels=["cat", "dog", "cow"]), None),
-        (Plain(targets=[[0], [0, 1], [2]]), None),
-        (Plain(targets=[0.5, 1]), None),
-    ],
-)
-def test_targets_of_any_kind_are_found_without_fetching(dataset, expected):
-    found = known_targets(dataset)
-    assert (None if found is None else found.tolist()) == expected
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -1,9 +1,9 @@
-"""PixelRange: refusals on the host, and the way there and back."""
+"""Normalization: refusals on the host, and the way there and back."""
 
 import pytest
 import torch
 
-from augsubset.normalization import PixelRange
+from augsubset.normalization import Normalization
 
 STATISTICS = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
 UNIT = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -12,16 +12,16 @@ UNIT = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 def test_uint8_is_divided_by_255_and_normalised_last():
     x = (UNIT * 255).to(torch.uint8)
     mean, std = (torch.tensor(part)[:, None, None] for part in STATISTICS)
-    pixels = PixelRange(STATISTICS, None)
+    pixels = Normalization(STATISTICS, None)
     pixels.check(x)
     assert pixels.to_unit(x) is x
     torch.testing.assert_close(pixels.to_model(x), (x.float() / 255 - mean) / std)
-    assert torch.equal(PixelRange(None, None).to_model(x), x.float() / 255)
+    assert torch.equal(Normalization(None, None).to_model(x), x.float() / 255)
 
 
 def test_denormalising_and_normalising_again_changes_rounding_alone():
-    normalised = PixelRange(STATISTICS, None).to_model(UNIT)
-    pixels = PixelRange(None, STATISTICS)
+    normalised = Normalization(STATISTICS, None).to_model(UNIT)
+    pixels = Normalization(None, STATISTICS)
     pixels.check(normalised)
     torch.testing.assert_close(pixels.to_unit(normalised), UNIT, rtol=0, atol=1e-6)
     again = pixels.to_model(pixels.to_unit(normalised))
@@ -29,7 +29,7 @@ def test_denormalising_and_normalising_again_changes_rounding_alone():
 
 
 def test_float_images_without_statistics_pass_as_they_are():
-    assert PixelRange(None, None).to_model(UNIT) is UNIT
+    assert Normalization(None, None).to_model(UNIT) is UNIT
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_float_images_without_statistics_pass_as_they_are():
             STATISTICS,
             None,
             UNIT[:, :1],
-            r"images must be \(B, C, H, W\) with C = 3, one channel a mean",
+            r"images must be \(B, C, H, W\) with C = 3, the number of means",
         ),
         (None, STATISTICS, UNIT * 20, r"images must be in \[0, 1\] once denormalised"),
         (None, STATISTICS, UNIT * torch.nan, r"images must be in \[0, 1\] once denormalised"),
@@ -58,21 +58,21 @@ def test_float_images_without_statistics_pass_as_they_are():
 )
 def test_values_out_of_range_are_refused(normalize, denormalize, x, reason):
     with pytest.raises(ValueError, match=reason):
-        PixelRange(normalize, denormalize).check(x)
+        Normalization(normalize, denormalize).check(x)
 
 
 @pytest.mark.parametrize(
     ("normalize", "denormalize", "reason"),
     [
         (STATISTICS, STATISTICS, "normalize and denormalize must not both be given"),
-        (([0.5], [0.0]), None, "one positive std a channel"),
+        (([0.5], [0.0]), None, "one positive std per channel"),
         (([0.5, 0.5], [1.0]), None, r"must be \(mean, std\)"),
         (None, ([float("nan")], [1.0]), "one finite mean"),
     ],
 )
 def test_bad_statistics_are_refused(normalize, denormalize, reason):
     with pytest.raises(ValueError, match=reason):
-        PixelRange(normalize, denormalize)
+        Normalization(normalize, denormalize)
 
 
 @pytest.mark.parametrize("value", [-0.0, 0.0, 1e-45, 0.5, 1 - 2**-24, 1.0])
@@ -80,9 +80,9 @@ def test_bad_statistics_are_refused(normalize, denormalize, reason):
 def test_values_of_the_unit_range_pass(value, dtype):
     x = torch.zeros(2, 3, 4, 4, dtype=dtype)
     x[1, 2, 3, 3] = value
-    PixelRange(None, None).check(x)
-    PixelRange(None, None).check(x.transpose(2, 3))
-    PixelRange(None, None).check(x.contiguous(memory_format=torch.channels_last))
+    Normalization(None, None).check(x)
+    Normalization(None, None).check(x.transpose(2, 3))
+    Normalization(None, None).check(x.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_a_single_value_outside_of_it_does_not(value, dtype):
     x[1, 2, 3, 3] = value
     for given in (x, x.transpose(2, 3), x.contiguous(memory_format=torch.channels_last)):
         with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values from"):
-            PixelRange(None, None).check(given)
+            Normalization(None, None).check(given)

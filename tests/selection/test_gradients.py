@@ -24,14 +24,14 @@ def test_distances_are_euclidean_at_positions():
     assert float((GRADIENTS.distances(rows, cols) - expected).abs().max()) < 1e-6
 
 
-def test_distances_are_symmetric_to_the_bit_with_a_zero_diagonal():
+def test_distances_are_exactly_symmetric_with_a_zero_diagonal():
     every = torch.arange(12)
     distances = GRADIENTS.distances(every, every)
     assert torch.equal(distances, distances.T)
     assert torch.equal(distances.diagonal(), torch.zeros(12))
 
 
-def test_half_precision_is_held_in_float32():
+def test_half_precision_is_stored_as_float32():
     assert replace(GRADIENTS, residual=RESIDUAL.half()).residual.dtype == torch.float32
 
 
@@ -52,7 +52,7 @@ def test_it_is_frozen():
         ({"losses": torch.zeros(3)}, ValueError, r"losses must be of shape \(12,\)"),
         ({"losses": torch.full((12,), torch.inf)}, ValueError, "losses must be finite, got 12"),
         ({"indices": torch.zeros(12).long()}, ValueError, "indices must be distinct"),
-        ({"inputs": RESIDUAL[:3]}, ValueError, "inputs must have 12 rows, as residual has, got 3"),
+        ({"inputs": RESIDUAL[:3]}, ValueError, "inputs must have 12 rows, like residual, got 3"),
         ({"inputs": RESIDUAL * torch.nan}, ValueError, "gradients must be finite, got 12"),
         ({"earlier": ((RESIDUAL, RESIDUAL[0]),)}, ValueError, "earlier must be a floating"),
         ({"earlier": ((RESIDUAL[:3], RESIDUAL),)}, ValueError, "earlier must have 12 rows"),

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from augsubset import RandomOps, SubsetAugmentLoader, source
-from augsubset.sampling import KeyedCollate
-from augsubset.sampling.source import CheckedCollate, opened
+from augsubset import LoaderOptions, RandomOps, SubsetAugmentLoader, pipeline
+from augsubset.sampling import KeyedCollate, worker
+from augsubset.utils.torch_utils import to_device_async
 
 PARTS = {
     "bytes": torch.arange(24, dtype=torch.uint8).view(4, 6),
@@ -47,11 +47,10 @@ def refuse(batch, keys):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("pinned", [False, True])
-def test_a_batch_arrives_as_it_was_collated(num_workers, pinned):
-    collate = CheckedCollate(KeyedCollate(collate_parts), let_pass, pinned)
+def test_a_batch_arrives_as_it_was_collated(num_workers):
+    collate = KeyedCollate(collate_parts, let_pass)
     loader = DataLoader(Rows(), batch_size=4, num_workers=num_workers, collate_fn=collate)
-    batch, keys = opened(next(iter(loader)))
+    batch, keys = next(iter(loader))
     assert keys.tolist() == [0, 1, 2, 3]
     assert keys.dtype == torch.int64
     for (name, expected), found in zip(PARTS.items(), batch, strict=True):
@@ -64,21 +63,19 @@ def test_a_batch_arrives_as_it_was_collated(num_workers, pinned):
             found.zero_()  # what a training loop gets is its own to change
 
 
-@pytest.mark.parametrize("pinned", [False, True])
-def test_small_tensors_go_in_the_message_but_for_what_will_be_pinned(monkeypatch, pinned):
-    monkeypatch.setattr(source, "get_worker_info", lambda: "a worker")
-    collate = CheckedCollate(KeyedCollate(collate_parts), let_pass, pinned)
+def test_small_tensors_travel_inside_the_message(monkeypatch):
+    monkeypatch.setattr(worker, "get_worker_info", lambda: "a worker")
     rows = Rows().__getitems__(range(4))
-    assert not source._is_small(torch.eye(4).to_sparse())
-    batch, keys = collate(rows)
+    assert not worker._is_small(torch.eye(4).to_sparse())
+    batch, keys = KeyedCollate(collate_parts, let_pass)(rows)
     kept = {name for name, part in zip(PARTS, batch, strict=True) if isinstance(part, torch.Tensor)}
-    assert kept == (set(PARTS) if pinned else {"half", "large", "leaf"})
+    assert kept == {"half", "large", "leaf"}
     assert not isinstance(keys, torch.Tensor)
-    assert torch.equal(opened((batch, keys))[1], torch.arange(4))
+    assert torch.equal(pickle.loads(pickle.dumps(keys)), torch.arange(4))
 
 
 def test_a_batch_is_refused_by_the_worker_that_collated_it():
-    collate = CheckedCollate(KeyedCollate(default_collate), refuse, False)
+    collate = KeyedCollate(default_collate, refuse)
     loader = DataLoader(Rows(), batch_size=4, num_workers=1, collate_fn=collate)
     with pytest.raises(ValueError, match=r"worker process 0(.|\n)*images must be in \[0, 1\]"):
         next(iter(loader))
@@ -88,12 +85,7 @@ def test_values_out_of_range_are_refused_in_the_epoch_whatever_the_workers():
     x = torch.rand(40, 3, 8, 8)
     x[37, 0, 0, 0] = 1.5
     for num_workers in (0, 1):
-        loader = SubsetAugmentLoader(
-            DataLoader(TensorDataset(x, torch.arange(40) % 2), 10, num_workers=num_workers),
-            nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
-            RandomOps.paper(),
-            start_epoch=1,
-        )
+        loader = SubsetAugmentLoader(DataLoader(TensorDataset(x, torch.arange(40) % 2), 10, num_workers=num_workers), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), RandomOps.paper(), options=LoaderOptions(start_epoch=1))
         with pytest.raises(ValueError, match=r"images must be in \[0, 1\].* to 1.5"):
             list(loader)
 
@@ -106,19 +98,21 @@ def test_what_workers_need_of_the_check_leaves_devices_behind():
         normalize=([0.5] * 3, [0.25] * 3),
     )
     list(loader)
-    assert loader._pixels._kept
+    assert loader.pipeline.normalization._kept
     sent = pickle.loads(pickle.dumps(loader._batches.collate_fn))
-    assert sent._check._pixels._kept == {}
+    assert sent._check._normalization._kept == {}
 
 
 def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypatch):
     """Pinned by the DataLoader or not: labels and weights are not, where images are resident."""
     sent = []
-    monkeypatch.setattr(source, "sent", lambda tensor, device: sent.append(device) or tensor)
+    monkeypatch.setattr(
+        pipeline, "to_device_async", lambda tensor, device: sent.append(device) or tensor
+    )
     x = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     plain = DataLoader(TensorDataset(x, torch.arange(8) % 2), 4)
-    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), resident=True)
+    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), weights="cluster", options=LoaderOptions(resident=True))
     before = len(sent)
     next(iter(loader))
     assert len(sent) - before == 3  # x, y and w
@@ -126,4 +120,4 @@ def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypat
 
 def test_sparse_tensors_are_moved_too():
     sparse = torch.eye(3).to_sparse()
-    assert source.sent(sparse, torch.device("cpu")).layout == torch.sparse_coo
+    assert to_device_async(sparse, torch.device("cpu")).layout == torch.sparse_coo

@@ -1,4 +1,4 @@
-"""EpochClock: each second lands in its own bucket. Lower bounds only: a machine may be slow."""
+"""EpochTimer: each second lands in its own bucket. Lower bounds only: a machine may be slow."""
 
 import time
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from augsubset import RandomSelector, SubsetAugmentLoader
-from augsubset.timing import EpochClock
+from augsubset.history import EpochTimer
 
 NAP = 0.02
 
@@ -59,14 +59,14 @@ def naps(**where):
 
 def test_the_strong_policy_is_a_part_of_the_augmentation(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("augsubset.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    clock = EpochClock(torch.device("cpu"))
-    with clock.augmentation():
+    monkeypatch.setattr("augsubset.history.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    timer = EpochTimer(torch.device("cpu"))
+    with timer.on_device("augmentation"):
         now[0] += 1.0
-        with clock.strong():
+        with timer.on_device("strong"):
             now[0] += 2.0
     now[0] += 4.0
-    assert clock.read() == {
+    assert timer.read() == {
         **{"selection_seconds": 0.0, "loading_seconds": 0.0, "augmentation_seconds": 3.0},
         **{"strong_seconds": 2.0, "step_seconds": 4.0, "total_seconds": 7.0},
     }
@@ -74,10 +74,10 @@ def test_the_strong_policy_is_a_part_of_the_augmentation(monkeypatch):
 
 @pytest.mark.cuda
 def test_augmentation_on_a_device_is_timed_by_its_own_events():
-    clock = EpochClock(torch.device("cuda"))
-    with clock.augmentation(), clock.strong():
+    timer = EpochTimer(torch.device("cuda"))
+    with timer.on_device("augmentation"), timer.on_device("strong"):
         torch.cuda._sleep(100_000_000)
-    seconds = clock.read()
+    seconds = timer.read()
     assert 0.01 < seconds["strong_seconds"] <= seconds["augmentation_seconds"] + 0.01
     assert 0.01 < seconds["augmentation_seconds"] <= seconds["total_seconds"] + 0.01
 

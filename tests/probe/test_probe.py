@@ -1,4 +1,4 @@
-"""GradientProbe: what it measures, which layer it finds, and that it leaves no trace (17)."""
+"""GradientProbe: its gradients, the layer it finds, and that it leaves the model unchanged."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from augsubset import GradientProbe
+from augsubset.probe import GradientProbe
 
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 4
@@ -27,7 +27,7 @@ DATA = TensorDataset(X, Y)
 
 
 class Registered(nn.Module):
-    """Layers registered in an order other than they run in; and one that does not run."""
+    """Layers registered in another order than they run in, and one that does not run."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Registered(nn.Module):
         self.body = nn.Linear(6, 5)
         self.unused = nn.Linear(5, 4)
         self.register_buffer("calls", torch.zeros(()))
-        self.drop.eval()  # a frozen part: its flag is the user's
+        self.drop.eval()  # frozen by the user
 
     def forward(self, x):
         self.calls += 1
@@ -55,7 +55,7 @@ def model():
 
 
 def reference_residual(model, loss):
-    """Gradient of each example's loss with respect to its logits, one autograd call each."""
+    """Gradient of each example's loss with respect to its logits, one autograd call per example."""
     model = deepcopy(model).eval()
     rows = []
     for x, y in zip(X, Y, strict=True):
@@ -110,7 +110,7 @@ def snapshot(model):
     }
 
 
-def assert_untouched(model, before):
+def assert_unchanged(model, before):
     after = snapshot(model)
     assert after["flags"] == before["flags"]
     assert after["hooks"] == before["hooks"]
@@ -120,30 +120,30 @@ def assert_untouched(model, before):
             assert torch.equal(after[kind][name], value), name
 
 
-def test_a_scan_leaves_no_trace(model):
+def test_a_scan_leaves_model_and_random_generators_unchanged(model):
     before = snapshot(model)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     GradientProbe(model).scan(DATA, batch_size=8)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
     assert np.array_equal(states[2], np.random.get_state()[1])
 
 
-def test_the_guard_sees_a_model_that_does_change(model):
+def test_the_guard_detects_a_model_that_does_change(model):
     before = snapshot(model)
     model(X)
     with pytest.raises(AssertionError):
-        assert_untouched(model, before)
+        assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("layer", ["auto", "head"])
-def test_a_scan_that_fails_leaves_no_trace_either(model, layer):
+def test_a_scan_that_fails_leaves_the_model_unchanged_too(model, layer):
     before = snapshot(model)
     bad = TensorDataset(X, torch.full((30,), 9))
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
         GradientProbe(model, layer).scan(bad)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
 
 
 class Reassigning(Registered):
@@ -152,7 +152,7 @@ class Reassigning(Registered):
         return self.head(self.body(x))
 
 
-def test_buffers_that_a_model_reassigns_are_put_back():
+def test_buffers_that_a_model_reassigns_are_restored():
     model = Reassigning()
     buffer = model.calls
     GradientProbe(model).scan(DATA)
@@ -161,7 +161,7 @@ def test_buffers_that_a_model_reassigns_are_put_back():
 
 
 class Merging(nn.Linear):
-    """As adapters do: leaving training mode merges a factor into the weight."""
+    """Merges a factor into the weight on leaving training mode, as adapters do."""
 
     def train(self, mode=True):
         if self.training and not mode:
@@ -170,11 +170,11 @@ class Merging(nn.Linear):
         return super().train(mode)
 
 
-def test_modules_that_work_when_their_mode_changes_are_not_set_to_work():
+def test_the_train_method_of_modules_is_not_called():
     model = nn.Sequential(Merging(6, 4))
     before = snapshot(model)
     GradientProbe(model).scan(DATA)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("lazy", [nn.LazyLinear(4), nn.LazyBatchNorm1d()])
@@ -213,7 +213,7 @@ def test_the_last_linear_layer_is_found_by_execution_order(model):
         ("last_layer", ["0", "2"]),
     ],
 )
-def test_a_model_that_was_compiled_and_run_before_is_probed(kind, layer, backend):
+def test_a_compiled_model_that_ran_before_is_probed(kind, layer, backend):
     plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
     compiled = deepcopy(plain)
     compiled.compile(backend=backend)  # in place: names stay
@@ -268,14 +268,14 @@ def test_autocast_applies_to_the_model_and_not_to_the_residual(model):
 
 
 @pytest.mark.cuda
-def test_the_probe_runs_where_the_model_is(model):
+def test_the_probe_runs_on_the_models_device(model):
     expected = GradientProbe(model).scan(DATA).residual
     found = GradientProbe(model.cuda()).scan(DATA)
     assert found.residual.device.type == "cpu"
     torch.testing.assert_close(found.residual, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_usual_dict_items_are_understood(model):
+def test_dict_items_with_usual_names_are_accepted(model):
     class Dicts(Dataset):
         def __len__(self):
             return 30
@@ -288,7 +288,9 @@ def test_usual_dict_items_are_understood(model):
 
 
 def test_a_layer_that_does_not_run_is_refused(model):
-    with pytest.raises(ValueError, match="layer must run when the model does, got layer='unused'"):
+    with pytest.raises(
+        ValueError, match="layer must run in the model's forward pass, got layer='unused'"
+    ):
         GradientProbe(model, "unused").scan(DATA)
 
 
@@ -357,7 +359,7 @@ class Returns(nn.Module):
     "output",
     [lambda x: {"logits": x}, lambda x: (x, x), lambda x: x[:, :, None], lambda x: x[:-1]],
 )
-def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
+def test_outputs_that_are_not_logits_are_refused_with_a_hint(output):
     with pytest.raises(TypeError, match=r"output must be a \(B, C\) tensor.*forward=lambda"):
         GradientProbe(Returns(output)).scan(DATA)
 
@@ -365,19 +367,27 @@ def test_outputs_that_are_no_logits_are_refused_with_the_hint(output):
 @pytest.mark.parametrize(
     ("scan", "error", "reason"),
     [
-        (lambda p: p.scan(DataLoader(DATA, shuffle=True)), ValueError, "data must come in order"),
-        (lambda p: p.scan(DataLoader(DATA, drop_last=True)), ValueError, "data must come in order"),
+        (
+            lambda p: p.scan(DataLoader(DATA, shuffle=True)),
+            ValueError,
+            "data must be complete and in dataset order",
+        ),
+        (
+            lambda p: p.scan(DataLoader(DATA, drop_last=True)),
+            ValueError,
+            "data must be complete and in dataset order",
+        ),
         (
             lambda p: p.scan(
                 DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 5, True))
             ),
             ValueError,
-            "data must come in order",
+            "data must be complete and in dataset order",
         ),
         (
             lambda p: p.scan(DataLoader(DATA, sampler=SequentialSampler(range(10)))),
             ValueError,
-            "data must come in order",
+            "data must be complete and in dataset order",
         ),
         (lambda p: p.scan(TensorDataset(X[:0], Y[:0])), ValueError, "got an empty dataset"),
         (lambda p: p.scan(TensorDataset(X)), TypeError, "If labels are missing"),
@@ -401,15 +411,15 @@ def test_bad_data_is_refused(model, scan, error, reason):
 
 
 def test_a_loss_that_reduces_is_refused(model):
-    with pytest.raises(ValueError, match="loss must return one value an example"):
+    with pytest.raises(ValueError, match="loss must return one value per example"):
         GradientProbe(model, loss=F.cross_entropy).scan(DATA)
 
 
-# The gradient in the weights of the last layer, and of earlier ones.
+# Gradients with respect to the weights of the last layer and of earlier ones.
 
 
 def weight_gradients(model, layers):
-    """Each example's gradient in the weights of some layers, one backward pass an example."""
+    """Each example's gradient in the weights of some layers, one backward pass per example."""
     model = deepcopy(model).eval()
     rows = []
     for x, y in zip(X, Y, strict=True):
@@ -424,7 +434,7 @@ def weight_gradients(model, layers):
 def test_last_layer_distances_are_those_of_weight_gradients(model, layer):
     before = snapshot(model)
     gradients = GradientProbe(model, layer, kind="last_layer").scan(DATA, batch_size=7)
-    assert_untouched(model, before)
+    assert_unchanged(model, before)
     names = ["body", "head"] if len(layer) == 2 else ["head"]
     rows = weight_gradients(model, names)
     every = torch.arange(30)
@@ -435,7 +445,7 @@ def test_last_layer_distances_are_those_of_weight_gradients(model, layer):
     assert len(gradients.earlier) == len(names) - 1
 
 
-def test_earlier_layers_work_frozen_and_before_an_activation_in_place():
+def test_earlier_layers_may_be_frozen_or_precede_an_in_place_activation():
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 5), nn.ReLU(True), nn.Linear(5, 4)
@@ -486,7 +496,7 @@ class ScaledInPlace(TwoLayers):
 
 
 class Auxiliary(TwoLayers):
-    """Its last Linear layer to run is not the one whose output it returns."""
+    """The Linear layer that runs last is not the one whose output is returned."""
 
     def __init__(self):
         super().__init__()
@@ -519,7 +529,7 @@ class Pooled(PerToken):
 
 
 class HeadInputScaled(TwoLayers):
-    """Works in place on what went into the head, after the head."""
+    """Modifies the input of the head in place, after the head has run."""
 
     def forward(self, x):
         features = self.body(x)
@@ -529,7 +539,7 @@ class HeadInputScaled(TwoLayers):
         return logits
 
 
-def test_what_happens_in_place_after_a_layer_is_not_measured():
+def test_in_place_operations_after_a_layer_do_not_change_what_is_captured():
     torch.manual_seed(0)
     model, after_output, after_input = TwoLayers(), ScaledInPlace(), HeadInputScaled()
     after_output.load_state_dict(model.state_dict())
@@ -558,7 +568,7 @@ def test_gradients_reach_every_earlier_layer_of_a_stack_in_the_order_given(layer
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.max())
 
 
-def test_layers_called_by_keyword_are_seen():
+def test_layers_called_by_keyword_are_captured():
     model = TwoLayers()
     gradients = GradientProbe(model, ["body", "head"], kind="last_layer").scan(DATA)
     assert torch.equal(gradients.earlier[0][1], X)
@@ -578,7 +588,7 @@ def test_the_callers_grad_mode_does_not_matter(mode, loss):
     assert torch.equal(found.earlier[0][0], expected.earlier[0][0])
 
 
-def test_logits_cast_up_after_the_head_are_still_its_output():
+def test_logits_cast_to_float32_after_the_head_count_as_its_output():
     class Upcast(TwoLayers):
         def forward(self, x):
             return super().forward(x).float()
@@ -588,7 +598,7 @@ def test_logits_cast_up_after_the_head_are_still_its_output():
     assert found.inputs.dtype == torch.float32
 
 
-def test_logits_that_are_not_finite_are_refused_as_such():
+def test_logits_that_are_not_finite_are_refused_with_the_reason():
     data = TensorDataset(X * torch.nan, Y)
     with pytest.raises(ValueError, match="gradients must be finite"):
         GradientProbe(TwoLayers(), kind="last_layer").scan(data)
@@ -597,14 +607,17 @@ def test_logits_that_are_not_finite_are_refused_as_such():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: GradientProbe(Scaled(), kind="last_layer"), "must be that of its last Linear"),
+        (
+            lambda: GradientProbe(Scaled(), kind="last_layer"),
+            "must return the output of its last Linear",
+        ),
         (
             lambda: GradientProbe(PerToken(), "head", kind="last_layer"),
             r"inputs of the last layer must be \(B, d\), got shape \(30, 3, 2\)",
         ),
         (
             lambda: GradientProbe(Registered(), ["unused", "head"], kind="last_layer"),
-            r"earlier layers must run once a pass, .* got 'unused' run on \[\]",
+            r"earlier layers must run once per forward pass, .* got 'unused' run on \[\]",
         ),
         (
             lambda: GradientProbe(PerToken(), ["body", "head"], kind="last_layer"),
@@ -612,7 +625,7 @@ def test_logits_that_are_not_finite_are_refused_as_such():
         ),
         (
             lambda: GradientProbe(Pooled(), ["body", "head"], kind="last_layer"),
-            r"earlier layers must run once a pass, .* got 'body' run on \[\(30, 3, 2\)\]",
+            r"earlier layers must run once per forward pass, .* got 'body' run on \[\(30, 3, 2\)\]",
         ),
         (
             lambda: GradientProbe(Registered(), ["head", "body"], kind="last_layer"),
@@ -624,24 +637,24 @@ def test_logits_that_are_not_finite_are_refused_as_such():
         ),
         (
             lambda: GradientProbe(Twice(), "head", kind="last_layer"),
-            "the last layer must run once a pass, got 2 runs",
+            "the last layer must run once per forward pass, got 2 runs",
         ),
         (
             lambda: GradientProbe(Auxiliary(), kind="last_layer"),
-            r"must be that of its last Linear .* one of \['auxiliary', 'body', 'head'\]",
+            r"must return the output of its last Linear .* one of \['auxiliary', 'body', 'head'\]",
         ),
         (
             lambda: GradientProbe(ScaledInPlace(), kind="last_layer"),
-            "must be that of its last Linear",
+            "must return the output of its last Linear",
         ),
     ],
 )
-def test_layers_whose_gradient_is_no_outer_product_are_refused(make, reason):
+def test_layers_whose_gradient_is_not_an_outer_product_are_refused(make, reason):
     with pytest.raises(ValueError, match=reason):
         make().scan(DATA)
 
 
-def test_given_indices_are_probed_in_their_order(model):
+def test_given_indices_are_probed_in_the_order_given(model):
     probe = GradientProbe(model)
     whole, some = probe.scan(DATA), probe.scan(DATA, indices=[7, 2, 29], batch_size=2)
     assert some.indices.tolist() == [7, 2, 29]
@@ -654,13 +667,13 @@ def test_given_indices_are_probed_in_their_order(model):
         torch.testing.assert_close(found.residual, whole.residual[1::3])
 
 
-def test_a_loaders_own_generator_is_left_as_it_was(model):
+def test_the_generator_of_a_dataloader_is_restored(model):
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
     loader = DataLoader(DATA, batch_size=10, generator=generator)
     GradientProbe(model).scan(loader)
     assert torch.equal(generator.get_state(), before)
-    next(iter(loader))  # the control: iterating does draw from it
+    next(iter(loader))  # control: iterating does draw from it
     assert not torch.equal(generator.get_state(), before)
 
 
@@ -677,7 +690,7 @@ def test_progress_without_tqdm_names_the_extra(model, monkeypatch):
         GradientProbe(model).scan(DATA, progress=True)
 
 
-def test_an_averaged_copy_can_be_probed_in_place_of_the_model(model):
+def test_an_averaged_copy_can_be_probed_instead_of_the_model(model):
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.25))
     averaged.update_parameters(model)
     first = model.head.weight.detach().clone()
@@ -689,8 +702,8 @@ def test_an_averaged_copy_can_be_probed_in_place_of_the_model(model):
         by_hand.head.weight.copy_(0.25 * first + 0.75 * model.head.weight)
     before, before_averaged = snapshot(model), snapshot(averaged)
     found = GradientProbe(averaged).scan(DATA).residual
-    assert_untouched(model, before)
-    assert_untouched(averaged, before_averaged)
+    assert_unchanged(model, before)
+    assert_unchanged(averaged, before_averaged)
     torch.testing.assert_close(found, GradientProbe(by_hand).scan(DATA).residual)
     assert not torch.allclose(found, GradientProbe(model).scan(DATA).residual)
     named = GradientProbe(averaged, "module.head", kind="last_layer").scan(DATA)
