@@ -119,11 +119,10 @@ class BatchSpec:
         names = self._find_inputs(batch)
         named |= parts.inputs if self._has_many_inputs else {names[0]: parts.inputs}
         if isinstance(batch, tuple) and hasattr(batch, "_replace"):
-            fields = {
-                name if isinstance(name, str) else getattr(batch, "_fields")[name]: part
-                for name, part in named.items()
-            }
-            return batch._replace(**fields)
+            fields: Any = getattr(batch, "_fields")  # noqa: B009 - mypy knows a plain tuple only
+            return batch._replace(
+                **{n if isinstance(n, str) else fields[n]: part for n, part in named.items()}
+            )
         if isinstance(batch, Mapping):
             joined: Any = copy.copy(batch)
             for name, part in named.items():

@@ -22,10 +22,7 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="augsubset",
-        description="Augment a small subset of the data, selected by its gradients.",
-    )
+    parser = argparse.ArgumentParser(prog="augsubset", description="Subset augmentation.")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor_parser = commands.add_parser(
         "doctor",
@@ -40,19 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Reads a checkpoint that holds a loader's state. With --loader, a function "
         "that constructs the loader, the page includes images.",
     )
-    report_parser.add_argument(
-        "run", type=Path, help="checkpoint, written by torch.save or save_checkpoint"
-    )
+    report_parser.add_argument("run", type=Path, help="file of torch.save or save_checkpoint")
     report_parser.add_argument("--loader", help="module:function, or path/to/script.py:function")
-    report_parser.add_argument(
-        "--out", type=Path, default=Path("augsubset-report"), help="output folder"
-    )
-    report_parser.add_argument(
-        "--images", type=int, default=12, help="images per list, needs --loader"
-    )
-    report_parser.add_argument(
-        "--spectrum", type=int, default=0, help="number of examples, needs --loader"
-    )
+    report_parser.add_argument("--out", type=Path, default=Path("augsubset-report"), help="folder")
+    report_parser.add_argument("--images", type=int, default=12, help="per list, with --loader")
+    report_parser.add_argument("--spectrum", type=int, default=0, help="examples, with --loader")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         if given.command == "doctor":

@@ -16,6 +16,17 @@ from augsubset.utils.checks import check_state
 __all__ = ["EpochTimer", "Event", "SelectionCounts"]
 
 Event = dict[str, Any]
+"""An entry of a loader's history.
+
+``event="selection"``: epoch (of the probe), active_from, selector, num_selected,
+effective_sample_size, probe_seconds, num_recycled, solve_seconds, digest, the certificate's figures
+if there is one, overlap (share of it that the previous selection had too), covered (share of all
+examples selected so far) and class_counts.
+
+``event="epoch"``: epoch, num_rows, num_copies, completed (no rows are left), and seconds of
+selection, loading, augmentation, step (what remains: the caller's code) and total; strong_seconds
+is the strong policy's share of the augmentation.
+"""
 
 
 class SelectionCounts:

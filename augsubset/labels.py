@@ -32,20 +32,29 @@ class DatasetInfo:
     """What the loader knows of a dataset.
 
     Args:
+        num_examples: n.
         classes: Class of each example, ``(n,)`` int64; ``None`` if labels are not class indices.
         targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
         digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
             results.
     """
 
+    num_examples: int
     classes: Tensor | None
     targets_digest: str | None
     digest: str | None
 
     @property
+    def groups(self) -> Tensor:
+        """Class of each example; a single group if labels are not class indices."""
+        if self.classes is None:
+            return torch.zeros(self.num_examples, dtype=torch.int64)
+        return self.classes
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes; 1, a single group, if labels are not class indices."""
-        return 1 if self.classes is None else len(torch.unique(self.classes))
+        """Number of classes, or 1 group."""
+        return len(torch.unique(self.groups))
 
 
 def inspect_dataset(
@@ -77,6 +86,7 @@ def inspect_dataset(
     classes = _gather_classes(source, pipeline, progress) if is_classes(y) else None
     targets = find_targets(source.dataset) if classes is None else classes
     return DatasetInfo(
+        len(source),
         classes,
         None if targets is None else _digest_tensor(targets),
         digest if digest == again else None,

@@ -65,8 +65,8 @@ class Normalization:
         """Raise, before the copy to the device, on values that would be clamped silently there.
 
         Raises:
-            ValueError: If values are outside [0, 1] (once denormalised) or not finite, or the dtype or
-                number of channels does not fit the statistics.
+            ValueError: If values are outside [0, 1] (once denormalised) or not finite, or dtype or
+                channels do not fit the statistics.
 
         Cost:
             A reduction over a float32 batch, two where the dataset normalises; nothing for uint8.

@@ -201,6 +201,12 @@ class BatchPipeline:
         unit = self.normalization.to_unit(parts.inputs)
         return self.normalization.to_model(unit), parts.labels
 
+    def preprocess(self, x: Tensor, device: torch.device) -> Tensor:
+        """Return checked images on a device, as the model sees originals."""
+        self.normalization.check(x)
+        prepared: Tensor = self.normalization.to_model(self.normalization.to_unit(move(x, device)))
+        return prepared
+
 
 def move(part: Any, device: torch.device) -> Any:
     """Return the tensors of any nesting on the device, without waiting for it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -17,17 +16,15 @@ from augsubset.history import Event
 from augsubset.probe import assign_to_rank
 from augsubset.prober import Prober
 from augsubset.selection import (
-    Certificate,
     LastLayerGradients,
     RandomSelector,
     Selection,
     Selector,
 )
+from augsubset.state import pack_selection, unpack_selection
 from augsubset.utils.checks import AugsubsetError, check_int, check_state
 
-__all__ = ["NewSelection", "SelectionSchedule", "pack_selection", "unpack_selection"]
-
-_ARRAYS = ("indices", "weights", "gains", "clusters")
+__all__ = ["NewSelection", "SelectionSchedule"]
 
 
 class NewSelection(NamedTuple):
@@ -248,48 +245,6 @@ class SelectionSchedule:
         """Take over what :meth:`check_state` returned."""
         for name, value in checked.items():
             setattr(self, name, value)
-
-
-def pack_selection(selection: Selection | None) -> dict[str, Any] | None:
-    """Return a selection as tensors and numbers, which ``torch.load`` reads without pickle."""
-    if selection is None:
-        return None
-    certificate = selection.certificate
-    return {
-        **{name: getattr(selection, name) for name in _ARRAYS},
-        "epoch": selection.epoch,
-        "certificate": None if certificate is None else dict(vars(certificate)),
-        "digest": selection.digest,
-    }
-
-
-def unpack_selection(state: Any, num_examples: int) -> Selection | None:
-    """Return a packed selection, or raise if it is damaged or of another dataset.
-
-    Raises:
-        ValueError: If something is missing, the digest does not match, or the dataset's length.
-    """
-    if state is None:
-        return None
-    check_state("selection", state, (*_ARRAYS, "epoch", "certificate", "digest"))
-    certificate = state["certificate"]
-    if certificate is not None:
-        check_state("certificate", certificate, [field.name for field in fields(Certificate)])
-        certificate = Certificate(**certificate)
-    selection = Selection(
-        **{name: state[name] for name in _ARRAYS}, epoch=state["epoch"], certificate=certificate
-    )
-    if selection.digest != state["digest"]:
-        raise ValueError(
-            f"selection must have the digest {state['digest']}, got {selection.digest}: the "
-            "checkpoint was altered or damaged."
-        )
-    if len(selection.clusters) != num_examples:
-        raise ValueError(
-            f"selection must be of this dataset of {num_examples} examples, got one of "
-            f"{len(selection.clusters)}."
-        )
-    return selection
 
 
 def _name(selector: Selector | None) -> str:

@@ -181,14 +181,15 @@ class Cell:
     @property
     def is_observed(self) -> bool:
         """Whether there is something to observe, and it is."""
-        return self.observe and self.rule != "all"
+        return self.observe and self.fraction < 1
 
     def make_rule(self) -> Any:
-        """Return the rule; ``None`` for "all"."""
+        """Return the rule; ``None`` where everything is selected."""
         if self.rule == "all":
             return None
         capped = {} if self.max_weight is None else {"max_weight": self.max_weight}
-        return make_rule(self.rule, {**self.rule_options, **capped})
+        made = make_rule(self.rule, {**self.rule_options, **capped})
+        return made if self.fraction < 1 else None
 
     def make_shadows(self) -> dict[str, tuple[Any, float]]:
         """Return the rules to compare, by name."""

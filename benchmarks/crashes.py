@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -64,6 +66,8 @@ def train(
 ) -> None:
     """Train four epochs, from the checkpoint in the folder if there is one; log every row.
 
+    SIGTERM, as schedulers send before they preempt a job, ends it by a ``break`` and a save.
+
     Args:
         folder: Of the checkpoint, the log and the final weights.
         layout: Of the loader.
@@ -96,6 +100,18 @@ def train(
     )
     checkpoint = folder / "checkpoint"
     step = 0
+    is_preempted = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: is_preempted.set())
+
+    def save() -> None:
+        save_checkpoint(
+            checkpoint,
+            loader=loader.state_dict(),
+            model=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+            step=step,
+        )
+
     if checkpoint.exists():
         states = load_checkpoint(checkpoint)
         loader.load_state_dict(states["loader"])
@@ -121,13 +137,12 @@ def train(
                 log.write(f"{step} {epoch} {loss.item()!r} {' '.join(rows)}\n")
                 log.flush()
                 if step % save_every == 0:
-                    save_checkpoint(
-                        checkpoint,
-                        loader=loader.state_dict(),
-                        model=model.state_dict(),
-                        optimizer=optimizer.state_dict(),
-                        step=step,
-                    )
+                    save()
+                if is_preempted.is_set():
+                    break
+            if is_preempted.is_set():
+                save()
+                return
     partial = folder / "weights.partial"
     torch.save(model.state_dict(), partial)
     partial.replace(folder / "weights")
@@ -157,11 +172,17 @@ class Outcome:
 
 
 def kill_and_resume(
-    layout: Literal["mixed", "grouped"], workers: int, kills: int, seed: int, **options: Any
+    layout: Literal["mixed", "grouped"],
+    workers: int,
+    kills: int,
+    seed: int,
+    *,
+    by: signal.Signals = signal.SIGKILL,
+    **options: Any,
 ) -> Outcome:
     """Train once without interruption, then killed at random points, and compare.
 
-    Runs are forked, so that they begin within milliseconds; SIGKILL comes after a random part of
+    Runs are forked, so that they begin within milliseconds; the signal comes after a random part of
     the uninterrupted run's time. A run that ends before it is followed by another. Call it in a
     process whose autograd has no threads yet, such as those of a GPU: a fork's would not run.
 
@@ -170,6 +191,7 @@ def kill_and_resume(
         workers: Of the DataLoader.
         kills: How often to kill, over all runs.
         seed: Of the points in time.
+        by: SIGKILL, or SIGTERM, after which a run saves and ends by itself.
         options: Of :func:`train`.
     """
     # What a process's first optimizer imports and first policy loads takes longer than a run.
@@ -189,10 +211,12 @@ def kill_and_resume(
             killed.mkdir()
             while not (killed / "weights").exists():
                 child = _forked(killed, layout, workers, options)
-                if done < kills:
+                is_hit = done < kills
+                if is_hit:
                     time.sleep(rng.uniform(0.1, 1.0) * seconds)
-                    child.kill()
-                done += _was_killed(child) and not (killed / "weights").exists()
+                    os.kill(child.pid or 0, by)
+                is_cut = _was_killed(child) or (is_hit and by == signal.SIGTERM)
+                done += is_cut and not (killed / "weights").exists()
             found.append(_compared(whole, killed))
     return Outcome(
         kills=done,
@@ -223,7 +247,7 @@ def _was_killed(child: BaseProcess) -> bool:
     child.join()
     code = child.exitcode
     child.close()
-    if code not in (0, -signal.SIGKILL):
+    if code not in (0, -signal.SIGKILL, -signal.SIGTERM):  # before the handler is installed
         raise RuntimeError(f"the training run ended with status {code}.")
     return code != 0
 

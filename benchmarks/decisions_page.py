@@ -45,7 +45,7 @@ DECISIONS = (
     ),
     (
         "A coreset beside all originals",
-        '`weights="uniform"`, not its cluster sizes',
+        '`weights="uniform"`, the default, not cluster weights',
         (
             ("small-steps", "Coreset, 10%: uniform or cluster weights?", "+"),
             ("small-steps", "Coreset, 30%: uniform or cluster weights?", "+"),
@@ -132,7 +132,7 @@ DECISIONS = (
     ),
     (
         "The clock is what counts, and augmenting costs little",
-        "nothing that was tried is told from no augmentation; a coreset with its weights is worse",
+        "nothing that was tried is told from no augmentation; a coreset with cluster weights is worse",
         (
             ("small-time", "Does augmenting everything help?", "="),
             ("small-time", "Fresh random, 30%: better than none?", "="),

@@ -61,7 +61,9 @@ def render(data: str | None = None) -> tuple[str, dict[str, Callable[[Path], Non
         "for all questions of its table, is below 0.05; anything else is unresolved, and says "
         "nothing. Some questions were added after runs were seen, which by Holm's correction can "
         "only raise the p of the others. Accuracy is that after the last step. Arms of one seed "
-        "share initial weights and order. This page is written by "
+        "share initial weights and order. An arm named *coreset* alone has cluster weights, "
+        '`weights="cluster"`; with the library\'s default it is *coreset, uniform weights*. This '
+        "page is written by "
         "`python -m benchmarks.results_page` from the records in "
         "`benchmarks/results`; a test holds it to them.",
         "",

@@ -134,10 +134,10 @@ class GradientMatching:
         """Return ``budget`` examples."""
         _, members = group_by_class(gradients)
         sizes = np.array([len(m) for m in members])
-        seats = np.bincount(sainte_lague_order(sizes, budget), minlength=len(sizes))
+        quotas = np.bincount(sainte_lague_order(sizes, budget), minlength=len(sizes))
         rng = np.random.default_rng(mix_seed(seed, epoch))
         positions, weights = [], []
-        for own, count in zip(members, seats, strict=True):
+        for own, count in zip(members, quotas, strict=True):
             found, found_weights = self._matched(_rows(gradients, own), int(count))
             rest = rng.permutation(np.setdiff1d(np.arange(len(own)), found))[: count - len(found)]
             lightest = found_weights.min() if len(found) else len(own) / count

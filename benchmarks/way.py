@@ -47,7 +47,7 @@ BOXES = {
     "keyed": (1, 1, "SubsetAugmentDataset"),
     "sampler": (3, 1, "WeightedCoresetSampler"),
     "augment": (1, 0, "SubsetAugmentLoader:\nmove, augment the copies"),
-    "loop": (3, 0, "your loop:\nweighted_loss"),
+    "loop": (3, 0, "your loop"),
 }
 ARROWS = (
     ("model", "probe", "logits"),
@@ -57,7 +57,7 @@ ARROWS = (
     ("sampler", "keyed", "keys"),
     ("dataset", "keyed", "items"),
     ("keyed", "augment", "(item, key)"),
-    ("augment", "loop", "(x, y, w)"),
+    ("augment", "loop", "(x, y)"),
 )
 
 

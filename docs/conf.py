@@ -35,8 +35,10 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|npt|nn|collections|pathlib|typing|datetime|optional)\b.*"),
     (r"py:.*", r"(?!.*augsubset).*"),
 ]
-# Types in signatures that are nobody's to make.
+# Internal: types in signatures that users do not construct, and a module that a docstring cites.
 nitpick_ignore = [
+    ("py:mod", "augsubset.selection.distances"),
+    ("py:class", "augsubset.batch.BatchParts"),
     ("py:class", "augsubset.augment.draws.OpDraws"),
     ("py:class", "augsubset.augment.params.PrepareContext"),
     ("py:class", "augsubset.probe.logit_cache.LogitCache"),

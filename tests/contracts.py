@@ -79,6 +79,20 @@ def assert_same_batches(found: Sequence[tuple], expected: Sequence[tuple]) -> No
             assert torch.equal(part, other)
 
 
+def assert_same_state(state: Any, other: Any) -> None:
+    """Two states from which a run goes on alike; what happened before is left out."""
+    if isinstance(state, dict):
+        for name in (state.keys() | other.keys()) - {"history"}:
+            assert_same_state(state[name], other[name])
+    elif isinstance(state, list):
+        for value, same in zip(state, other, strict=True):
+            assert_same_state(value, same)
+    elif isinstance(state, torch.Tensor):
+        assert torch.equal(state, other)
+    else:
+        assert state == other
+
+
 def assert_resumable(
     make: Callable[[], Any],
     make_again: Callable[[], Any] | None = None,
@@ -87,6 +101,8 @@ def assert_resumable(
     num_epochs: int = 3,
 ) -> None:
     """Stop after any batch, reload into a fresh loader, go on: the rest is the uninterrupted one.
+
+    A state saved after leaving the loop is the one that would have been saved in it.
 
     Args:
         make: Returns a fresh loader.
@@ -99,8 +115,10 @@ def assert_resumable(
         loader = make()
         running = batches_from(loader, num_epochs)
         before = [next(running) for _ in range(stop)]
+        in_the_loop = saved_and_read(loader.state_dict())
+        running.close()  # as a break does
         state = saved_and_read(loader.state_dict())
-        running.close()
+        assert_same_state(in_the_loop, state)
         again = (make_again or make)()
         again.load_state_dict(state)
         assert_same_batches([*before, *batches_from(again, num_epochs)], whole)

@@ -43,8 +43,16 @@ def test_keys_can_be_named():
         ((X,), TypeError, "got tuple of 1 parts. If labels are missing"),
         ((X, Y, Y), TypeError, "got tuple of 3 parts"),
         ((X, Y[:2]), ValueError, "labels must have as many rows as the inputs, 3, got 2"),
-        ({"scan": X, "label": Y}, ValueError, r"inputs must be found among .*Pass batch=BatchSpec.inputs="),
-        ({"image": X, "label": Y, "target": Y}, ValueError, r"labels must be found .*Pass batch=BatchSpec.labels="),
+        (
+            {"scan": X, "label": Y},
+            ValueError,
+            r"inputs must be found among .*Pass batch=BatchSpec.inputs=",
+        ),
+        (
+            {"image": X, "label": Y, "target": Y},
+            ValueError,
+            r"labels must be found .*Pass batch=BatchSpec.labels=",
+        ),
     ],
 )
 def test_other_batches_are_refused(batch, error, reason):

@@ -109,7 +109,10 @@ def test_two_loaders_run_side_by_side():
 def test_two_loaders_that_record_one_model_take_turns():
     """Side by side either would take the other's pass for its own."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    first, second = make(model, options=LoaderOptions(recycle=1)), make(model, seed=1, options=LoaderOptions(recycle=1))
+    first, second = (
+        make(model, options=LoaderOptions(recycle=1)),
+        make(model, seed=1, options=LoaderOptions(recycle=1)),
+    )
     wrapped = make(nn.Sequential(model), options=LoaderOptions(recycle=1))
     running = iter(first)
     next(running)
@@ -127,7 +130,9 @@ def test_a_loader_that_is_let_go_is_freed_at_once(num_workers):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     plain = DataLoader(data, batch_size=8, shuffle=True, **workers)
-    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), every=1, options=LoaderOptions(recycle=1))
+    loader = SubsetAugmentLoader(
+        plain, model, RandomOps.paper(), every=1, options=LoaderOptions(recycle=1)
+    )
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""weighted_loss."""
+"""weighted_loss: reductions, shapes, padding."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_reductions(reduction, expected):
     assert float(weighted_loss(LOSSES, WEIGHTS, reduction)) == pytest.approx(expected)
 
 
-def test_unit_weights_give_the_plain_loss_and_gradient():
+def test_unit_weights_give_the_unweighted_loss_and_gradient():
     logits = torch.randn(8, 4, requires_grad=True)
     labels = torch.arange(8) % 4
     plain = F.cross_entropy(logits, labels)
@@ -50,7 +50,7 @@ def test_a_batch_of_padding_alone_gives_zero_and_no_nan_gradient():
 @pytest.mark.parametrize(
     ("losses", "weights", "error", "reason"),
     [
-        (torch.tensor(1.0), WEIGHTS, TypeError, "losses must hold one value a row, got a scalar"),
+        (torch.tensor(1.0), WEIGHTS, TypeError, "losses must hold one value per row, got a scalar"),
         (LOSSES, WEIGHTS[:2], ValueError, r"weights must be of shape \(3,\)"),
         (LOSSES, WEIGHTS[:, None], ValueError, r"weights must be of shape \(3,\)"),
         (LOSSES[:0], WEIGHTS[:0], ValueError, "losses must hold at least one row"),

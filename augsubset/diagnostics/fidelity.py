@@ -123,8 +123,7 @@ def summed_gradient(
 def distance_fidelity(gradients: LastLayerGradients, full: Tensor) -> float:
     """Return Spearman's rank correlation between distances of probed and of full gradients.
 
-    Over pairs within a class, as selection compares no others; classes are averaged, weighted by
-    their number of pairs.
+    Pairs within a class only, as in selection; the mean over classes is weighted by their pairs.
 
     Args:
         gradients: As measured by a probe.

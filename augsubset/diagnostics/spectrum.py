@@ -182,8 +182,7 @@ def spectrum_change(
     Raises:
         ValueError: If shapes differ or a value is out of range.
         TypeError: If the model does not return a ``(B, C)`` tensor.
-        AugsubsetError: If a bound is violated: the model is not deterministic, or float32 is too
-            imprecise.
+        AugsubsetError: If a bound is violated: a nondeterministic model, or rounding in float32.
 
     Reference:
         Liu & Mirzasoleiman, section 3; Weyl, 1912; Mirsky, 1960; Wedin, 1972.
@@ -191,7 +190,7 @@ def spectrum_change(
     check_choice("method", method, ("auto", "exact", "iterative"))
     if x.shape != augmented.shape or not len(x):
         raise ValueError(
-            f"augmented must have the shape of x and at least one example, got shape "
+            "augmented must have the shape of x and at least one example, got shape "
             f"{tuple(augmented.shape)} for {tuple(x.shape)}."
         )
     rows = len(x) * _count_outputs(model, x)

@@ -1,13 +1,11 @@
 r"""The paper's theorems, evaluated on concrete instances: both sides of each inequality.
 
-Each function computes both sides in float64 on an instance that you supply. Its assumptions are
-listed, but not checked. If the bound printed in the paper does not follow, :class:`Inequality` has
-one that does, next to the printed one.
+Each function computes both sides in float64 on an instance that you supply; its assumptions are
+listed, not checked. If the printed bound does not follow, :class:`Inequality` has one that does.
 
 Throughout, J is a Jacobian ``(n, m)``, r a residual ``(n,)``, ``chosen`` the rows of a coreset and
 ``weights`` its cluster sizes. The coreset's gradient is the sum of its rows of J, each times its
-residual and weight; xi is the norm of its difference from the full gradient, where all rows have
-weight 1.
+residual and weight; xi is its distance from the full gradient, where all weights are 1.
 
 Reference:
     Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
@@ -106,8 +104,8 @@ def expected_eigenvalue(singular_value: float, norm: float, decreasing: float) -
     Args:
         singular_value: Before the perturbation.
         norm: Largest singular value of the perturbation.
-        decreasing: Probability that it decreases. In both directions, the lemma assumes that the
-            size of the shift is uniform between 0 and the norm.
+        decreasing: Probability that it decreases. Either way, the shift is assumed uniform up to
+            the norm.
     """
     return singular_value**2 + singular_value * (1 - 2 * decreasing) * norm + norm**2 / 3
 
@@ -124,9 +122,8 @@ def decay_under_shifts(
 ) -> Inequality:
     """Compare theorem 3.2 with the mean that it bounds, for one direction of a unit residual.
 
-    The proof moves the mean inside a convex function, in the wrong direction of Jensen's
-    inequality: the printed expression is a lower bound, not an upper bound. The bound that holds is
-    the largest decay factor over all shifts.
+    The proof applies Jensen's inequality in the wrong direction: the printed expression is a lower
+    bound. The upper bound that holds is the largest decay factor over all shifts.
 
     Cost:
         Exact quadrature with ``2 num_steps + 1`` nodes.
@@ -154,8 +151,8 @@ def coreset_gradient_error(
 ) -> Inequality:
     """Compare the gradient error of a coreset with the distances to its representatives.
 
-    It is bounded by their sum, which facility location minimises. The paper's A.6 prints the root
-    of their summed squares, which is smaller and not a bound.
+    Their sum, which facility location minimises, bounds it. The root of their summed squares, which
+    the paper's A.6 prints, is smaller and not a bound.
 
     Args:
         gradients: ``(n, m)``
@@ -180,9 +177,9 @@ def augmented_gradient_error(
     """Compare the gradient error of an augmented coreset with the bound of lemma 4.1.
 
     Assumes:
-        Rows of the perturbation no longer than ``lipschitz`` times its radius, which is at most
-        ``n ** -1.5 / sqrt(lipschitz)``; residuals in [-1, 1], unchanged by augmentation; weights
-        that add up to n.
+        Rows of the perturbation with norms up to ``lipschitz`` times its radius, which is at most
+        ``n ** -1.5 / sqrt(lipschitz)``; residuals in [-1, 1], the same for augmented examples;
+        weights that add up to n.
 
     Shape:
         jacobian, perturbation ``(n, m)``, residual ``(n,)``, chosen, weights ``(k,)``.
@@ -198,8 +195,8 @@ def coreset_spectrum(
 ) -> Inequality:
     """Compare the lower bound of lemma B.2 with the spectrum of the weighted coreset's Jacobian.
 
-    It bounds the root of the summed eigenvalues; as printed, without the root, the two sides scale
-    differently. The bound is vacuous if ``xi`` exceeds the norm of the gradient.
+    It bounds the root of the summed eigenvalues; printed without the root, the sides scale
+    differently. Vacuous if ``xi`` exceeds the norm of the gradient.
 
     Args:
         jacobian: ``(n, m)``
@@ -288,16 +285,15 @@ def stochastic_descent(rows: Array, weights: Array, error: Array, num_steps: int
 
     For a loss that is lambda-smooth, has beta-smooth terms and a squared gradient of at least alpha
     times the loss, a step size eta = alpha / (2 lambda beta) shrinks the expected loss by a factor
-    1 - alpha eta / 2 (after Bassily, Belkin & Ma, 2018). At twice that step size, as we read the
-    paper, it need not shrink. Converting gradient to loss and back costs a factor 2 lambda / alpha;
-    the paper prints 1 / alpha.
+    1 - alpha eta / 2 (after Bassily, Belkin & Ma, 2018); twice that, as we read the paper, need
+    not. From gradient to loss and back costs a factor 2 lambda / alpha; the paper prints 1 / alpha.
 
     Assumes:
         Rows that span the space; a solution with zero loss (interpolation).
 
     Args:
-        rows: Feature vector of each example. ``(n, d)``
-        weights: Weight of each example's loss. ``(n,)``
+        rows: Features. ``(n, d)``
+        weights: Of each example's loss. ``(n,)``
         error: Initial parameters minus the solution. ``(d,)``
         num_steps: Number of steps, on one uniformly drawn example each.
 
@@ -332,9 +328,9 @@ def initial_gradient(
 ) -> Inequality:
     """Compare the initial gradient of training with its bound in theorem 4.2, or B.1.
 
-    For a linear model under squared loss, trained on the full data, or on the coreset (B.1), plus
-    the augmented coreset. The bound: twice the full gradient, xi (B.1: twice), and a term for the
-    perturbation.
+    For a linear model under squared loss, trained on the full data (B.1: the coreset) plus the
+    augmented coreset. The bound is twice the full gradient, plus xi (B.1: twice), plus a term for
+    the perturbation.
 
     Assumes:
         Residuals of augmented examples in [-sqrt 2, sqrt 2]; weights that add up to n.

@@ -126,8 +126,8 @@ class _States:
         states = state["loaders"]
         if len(states) != len(self._live_loaders):
             raise AugsubsetError(
-                f"the checkpoint must be of {len(self._live_loaders)} SubsetAugmentLoaders, the "
-                f"number prepared, got one of {len(states)}. Prepare as many, in the same order."
+                f"the checkpoint must be of {len(self._live_loaders)} SubsetAugmentLoaders as "
+                f"prepared here, got one of {len(states)}. Prepare as many, in the same order."
             )
         for loader, each in zip(self._live_loaders, states, strict=True):
             loader.load_state_dict(each)

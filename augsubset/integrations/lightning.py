@@ -138,6 +138,8 @@ class SubsetAugmentCallback(Callback):
         """Keep the state until the loader exists; outside of ``fit`` there is none."""
         if trainer.state.fn == "fit":
             self._restored = checkpoint.get("augsubset")
+            if self._restored is not None:
+                _reopen_epoch(checkpoint["loops"]["fit_loop"], self._restored["loader"]["epoch"])
 
     @staticmethod
     def _find_loader(trainer: Any) -> SubsetAugmentLoader:
@@ -148,3 +150,16 @@ class SubsetAugmentCallback(Callback):
                 f"{type(loader).__name__}."
             )
         return loader
+
+
+def _reopen_epoch(loop: dict[str, Any], epoch: int) -> None:
+    """Let Lightning resume within the loader's epoch if it was stopped in the middle.
+
+    When ``max_steps`` or ``should_stop`` ends an epoch early, Lightning counts it as processed: a
+    checkpoint saved after that would continue with the next epoch and lose the rest of this one.
+    """
+    progress = loop["epoch_progress"]
+    is_complete = loop["epoch_loop.batch_progress"]["is_last_batch"]
+    if not is_complete and epoch < progress["current"]["processed"]:
+        for counts in (progress["total"], progress["current"]):
+            counts["processed"] = counts["completed"] = counts["started"] - 1

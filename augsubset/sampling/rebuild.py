@@ -56,6 +56,27 @@ class LoaderOrder(NamedTuple):
     rank: int | None = None
     drop_last: bool = False
 
+    def share_among(self, world_size: int, rank: int, num_examples: int) -> LoaderOrder:
+        """Return the order as several ranks share it: as it says, otherwise evenly.
+
+        Raises:
+            ValueError: If there are fewer examples than ranks, or the DistributedSampler says that
+                there is one share only.
+        """
+        if num_examples < world_size:
+            raise ValueError(
+                f"dataset must hold at least one example per rank, got {num_examples} for "
+                f"{world_size} ranks."
+            )
+        if self.num_replicas is None:
+            return self._replace(num_replicas=world_size, rank=rank)
+        if self.num_replicas == 1:
+            raise ValueError(
+                f"loader must be sharded among the {world_size} ranks, got a DistributedSampler "
+                "with num_replicas=1: each rank would train on everything."
+            )
+        return self
+
 
 def read_order(loader: Any) -> LoaderOrder:
     """Return a DataLoader's order; raise where it cannot be taken over.

@@ -53,17 +53,11 @@ class Certificate:
 
 
 class ClassMetrics(NamedTuple):
-    """What one class contributes to the certificate; the sums have one entry per layer.
-
-    Args:
-        error: Sum of the distances to the representatives.
-        gap: Sum of all gradients minus the weighted sum of the selected ones.
-        total: Sum of all gradients.
-    """
+    """What one class contributes to the certificate; the sums have one entry per layer."""
 
     error: float
-    gap: list[Float64Array]
-    total: list[Float64Array]
+    gap: list[Float64Array]  # sum of all gradients minus weighted sum of the selected ones
+    total: list[Float64Array]  # sum of all gradients
 
 
 @numba.njit(cache=True, nogil=True)

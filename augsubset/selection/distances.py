@@ -60,11 +60,8 @@ class Factors(NamedTuple):
 
 def bound_relative_error(factors: Sequence[Factors]) -> float:
     """Return a bound on the rounding error of a distance, relative to the distance."""
-    return max(  # type: ignore[no-any-return]
-        (part.left.shape[1] + (0 if part.right is None else part.right.shape[1]) + 8)
-        * float(np.finfo(part.left.dtype).eps)
-        for part in factors
-    )
+    widest: int = max(sum(side.shape[1] for side in part if side is not None) for part in factors)
+    return (widest + 8) * float(np.finfo(factors[0].left.dtype).eps)
 
 
 def bound_absolute_error(factors: Sequence[Factors]) -> float:
@@ -208,15 +205,8 @@ class _Layer:
             squares.append(out)
         if self.norms:
             (left, left_cols), (right, right_cols) = self.norms
-            _combine_factors(
-                squares[0],
-                squares[1],
-                left[rows],
-                left_cols[first:last],
-                right[rows],
-                right_cols[first:last],
-                self.scale,
-            )
+            norms = left[rows], left_cols[first:last], right[rows], right_cols[first:last]
+            _combine_factors(squares[0], squares[1], *norms, self.scale)
         return squares[0]
 
 

@@ -116,11 +116,9 @@ class FacilityLocation:
         self.absolute_error = bound_absolute_error(rows)
         self._similarity = similarity
         self.takes_root = similarity == "shifted"
-        widths = [
-            (part.left.shape[1], 0 if part.right is None else part.right.shape[1]) for part in rows
-        ]
-        self._width = sum(left + right for left, right in widths)
-        self._num_features = sum(left * max(right, 1) for left, right in widths)
+        widths = [[side.shape[1] for side in part if side is not None] for part in rows]
+        self._width = sum(map(sum, widths))
+        self._num_features = sum(left * max([1, *right]) for left, *right in widths)
         if similarity == "shifted":
             self.step = self.squares.unit / UNIT
         elif similarity == "shifted_sq":
@@ -143,20 +141,13 @@ class FacilityLocation:
             buffer = np.empty(n * n, np.int32)
         matrix = buffer[: n * n].reshape(n, n)
         row_sums, nearest_other = np.zeros(n, np.int64), np.full(n, UNIT, np.int32)
+        out: Any = (matrix, row_sums, nearest_other)
         largest = 0
         mirrored = self._width >= _MIRRORED
         for begin in range(0, n, _BLOCK):
             part = self._compute_block(slice(begin, begin + _BLOCK), begin if mirrored else 0)
-            top = _fill_rows(
-                part,
-                self.takes_root,
-                *_get_constants(part),
-                begin,
-                mirrored,
-                matrix,
-                row_sums,
-                nearest_other,
-            )
+            constants = _get_constants(part)
+            top = _fill_rows(part, self.takes_root, *constants, begin, mirrored, *out)
             largest = max(largest, int(top))
         uncovered = largest if self.is_shifted else UNIT
         return Levels(matrix, row_sums, nearest_other, uncovered, self.step)

@@ -5,7 +5,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from augsubset import RandomOps, weighted_loss
+from augsubset import RandomOps
 from augsubset.integrations.accelerate import prepare
 from sklearn.datasets import load_digits
 from torch import nn
@@ -31,12 +31,12 @@ def main():
     model, optimizer, loader, test_loader = accelerator.prepare(
         model, optimizer, loader, test_loader
     )
-    loader = prepare(accelerator, loader, model, RandomOps.paper())
+    loader = prepare(accelerator, loader, model, RandomOps.randaugment())
 
     for epoch in range(args.epochs):
         model.train()
-        for x, y, w in loader:
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+        for x, y in loader:
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import RandomOps, SubsetAugmentLoader
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 from torchvision.models import resnet18
@@ -29,15 +29,15 @@ def main():
     test_loader = DataLoader(test_set, batch_size=500, num_workers=args.workers)
 
     model = resnet18(num_classes=10).to(device)
-    loader = SubsetAugmentLoader(loader, model, RandomOps.paper(), denormalize=(MEAN, STD))
+    loader = SubsetAugmentLoader(loader, model, RandomOps.randaugment(), denormalize=(MEAN, STD))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
 
     for epoch in range(args.epochs):
         model.train()
-        for x, y, w in loader:
+        for x, y in loader:
             x, y = x.to(device), y.to(device)
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,7 +6,7 @@ import os
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import RandomOps, SubsetAugmentLoader
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,14 +34,14 @@ def main():
     torch.manual_seed(0)
     conv = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     model = DistributedDataParallel(nn.Sequential(*conv, nn.Linear(256, 10)).to(device))
-    loader = SubsetAugmentLoader(loader, model, RandomOps.paper())
+    loader = SubsetAugmentLoader(loader, model, RandomOps.randaugment())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
-        for x, y, w in loader:
+        for x, y in loader:
             x, y = x.to(device), y.to(device)
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

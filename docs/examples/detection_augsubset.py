@@ -4,12 +4,11 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from augsubset import GradientProbe, SubsetAugmentLoader
+from augsubset import BatchSpec, GradientProbe, SubsetAugmentLoader
 from torch import nn
 from torch.utils.data import DataLoader
 
-from generated import squares
-from policies import flip
+import toy
 
 
 def main():
@@ -18,15 +17,14 @@ def main():
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    loader = DataLoader(squares(1000, seed=0), batch_size=32, shuffle=True)
-    test_x, test_boxes = (part.to(device) for part in squares(400, seed=1).tensors)
+    loader = DataLoader(toy.squares(1000, seed=0), batch_size=32, shuffle=True)
+    test_x, test_boxes = (part.to(device) for part in toy.squares(400, seed=1).tensors)
 
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 4)).to(device)
-    loader = SubsetAugmentLoader(
-        loader, model, flip, others=[1], mode="sample", probe=GradientProbe(model, loss="mse")
-    )
+    probe = GradientProbe(model, loss="mse")
+    loader = SubsetAugmentLoader(loader, model, toy.flip, batch=BatchSpec(others=[1]), probe=probe)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     for epoch in range(args.epochs):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from generated import squares
+import toy
 
 
 def main():
@@ -16,8 +16,8 @@ def main():
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    loader = DataLoader(squares(1000, seed=0), batch_size=32, shuffle=True)
-    test_x, test_boxes = (part.to(device) for part in squares(400, seed=1).tensors)
+    loader = DataLoader(toy.squares(1000, seed=0), batch_size=32, shuffle=True)
+    test_x, test_boxes = (part.to(device) for part in toy.squares(400, seed=1).tensors)
 
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()]

@@ -28,7 +28,8 @@ class Digits(L.LightningModule):
 
     def train_dataloader(self):
         loader = DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2)
-        return prepare(self.trainer, loader, self, RandomOps.paper(), mode="sample")
+        loader = prepare(self.trainer, loader, self, RandomOps.randaugment())
+        return loader
 
     def training_step(self, batch):
         x, y = batch

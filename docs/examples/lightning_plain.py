@@ -25,7 +25,8 @@ class Digits(L.LightningModule):
         return self.net(x)
 
     def train_dataloader(self):
-        return DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2)
+        loader = DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2)
+        return loader
 
     def training_step(self, batch):
         x, y = batch

@@ -4,12 +4,11 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from augsubset import SubsetAugmentLoader, weighted_loss
+from augsubset import SubsetAugmentLoader
 from torch import nn
 from torch.utils.data import DataLoader
 
-from generated import CLASSES, WORDS, sentences
-from policies import drop_words
+import toy
 
 
 def main():
@@ -18,18 +17,19 @@ def main():
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    loader = DataLoader(sentences(2000, seed=0), batch_size=32, shuffle=True)
-    test_ids, test_y = (part.to(device) for part in sentences(1000, seed=1).tensors)
+    loader = DataLoader(toy.sentences(2000, seed=0), batch_size=32, shuffle=True)
+    test_ids, test_y = (part.to(device) for part in toy.sentences(1000, seed=1).tensors)
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.EmbeddingBag(WORDS, 32), nn.Linear(32, CLASSES)).to(device)
-    loader = SubsetAugmentLoader(loader, model, drop_words)
+    layers = [nn.EmbeddingBag(toy.WORDS, 32), nn.Linear(32, toy.CLASSES)]
+    model = nn.Sequential(*layers).to(device)
+    loader = SubsetAugmentLoader(loader, model, toy.drop_words)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 
     for epoch in range(args.epochs):
-        for ids, y, w in loader:
+        for ids, y in loader:
             ids, y = ids.to(device), y.to(device)
-            loss = weighted_loss(F.cross_entropy(model(ids), y, reduction="none"), w)
+            loss = F.cross_entropy(model(ids), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

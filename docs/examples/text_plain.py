@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from generated import CLASSES, WORDS, sentences
+import toy
 
 
 def main():
@@ -16,11 +16,12 @@ def main():
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    loader = DataLoader(sentences(2000, seed=0), batch_size=32, shuffle=True)
-    test_ids, test_y = (part.to(device) for part in sentences(1000, seed=1).tensors)
+    loader = DataLoader(toy.sentences(2000, seed=0), batch_size=32, shuffle=True)
+    test_ids, test_y = (part.to(device) for part in toy.sentences(1000, seed=1).tensors)
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.EmbeddingBag(WORDS, 32), nn.Linear(32, CLASSES)).to(device)
+    layers = [nn.EmbeddingBag(toy.WORDS, 32), nn.Linear(32, toy.CLASSES)]
+    model = nn.Sequential(*layers).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 
     for epoch in range(args.epochs):

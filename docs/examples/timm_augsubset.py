@@ -5,7 +5,7 @@ import argparse
 import timm
 import torch
 import torch.nn.functional as F
-from augsubset import RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import RandomOps, SubsetAugmentLoader
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,14 +27,14 @@ def main():
 
     torch.manual_seed(0)
     model = timm.create_model(args.model, pretrained=False, num_classes=10).to(device)
-    loader = SubsetAugmentLoader(loader, model, RandomOps.paper())
+    loader = SubsetAugmentLoader(loader, model, RandomOps.randaugment())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     for epoch in range(args.epochs):
         model.train()
-        for x, y, w in loader:
+        for x, y in loader:
             x, y = x.to(device), y.to(device)
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

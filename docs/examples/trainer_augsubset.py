@@ -1,14 +1,13 @@
 """Train a small vision transformer on handwritten digits with Hugging Face's Trainer.
 
 Nothing is saved here, so that no run can be resumed.
-Resuming exactly takes three lines more: an import, `callbacks=` and `ignore_data_skip=True`.
 """
 
 import argparse
 import tempfile
 
 import torch
-from augsubset import GradientProbe, RandomOps, SubsetAugmentLoader
+from augsubset import BatchSpec, GradientProbe, RandomOps, SubsetAugmentLoader
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
@@ -18,8 +17,8 @@ class DigitsTrainer(Trainer):
     def get_train_dataloader(self):
         loader = DataLoader(self.train_dataset, self.args.train_batch_size, shuffle=True)
         probe = GradientProbe(self.model, forward=lambda model, x: model(x).logits)
-        options = {"probe": probe, "mode": "sample", "whole": True}
-        loader = SubsetAugmentLoader(loader, self.model, RandomOps.paper(), **options)
+        options = {"probe": probe, "batch": BatchSpec(whole=True)}
+        loader = SubsetAugmentLoader(loader, self.model, RandomOps.randaugment(), **options)
         return self.accelerator.prepare(loader)
 
     def log(self, logs, start_time=None):

@@ -264,8 +264,7 @@ def test_the_printed_factor_fails_where_the_loss_is_steep():
 
 
 def test_twice_the_step_size_need_not_shrink_the_loss():
-    # One example: alpha = 2 a, lambda = beta = a, so a step of alpha / (lambda beta) = 2 / a
-    # reflects the parameter.
+    # One example: alpha = 2 a, lambda = beta = a: a step of alpha / (lambda beta) = 2 / a reflects.
     a = 3.0
     alpha, smooth, beta = 2 * a, a, a
     w, step = 1.0, alpha / (smooth * beta)

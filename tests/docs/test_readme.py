@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from augsubset import batches
+from augsubset import batch
 from benchmarks.tables import figure_row, write_tables
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,6 @@ def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     """Each from the names that its page says it has, and no other."""
     monkeypatch.chdir(tmp_path)  # where it leaves its files
     names = of_a_readers_own() if page == "README.md" else of_the_first_page()
-    if page == "README.md" and "ordinary loop" in code:  # float images, as ToTensor gives them
-        x, y = names["train_set"].tensors
-        names["train_set"] = TensorDataset(x.float() / 255, y)
     model = names["model"]
     before = model[1].weight.clone()
     exec(compile(code.replace("num_workers=2", "num_workers=0"), page, "exec"), names)
@@ -64,7 +61,7 @@ def test_snippets_run(page, number, code, tmp_path, monkeypatch):
 
 def test_the_pages_name_the_keys_that_are_found_without_being_named():
     text = " ".join((ROOT / "docs" / "loader.md").read_text().split())
-    for usual in (batches._INPUT_NAMES, batches._LABEL_NAMES):
+    for usual in (batch._INPUT_NAMES, batch._LABEL_NAMES):
         *first, last = (f"`{name}`" for name in usual)
         assert f"{', '.join(first)} or {last}" in text
 

@@ -27,13 +27,15 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from augsubset import (
     AugsubsetError,
+    BatchSpec,
     CoresetSelector,
     GradientProbe,
+    LoaderOptions,
     MaxLossSelector,
     RandomOps,
     RandomSelector,
     SubsetAugmentLoader,
-    weighted_loss,
+    doctor,
 )
 from augsubset.distributed import Ranks
 from augsubset.selection import distributed
@@ -45,7 +47,7 @@ X = torch.randint(0, 256, (N, 3, 6, 6), dtype=torch.uint8, generator=GENERATOR)
 Y = torch.arange(N) % 3
 BACKEND = "eager"  # of torch.compile: what it traces is tested here, not what it makes of that
 SHORT = timedelta(seconds=20)
-OPTIONS = {"fraction": 0.2, "copies": 3, "every": 2, "timeout": SHORT}
+OPTIONS = {"fraction": 0.2, "copies": 3, "every": 2, "options": LoaderOptions(timeout=SHORT)}
 ROUNDING = {2: 0.0, 4: 1e-6}  # of weights: how four ranks' gradients are added depends on buckets
 
 
@@ -70,8 +72,8 @@ def train(model, loader, num_epochs=3):
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     losses = []
     while loader.epoch < num_epochs:
-        for x, y, w in loader:
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+        for x, y in loader:
+            loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -113,8 +115,13 @@ def rows_of(loader):
     """Index, weight and pixels of each row of an epoch: pixels tell copies apart."""
     return [
         (index, weight, image)
-        for x, _, w, indices in loader
-        for index, weight, image in zip(indices.tolist(), w.tolist(), x.tolist(), strict=True)
+        for x, _, *w, indices in loader
+        for index, weight, image in zip(
+            indices.tolist(),
+            *(each.tolist() for each in w or [torch.ones(len(x))]),
+            x.tolist(),
+            strict=True,
+        )
     ]
 
 
@@ -125,10 +132,17 @@ def in_turn(shares, unit):
 
 
 def tails(monkeypatch):
-    """Uneven tails are padded at weight 0; the union is the one-process order."""
+    """Uneven tails are filled up: by weight 0, or by further copies of what is selected."""
     data = TensorDataset(X[: N - 3], Y[: N - 3])
-    for layout, drop_last in itertools.product(("mixed", "grouped"), (False, True)):
-        options = {"layout": layout, "return_index": True, "selector": RandomSelector()}
+    for layout, drop_last, weights in itertools.product(
+        ("mixed", "grouped"), (False, True), ("uniform", "cluster")
+    ):
+        options = {
+            "weights": weights,
+            "batch": BatchSpec(return_index=True),
+            "options": LoaderOptions(layout=layout, timeout=SHORT),
+            "selector": RandomSelector(),
+        }
         sampler = DistributedSampler(data, drop_last=drop_last)
         loader = make(make_model(), 8, sampler=sampler, data=data, **options)
         mine, shares = rows_of(loader), [None] * world()
@@ -138,20 +152,24 @@ def tails(monkeypatch):
             patch.setattr(dist, "is_initialized", lambda: False)
             patch.delenv("WORLD_SIZE")
             expected = rows_of(make(make_model(), 8, data=data, **options))
-        assert sum(weight > 0 for _, weight, _ in expected) == N - 3 + 3 * loader._sampler.budget
+        num_rows = N - 3 + 3 * loader._sampler.budget
+        num_weighed = sum(weight > 0 for _, weight, _ in expected)
+        assert num_weighed == (num_rows if weights == "cluster" else len(expected))
         if drop_last:
             assert len(expected) - 8 * world() < len(found) <= len(expected)
             assert found == expected[: len(found)]
         else:
             assert found[: len(expected)] == expected
-            assert all(weight == 0 for _, weight, _ in found[len(expected) :])
+            for index, weight, _ in found[len(expected) :]:
+                assert weight == (weights == "uniform")
+                assert weights == "cluster" or index in loader.selection.indices
 
 
 def fewer_shares(monkeypatch):
     """Half as many shares as ranks, as with tensor parallelism: every two have the same."""
     half = world() // 2
     share = DistributedSampler(TensorDataset(X, Y), half, dist.get_rank() // 2)
-    options = {"return_index": True, "selector": RandomSelector()}
+    options = {"batch": BatchSpec(return_index=True), "selector": RandomSelector()}
     loader = make(make_model(), 8, sampler=share, **options)
     running = iter(loader)
     next(running)
@@ -235,18 +253,18 @@ def recycled(monkeypatch):
         model = wrapped(make_model())
         model(X[:8].float()).sum().backward()  # what is compiled knows of no hooks
         model.zero_grad()
-        loader = make(model, 8, every=1, **options, options=LoaderOptions(recycle=1))
+        loader = make(model, 8, every=1, **options, options=LoaderOptions(recycle=1, timeout=SHORT))
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         while loader.epoch < num_epochs:
             stance = "fail_on_recompile" if loader.epoch else "default"
-            for x, y, w in loader:
+            for x, y in loader:
                 with torch.compiler.set_stance(stance):
                     logits = model(x)
-                loss = weighted_loss(F.cross_entropy(logits, y, reduction="none"), w)
+                loss = F.cross_entropy(logits, y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                batches.append(w)
+                batches.append(x)
             model.eval()
             model(X[:5].float())  # an evaluation, whose passes are nobody's
             model.train()
@@ -266,7 +284,7 @@ def recycled(monkeypatch):
         assert found[1] == expected[1]
         assert torch.equal(found[2], expected[2])
     model = DistributedDataParallel(make_model())
-    options = {"every": 1, "recycle": 1}
+    options = {"every": 1, "options": LoaderOptions(recycle=1, timeout=SHORT)}
     found, _ = train(model, make(model, 8, **options))
     torch.testing.assert_close(found, alone(monkeypatch, **options)[0], rtol=1e-5, atol=1e-6)
     # Each rank goes on from what it saw itself.
@@ -278,7 +296,7 @@ def recycled(monkeypatch):
     state = saved_and_read(loader.state_dict())
 
     def next_digest(loader, rest):
-        for x, _, _ in rest:
+        for x, _ in rest:
             model(x)
         negate(model)  # a scan would now find something else
         following = iter(loader)
@@ -291,8 +309,8 @@ def recycled(monkeypatch):
     again = make(model, 8, **options)
     again.load_state_dict(state)
     assert next_digest(again, again) == digest
-    # Copies alone are nothing to recycle: what nobody saw is dealt to all.
-    assert trained(DistributedDataParallel, raw="none")[0] == [0, 0, 0]
+    # Copies alone are nothing to recycle: what nobody saw is assigned to all in turn.
+    assert trained(DistributedDataParallel, originals="none")[0] == [0, 0, 0]
 
 
 def resumed(monkeypatch):
@@ -314,9 +332,9 @@ def resumed(monkeypatch):
         patch.delenv("WORLD_SIZE")
         single = make(model, 8, batch=BatchSpec(return_index=True))
         single.load_state_dict(saved_and_read(states[0]))
-        left = [row for batch in single for row in batch[3].tolist()]
+        left = [row for batch in single for row in batch[-1].tolist()]
     rows = [None] * world()
-    dist.all_gather_object(rows, first[3].tolist())
+    dist.all_gather_object(rows, first[-1].tolist())
     counts = torch.bincount(torch.tensor([i for each in rows for i in each] + left), minlength=N)
     selected = set(loader.selection.indices.tolist())
     assert counts.tolist() == [4 if i in selected else 1 for i in range(N)]
@@ -372,7 +390,7 @@ def doctored(monkeypatch):
         loader = make(model, 8)
         for _ in range(2):
             if called and dist.get_rank() == 0:
-                found = loader.doctor(steps=2)
+                found = doctor(loader, steps=2)
                 # A rank's share of 96 rows.
                 assert found.settings.num_replicas == found.settings.world_size == world()
                 assert found.subset.step == pytest.approx(found.none.step * 96 / N)
@@ -384,7 +402,7 @@ def doctored(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3), nn.SyncBatchNorm(3))
     loader = make(model, 8)
     if dist.get_rank() == 0:
-        loader.doctor(steps=1)
+        doctor(loader, steps=1)
     assert model[2].training
     dist.barrier()
 
@@ -439,18 +457,20 @@ def failures(monkeypatch):
         next(iter(make(model, 8)))
     few = TensorDataset(X[:1], Y[:1])
     if world() > 1:
-        with pytest.raises(ValueError, match="at least one example a rank, got 1 for"):
+        with pytest.raises(ValueError, match="at least one example per rank, got 1 for"):
             make(make_model(), 8, data=few)
 
 
 def background(monkeypatch):
     """Solving in a thread on all ranks while DDP trains."""
     model = DistributedDataParallel(make_model())
-    _, digests = train(model, make(model, 8, every=1, options=LoaderOptions(background=True)), num_epochs=4)
+    _, digests = train(
+        model, make(model, 8, every=1, options=LoaderOptions(background=True)), num_epochs=4
+    )
     gathered = [None] * world()
     dist.all_gather_object(gathered, digests)
     assert all(each == digests for each in gathered)
-    assert len(digests) == 3  # the fourth, asked for in epoch 3, is in force from epoch 4
+    assert len(digests) == 3  # the fourth, asked for in epoch 3, is used from epoch 4
 
 
 def assert_union_is_one_epoch(loader, mine):
@@ -471,11 +491,13 @@ def with_accelerate(monkeypatch):
     accelerator = Accelerator(cpu=True)
     loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
     model, loader = accelerator.prepare(make_model(), loader)
-    prepared = prepare(accelerator, loader, model, RandomOps.paper(), **OPTIONS, batch=BatchSpec(return_index=True))
+    prepared = prepare(
+        accelerator, loader, model, RandomOps.paper(), **OPTIONS, batch=BatchSpec(return_index=True)
+    )
     assert prepared.num_replicas == world()
     mine, ends = [], []
-    for x, y, w, index in prepared:
-        accelerator.backward(weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w))
+    for x, y, index in prepared:
+        accelerator.backward(F.cross_entropy(model(x), y))
         mine += index.tolist()
         ends.append(accelerator.gradient_state.end_of_dataloader)
     assert ends == [False] * (len(prepared) - 1) + [True]
@@ -497,7 +519,14 @@ def with_lightning(monkeypatch):
             return self.net(x)
 
         def train_dataloader(self):
-            self.loader = prepare(self.trainer, DataLoader(TensorDataset(X, Y), 8, shuffle=True), self, RandomOps.paper(), **OPTIONS, batch=BatchSpec(return_index=True))
+            self.loader = prepare(
+                self.trainer,
+                DataLoader(TensorDataset(X, Y), 8, shuffle=True),
+                self,
+                RandomOps.paper(),
+                **OPTIONS,
+                batch=BatchSpec(return_index=True),
+            )
             assert self.loader.num_replicas == world()
             return self.loader
 
@@ -505,9 +534,9 @@ def with_lightning(monkeypatch):
             return torch.optim.SGD(self.parameters(), 0.05)
 
         def training_step(self, batch, batch_idx):
-            x, y, w, index = batch
+            x, y, index = batch
             self.mine += index.tolist()
-            return weighted_loss(F.cross_entropy(self(x), y, reduction="none"), w)
+            return F.cross_entropy(self(x), y)
 
         def on_train_end(self):
             assert_union_is_one_epoch(self.loader, self.mine)
@@ -586,15 +615,15 @@ def accelerate_resumed(monkeypatch):
             accelerator.load_state(folder)
         seen = []
         while loader.epoch < 3 and len(seen) != stop:
-            for x, y, w in loader:
-                loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+            for x, y in loader:
                 optimizer.zero_grad()
-                accelerator.backward(loss)
+                accelerator.backward(F.cross_entropy(model(x), y))
                 optimizer.step()
-                seen.append((x, y, w))
+                seen.append((x, y))
                 if len(seen) == stop:
-                    accelerator.save_state(folder)
                     break
+        if stop:
+            accelerator.save_state(folder)
         accelerator.free_memory()
         return seen, [parameter.detach() for parameter in model.parameters()]
 
@@ -649,7 +678,7 @@ def killed_while_probing(monkeypatch):
     """A rank that dies raises on the others."""
     loader = make(make_model(), 8, options=LoaderOptions(timeout=timedelta(minutes=30)))
     if dist.get_rank() == 1:
-        loader._schedule._probe = die
+        loader.prober.measure = die
     with gone():
         next(iter(loader))
 
@@ -665,7 +694,7 @@ def killed_while_solving(monkeypatch):
 
 def killed_while_exchanging(monkeypatch):
     """Also after all have met: then nobody can tell who."""
-    ranks = Ranks.apart(timedelta(minutes=30))
+    ranks = Ranks.make_group(timedelta(minutes=30))
     if ranks.rank == 1:
         monkeypatch.setattr(dist, "all_gather_object", die)
     with pytest.raises(AugsubsetError, match=r"no answer after \d+\.\d s .*: a rank is gone"):
@@ -675,7 +704,12 @@ def killed_while_exchanging(monkeypatch):
 
 def killed_in_the_background(monkeypatch):
     """Also in a thread, beside an epoch that the others go through."""
-    loader = make(make_model(), 8, every=1, options=LoaderOptions(background=True, timeout=timedelta(minutes=30)))
+    loader = make(
+        make_model(),
+        8,
+        every=1,
+        options=LoaderOptions(background=True, timeout=timedelta(minutes=30)),
+    )
     assert len(list(loader)) == len(loader)
     if dist.get_rank() == 1:
         monkeypatch.setattr(distributed, "solve", die)

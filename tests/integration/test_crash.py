@@ -1,6 +1,7 @@
-"""A run that is killed with SIGKILL and restarted ends as if it had not been."""
+"""A run that is killed or preempted, and restarted, ends as if it had not been."""
 
 import os
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -35,14 +36,29 @@ def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(
     assert_as_uninterrupted(run.result(), 2)
 
 
+@pytest.mark.parametrize("weights", ["uniform", "cluster"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_breaks_and_saves_on_sigterm_does_too(weights, workers, fresh):
+    run = fresh.submit(
+        crashes.kill_and_resume,
+        *("mixed", workers),
+        kills=2,
+        seed=0,
+        by=signal.SIGTERM,
+        save_every=1000,  # the save after the break is the only one
+        weights=weights,
+    )
+    assert_as_uninterrupted(run.result(), 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "options",
     [
-        {"mode": "sample", "draws": True},
+        {"weights": "resample", "draws": True},
         {"background": True, "every": 1},
-        {"raw": "unselected", "recycle": 1, "every": 1},
+        {"originals": "unselected", "recycle": 1, "every": 1},
     ],
 )
 def test_a_killed_run_that_draws_recycles_or_solves_meanwhile_does_too(options, workers, fresh):

@@ -28,9 +28,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from augsubset import (
-    AllSelector,
     AugsubsetError,
+    BatchSpec,
     GradientProbe,
+    LoaderOptions,
     RandomOps,
     RandomSelector,
     Selection,
@@ -79,12 +80,28 @@ def accelerated(accelerator=None, model=None, *, batch_size=8, drop_last=False, 
     )
 
 
-KINDS = list(
-    itertools.product(
-        ("mixed", "grouped"), ("all", "unselected", "selected", "none"), ("weight", "sample")
-    )
-)
-of_every_kind = pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
+LAYOUTS, ORIGINALS = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
+WEIGHTS = ("uniform", "cluster", "unscaled", "resample")
+# Each layout with each choice of originals, and the weights in turn: all pairs are in test_resume.
+KINDS = [
+    (layout, originals, WEIGHTS[(i + j) % 4])
+    for i, layout in enumerate(LAYOUTS)
+    for j, originals in enumerate(ORIGINALS)
+]
+of_every_kind = pytest.mark.parametrize(("layout", "originals", "weights"), KINDS)
+
+
+def kind(layout, originals, weights):
+    """Options of a loader."""
+    return {"originals": originals, "weights": weights, "options": LoaderOptions(layout=layout)}
+
+
+def sampler_kind(layout, originals, weights):
+    """The same of a sampler, which scales no weights."""
+    weights = "cluster" if weights == "unscaled" else weights
+    return {"layout": layout, "originals": originals, "weights": weights, "batch_size": 8}
+
+
 on_each_rank = pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 0), (2, 1)])
 
 
@@ -117,9 +134,9 @@ def stops(length, num_workers):
 @on_each_rank
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torchdatas_stateful_loader_resumes_the_sampler(
-    layout, raw, mode, num_replicas, rank, num_workers
+    layout, originals, weights, num_replicas, rank, num_workers
 ):
-    options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+    options = sampler_kind(layout, originals, weights)
     options |= {"num_replicas": num_replicas, "rank": rank, "num_workers": num_workers}
     expected = keys_of(parts(**{**options, "num_workers": 0}))
     for stop in stops(len(expected), num_workers):
@@ -144,13 +161,13 @@ class Stateful(StatefulDataLoader):
 @on_each_rank
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(
-    layout, raw, mode, num_replicas, rank, num_workers
+    layout, originals, weights, num_replicas, rank, num_workers
 ):
     def epoch_of(loader, epoch):
         loader.set_epoch(epoch)
         return keys_of(loader)
 
-    options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+    options = sampler_kind(layout, originals, weights)
     options |= {"num_replicas": num_replicas, "rank": rank, "num_workers": num_workers}
     expected = [epoch_of(parts(Stateful, **{**options, "num_workers": 0}), e) for e in range(3)]
     for stop in stops(len(expected[1]), num_workers):
@@ -170,16 +187,16 @@ def test_torchdatas_stateful_loader_resumes_within_a_later_epoch(
 @of_every_kind
 @pytest.mark.parametrize("adapter", ["plain", "accelerate", "lightning", "torchdata"])
 def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
-    adapter, layout, raw, mode
+    adapter, layout, originals, weights
 ):
-    options = {"layout": layout, "raw": raw, "mode": mode}
+    options = kind(layout, originals, weights)
     make_one = {
         "plain": lambda: make(**options),
         "accelerate": lambda: accelerated(**options),
         "lightning": lambda: lightning.prepare(
             trainer(), DataLoader(DATA, 8, shuffle=True), make_model(), RandomOps.paper(), **options
         ),
-        "torchdata": lambda: parts(Stateful, batch_size=8, **options),
+        "torchdata": lambda: parts(Stateful, **sampler_kind(layout, originals, weights)),
     }[adapter]
     read = keys_of if adapter == "torchdata" else values_of
     orders = assert_order_pure(make_one, read=read)
@@ -190,10 +207,10 @@ def test_the_order_of_every_adapter_depends_on_seed_epoch_and_selection_alone(
 @on_each_rank
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_accelerates_skip_first_batches_leaves_the_rest(
-    layout, raw, mode, num_replicas, rank, num_workers
+    layout, originals, weights, num_replicas, rank, num_workers
 ):
     def loader_at(epoch, num_workers=num_workers):
-        options = {"layout": layout, "raw": raw, "batch_size": 8, "mode": mode}
+        options = sampler_kind(layout, originals, weights)
         loader = parts(num_workers=num_workers, num_replicas=num_replicas, rank=rank, **options)
         loader.sampler.set_epoch(epoch)
         return loader
@@ -239,9 +256,9 @@ def test_accelerates_accumulation_steps_at_the_end_of_an_epoch():
     model, optimizer = accelerator.prepare(model, optimizer)
     prepared = accelerated(accelerator, model)
     synced = []
-    for x, y, w in prepared:
+    for x, y in prepared:
         with accelerator.accumulate(model):
-            accelerator.backward(weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w))
+            accelerator.backward(F.cross_entropy(model(x), y))
             synced.append(accelerator.sync_gradients)
             optimizer.step()
             optimizer.zero_grad()
@@ -250,8 +267,8 @@ def test_accelerates_accumulation_steps_at_the_end_of_an_epoch():
 
 @of_every_kind
 @pytest.mark.parametrize("stop", [1, None, "and two"])
-def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mode):
-    options = {"layout": layout, "raw": raw, "mode": mode}
+def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, originals, weights):
+    options = kind(layout, originals, weights)
     loader = make(**options)
     stop = {1: 1, None: len(loader), "and two": len(loader) + 2}[stop]
     whole = [batch for _ in range(3) for batch in loader]
@@ -262,8 +279,8 @@ def test_accelerates_checkpoints_hold_the_loader(tmp_path, stop, layout, raw, mo
         for batch in prepared:
             before.append(batch)
             if len(before) == stop:
-                accelerator.save_state(tmp_path)
                 break
+    accelerator.save_state(tmp_path)
     accelerator.free_memory()
     accelerator = Accelerator(cpu=True)
     prepared = accelerated(accelerator, **options)
@@ -301,8 +318,8 @@ def test_what_was_let_go_of_is_neither_kept_nor_saved(tmp_path):
 def test_an_accelerator_may_have_several_loaders(tmp_path):
     accelerator = Accelerator(cpu=True)
     loaders = [accelerated(accelerator, seed=seed) for seed in (1, 2)]
-    for number, loader in enumerate(loaders, 1):
-        list(itertools.islice(loader, number))
+    for loader in loaders:
+        list(loader)
     running = iter(loaders[1])
     next(running)
     accelerator.save_state(tmp_path)
@@ -313,7 +330,7 @@ def test_an_accelerator_may_have_several_loaders(tmp_path):
     assert_same_batches(list(again[1]), list(running))
     accelerator = Accelerator(cpu=True)
     one = accelerated(accelerator)
-    with pytest.raises(AugsubsetError, match=r"must be of 1 SubsetAugmentLoaders .*, got one of 2"):
+    with pytest.raises(AugsubsetError, match=r"must be of 1 SubsetAugmentLoaders.*, got one of 2"):
         accelerator.load_state(tmp_path)
     assert one.epoch == 0
 
@@ -361,7 +378,8 @@ def test_each_step_has_the_rows_that_accelerate_deals_in_it(n, split, drop_last)
     data = TensorDataset(X[:n], torch.arange(n) % 3)
     plain = DataLoader(data, batch_size=6, drop_last=drop_last)
     indices = DataLoader(torch.arange(n), batch_size=6, drop_last=drop_last)
-    options = {"copies": 1, "raw": "none", "selector": AllSelector(), "return_index": True}
+    options = {"copies": 1, "originals": "none", "fraction": 1.0, "weights": "cluster"}
+    options["batch"] = BatchSpec(return_index=True)
     ours, theirs = [], []
     for rank in range(3):
         one = shared_by(3, rank, split_batches=split)
@@ -422,7 +440,7 @@ def test_what_accelerate_does_not_shard_so_is_refused():
     prepared = prepare_data_loader(endless, num_processes=2, process_index=0)
     refused(ValueError, "accelerate must shard, got .* or an IterableDataset", prepared)
     twice = DataLoader(DATA, 8, sampler=DistributedSampler(DATA, 2, 0))
-    refused(ValueError, "sharded already, got a DistributedSampler of 2 shares", twice)
+    refused(ValueError, "sharded already, got a DistributedSampler with num_replicas=2", twice)
     skipped = skip_first_batches(shared_by(2, 0).prepare_data_loader(plain), 1)
     refused(ValueError, "batch_sampler=SkipBatchSampler", skipped)
 
@@ -437,7 +455,7 @@ def test_what_accelerate_does_not_shard_so_is_refused():
 
 def test_a_loader_that_accelerate_prepared_needs_the_helper():
     prepared = Accelerator(cpu=True).prepare(DataLoader(DATA, batch_size=8, shuffle=True))
-    reason = r"got the subclass DataLoaderShard\. .* goes through .*accelerate\.prepare"
+    reason = r"got the subclass DataLoaderShard\. .* use augsubset.*accelerate\.prepare"
     with pytest.raises(TypeError, match=reason):
         SubsetAugmentLoader(prepared, make_model(), RandomOps.paper())
 
@@ -508,8 +526,8 @@ def test_lightning_trains_on_every_batch_of_every_epoch():
 
 @of_every_kind
 @pytest.mark.parametrize("stop", ["first batch", "last batch", "second epoch"])
-def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, raw, mode):
-    options = {"layout": layout, "raw": raw, "mode": mode}
+def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, originals, weights):
+    options = kind(layout, originals, weights)
     length = len(make(**options))
     stop = {"first batch": 1, "last batch": length, "second epoch": length + 1}[stop]
     whole = Module(**options)
@@ -522,6 +540,27 @@ def test_lightning_resumes_after_any_batch(tmp_path, stop, layout, raw, mode):
     assert_same_batches([*first.seen, *again.seen], whole.seen)
     for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_after_lightning_stopped_in_an_epoch_goes_on_in_it(tmp_path):
+    """As early stopping, or a signal that sets ``should_stop``, leaves a run."""
+
+    class Stopping(Module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = len(self.seen) == self.stop
+
+    whole = Module()
+    trainer().fit(whole)
+    stop = len(make()) + 2
+    first, again = Stopping(stop), Module()
+    stopped = trainer()
+    stopped.fit(first)
+    assert len(first.seen) == stop
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    state = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["augsubset"]["loader"]
+    assert (state["epoch"], state["position"]) == (1, 2 * 8)
+    trainer().fit(again, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert_same_batches([*first.seen, *again.seen], whole.seen)
 
 
 def test_lightning_logs_the_figures_of_each_selection_once(tmp_path):
@@ -674,7 +713,7 @@ def test_a_loader_that_does_not_know_of_lightnings_ranks_is_refused():
             loader = DataLoader(DATA, batch_size=8, sampler=sampler)
             return SubsetAugmentLoader(loader, self, RandomOps.paper())
 
-    reason = r"Trainer's 1 shares of the data, got one for 2\. Construct it in train_dataloader\(\)"
+    reason = r"Trainer's 1 shards, got one for 2\. Construct it in train_dataloader\(\)"
     with pytest.raises(AugsubsetError, match=reason):
         trainer().fit(Elsewhere())
 
@@ -723,7 +762,8 @@ class RecordingTrainer(Trainer):
         items = [{"x": X[i], "labels": i % 3} for i in range(N)]
         loader = DataLoader(items, batch_size=8, shuffle=True)
         self.seen = []
-        return SubsetAugmentLoader(loader, self.model, RandomOps.paper(), **{"fraction": 0.2, "copies": 2, "every": 2, "probe": probe, **self.kind}, batch=BatchSpec(whole=True))
+        options = {**OPTIONS, "probe": probe, "batch": BatchSpec(whole=True), **self.kind}
+        return SubsetAugmentLoader(loader, self.model, RandomOps.paper(), **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch, *w = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -743,9 +783,7 @@ def trained(
     skip=True,
     resume=None,
     stop=None,
-    layout="mixed",
-    raw="all",
-    mode="sample",
+    kind=None,
 ):
     torch.manual_seed(0)
     arguments = TrainingArguments(
@@ -770,29 +808,29 @@ def trained(
             control.should_training_stop = state.global_step == stop
 
     callback = HuggingFaceCallback() if callback is None else callback
-    kind = {"layout": layout, "raw": raw, "mode": mode}
-    trainer = RecordingTrainer(Scores(), arguments, callbacks=[callback, Stop()], kind=kind)
+    callbacks = [callback, Stop()]
+    trainer = RecordingTrainer(Scores(), arguments, callbacks=callbacks, kind=kind or {})
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-USUAL = ("mixed", "all", "sample")
+USUAL = ("mixed", "all", "uniform")
 
 
 @pytest.mark.parametrize(
-    ("layout", "raw", "mode"),
-    [pytest.param(*kind, marks=() if kind == USUAL else pytest.mark.slow) for kind in KINDS],
+    ("layout", "originals", "weights"),
+    [pytest.param(*each, marks=() if each == USUAL else pytest.mark.slow) for each in KINDS],
 )
-def test_the_trainer_resumes_after_any_batch(tmp_path, layout, raw, mode):
-    kind = {"layout": layout, "raw": raw, "mode": mode}
-    whole = trained(tmp_path / "whole", **kind)
-    assert len(whole.seen[0]) == (3 if mode == "weight" else 2)
+def test_the_trainer_resumes_after_any_batch(tmp_path, layout, originals, weights):
+    chosen = kind(layout, originals, weights)
+    whole = trained(tmp_path / "whole", kind=chosen)
+    assert len(whole.seen[0]) == (3 if weights in ("cluster", "unscaled") else 2)
     length = len(whole.seen) // 3
     for stop in (1, length, length + 2):
         folder = tmp_path / str(stop)
-        first = trained(folder, stop=stop, **kind)
+        first = trained(folder, stop=stop, kind=chosen)
         assert len(first.seen) == stop
-        again = trained(folder, resume=True, **kind)
+        again = trained(folder, resume=True, kind=chosen)
         assert_same_batches([*first.seen, *again.seen], whole.seen)
         for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)

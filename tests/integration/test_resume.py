@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from augsubset import (
     AugsubsetError,
+    BatchSpec,
     CropFlip,
     GradientProbe,
+    LoaderOptions,
     RandomOps,
     RandomSelector,
     SubsetAugmentLoader,
@@ -74,21 +76,45 @@ def make(
     return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options)
 
 
-LAYOUTS, RAW = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
-KINDS = list(itertools.product(LAYOUTS, RAW, ("weight", "sample")))
-of_every_kind = pytest.mark.parametrize(("layout", "raw", "mode"), KINDS)
-on_ranks = pytest.mark.parametrize(("num_replicas", "rank"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+LAYOUTS, ORIGINALS = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
+WEIGHTS = ("uniform", "cluster", "unscaled", "resample")
+KINDS = list(itertools.product(LAYOUTS, ORIGINALS, WEIGHTS))
+of_every_kind = pytest.mark.parametrize(("layout", "originals", "weights"), KINDS)
 
 
-@of_every_kind
+def kind(layout, originals, weights):
+    return {
+        "originals": originals,
+        "weights": weights,
+        "options": LoaderOptions(layout=layout),
+    }
+
+
+RANKS = [(1, 0), (2, 0), (2, 1), (4, 3)]
+
+
+def each_kind_with(choices):
+    """Every kind with each of the choices; `make test` has one for each kind, in turn."""
+    return [
+        pytest.param(*kind, *choice, marks=() if number == i % len(choices) else pytest.mark.slow)
+        for i, kind in enumerate(KINDS)
+        for number, choice in enumerate(choices)
+    ]
+
+
+on_ranks = pytest.mark.parametrize(
+    ("layout", "originals", "weights", "num_replicas", "rank"), each_kind_with(RANKS)
+)
+
+
 @on_ranks
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_order_depends_on_seed_epoch_and_selection_alone(
-    layout, raw, mode, num_replicas, rank, num_workers
+    layout, originals, weights, num_replicas, rank, num_workers
 ):
     def orders(num_workers):
-        options = {"layout": layout, "raw": raw, "mode": mode, "num_workers": num_workers}
-        options |= {"num_replicas": num_replicas, "rank": rank}
+        options = kind(layout, originals, weights)
+        options |= {"num_replicas": num_replicas, "rank": rank, "num_workers": num_workers}
         options |= {"selector": RandomSelector(), "every": 1}  # another selection every epoch
         return assert_order_pure(lambda: make(Jittered(), **options), (0, 5), read=values_of)
 
@@ -97,10 +123,9 @@ def test_the_order_depends_on_seed_epoch_and_selection_alone(
     assert num_workers == 0 or [first, second] == orders(0)
 
 
-@of_every_kind
 @on_ranks
-def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, rank):
-    options = {"layout": layout, "raw": raw, "mode": mode}
+def test_every_kind_of_epoch_resumes_anywhere(layout, originals, weights, num_replicas, rank):
+    options = kind(layout, originals, weights)
     options |= {"num_replicas": num_replicas, "rank": rank}
     if num_replicas > 1:
         options["selector"] = RandomSelector()  # a probe would be the same on all
@@ -119,10 +144,10 @@ def test_every_kind_of_epoch_resumes_anywhere(layout, raw, mode, num_replicas, r
     [(0, 2, 1, 0), (2, 0, 1, 0), (2, 2, 1, 0), (2, 2, 2, 0), (2, 2, 2, 1), (2, 2, 4, 3)],
 )
 def test_every_kind_resumes_with_other_workers(
-    layout, raw, mode, before, after, num_replicas, rank
+    layout, originals, weights, before, after, num_replicas, rank
 ):
     """Those that were stopped had persistent workers, and had fetched several batches ahead."""
-    options = {"layout": layout, "raw": raw, "mode": mode, "every": 1}
+    options = {**kind(layout, originals, weights), "every": 1}
     options |= {"num_replicas": num_replicas, "rank": rank}
     options["selector"] = RandomSelector()  # a probe would start workers of its own
     stops = [1, len(make(**options)) + 1]  # before a selection is made anew, and after
@@ -155,15 +180,19 @@ def rows_of(batches):
 WORKERS = [(0, 0), pytest.param((2, 1), marks=pytest.mark.slow)]
 
 
-@of_every_kind
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("layout", "originals", "weights", "before", "after"),
+    each_kind_with([(1, 2), (2, 1), (2, 4), (4, 2)]),
+)
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, mode, before, after, workers):
+def test_a_run_goes_on_with_another_number_of_ranks(
+    layout, originals, weights, before, after, workers
+):
     """Rows of the built-in policies do not depend on the batch, so the union is the same rows.
 
     The next epoch has another selection.
     """
-    options = {"layout": layout, "raw": raw, "mode": mode, "return_index": True}
+    options = {**kind(layout, originals, weights), "batch": BatchSpec(return_index=True)}
     options |= {"every": 1, "selector": RandomSelector()}
     unit = 8 if layout == "grouped" else 1
 
@@ -194,7 +223,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(layout, raw, mode, before, a
             assert all(torch.equal(part, same) for part, same in zip(row, other, strict=True))
         fillers = rows[len(expected) :]
         assert 0 <= len(rows) - len(expected) < unit * after
-        assert mode == "sample" or all(float(row[2]) == 0 for row in fillers)
+        is_weighted = weights in ("cluster", "unscaled")
+        assert not is_weighted or all(float(row[2]) == 0 for row in fillers)
         rows = []
     assert resumed[0].selection.digest == whole.selection.digest
     assert resumed[0].history[0]["digest"] != whole.selection.digest
@@ -209,8 +239,15 @@ def test_every_state_is_loaded_again_and_says_how_many_batches_are_left(layout, 
     selector = RandomSelector()
 
     def of(num_replicas):
-        options = {"batch_size": 4, "layout": layout, "selector": selector, **drops}
-        return make(num_replicas=num_replicas, raw="none", copies=3, **options)
+        return make(
+            num_replicas=num_replicas,
+            originals="none",
+            copies=3,
+            batch_size=4,
+            selector=selector,
+            options=LoaderOptions(layout=layout),
+            **drops,
+        )
 
     loaders, judges = ([of(number) for number in range(1, 6)] for _ in range(2))
 
@@ -306,11 +343,17 @@ def test_recycled_gradients_are_resumed():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
         data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
-        options = {"every": 1, "recycle": 1, "fraction": 0.2}
-        loader = SubsetAugmentLoader(data, model, RandomOps.paper(), **options)
+        loader = SubsetAugmentLoader(
+            data,
+            model,
+            RandomOps.paper(),
+            every=1,
+            fraction=0.2,
+            options=LoaderOptions(recycle=1),
+        )
         digests, seen = [], 0
         while loader.epoch < 3:
-            for x, _, _ in loader:
+            for x, _ in loader:
                 model(x)
                 with torch.no_grad():
                     model[1].weight.add_(0.001)
@@ -331,7 +374,9 @@ def test_recycled_gradients_are_resumed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
-    loader = SubsetAugmentLoader(data, model, RandomOps.paper(), every=1, fraction=0.2, options=LoaderOptions(recycle=1))
+    loader = SubsetAugmentLoader(
+        data, model, RandomOps.paper(), every=1, fraction=0.2, options=LoaderOptions(recycle=1)
+    )
     loader.load_state_dict(state)
     assert list(loader) == []
     next(iter(loader))
@@ -346,10 +391,10 @@ def test_a_record_of_recycling_made_on_another_rank_is_named(caplog):
     one_of(2, 0).load_state_dict(state)
     assert not caplog.records
     one_of(2, 1).load_state_dict(state)
-    assert "saw in training, here on {'rank': 1, 'num_replicas': 2}" in caplog.text
+    assert "and this is {'rank': 1, 'num_replicas': 2}" in caplog.text
     caplog.clear()
     one_of(1, 0).load_state_dict(state)
-    assert "from what {'rank': 0, 'num_replicas': 2} saw" in caplog.text
+    assert "recorded by {'rank': 0, 'num_replicas': 2}" in caplog.text
 
 
 def damaged(state, **changes):
@@ -360,7 +405,7 @@ def damaged(state, **changes):
     ("change", "error", "reason"),
     [
         (lambda s: None, TypeError, "state_dict must be a mapping, got NoneType"),
-        (lambda s: {}, ValueError, "state_dict must be a saved state, got one without"),
+        (lambda s: {"version": 4}, ValueError, "state_dict must be a saved state, got one without"),
         (lambda s: damaged(s, seed=1), ValueError, "same seed, got seed=1 for seed=0 here"),
         (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
         (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
@@ -370,18 +415,22 @@ def damaged(state, **changes):
         (lambda s: damaged(s, num_replicas=0), ValueError, "num_replicas must be at least 1"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
         (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8191"),
-        (lambda s: damaged(s, version=1), ValueError, "same version, got version=1"),
-        (lambda s: damaged(s, in_force=None), ValueError, "hold a selection in the middle"),
+        (
+            lambda s: damaged(s, version=3),
+            ValueError,
+            "version 4, got version 3: it was saved by anot",
+        ),
+        (lambda s: damaged(s, selection=None), ValueError, "hold a selection in the middle"),
         (
             lambda s: damaged(
-                s, in_force=damaged(s["in_force"], weights=s["in_force"]["weights"] * 2)
+                s, selection=damaged(s["selection"], weights=s["selection"]["weights"] * 2)
             ),
             ValueError,
             "the checkpoint was altered or damaged",
         ),
-        (lambda s: damaged(s, schedule={}), ValueError, "got one without .*'latest'"),
+        (lambda s: damaged(s, schedule={}), ValueError, "got one without .*'pending'"),
         (
-            lambda s: damaged(s, in_force=damaged(s["in_force"], indices=torch.zeros(2))),
+            lambda s: damaged(s, selection=damaged(s["selection"], indices=torch.zeros(2))),
             (TypeError, ValueError),
             "indices must",
         ),
@@ -402,7 +451,10 @@ def test_a_state_of_something_else_is_refused_and_nothing_is_changed(change, err
 def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
     loader = make(options=LoaderOptions(layout="grouped"))
     next(iter(loader))
-    state, fresh = damaged(loader.state_dict(), **change), make(options=LoaderOptions(layout="grouped"))
+    state, fresh = (
+        damaged(loader.state_dict(), **change),
+        make(options=LoaderOptions(layout="grouped")),
+    )
     before = fresh.state_dict()
     with pytest.raises(ValueError, match=r"position must be a whole|epoch must be between"):
         fresh.load_state_dict(state)
@@ -413,7 +465,7 @@ def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
 def test_an_epoch_that_was_filled_up_for_some_ranks_is_over_for_any():
     """The tail of 65 rows is padded to 68 for four ranks, to 67 where three take over from one."""
     data = TensorDataset(X[:5].repeat(13, 1, 1, 1), torch.zeros(65, dtype=torch.int64))
-    options = {"raw": "unselected", "copies": 1, "batch_size": 4}
+    options = {"originals": "unselected", "copies": 1, "batch_size": 4}
     one, four = make(data, **options), make(data, num_replicas=4, rank=0, **options)
     running = iter(one)
     next(running)
@@ -441,7 +493,9 @@ def test_a_damaged_record_of_recycling_changes_nothing_either():
     fresh = make(options=LoaderOptions(recycle=1))
     with pytest.raises(ValueError, match="logit_cache must be a saved state"):
         fresh.load_state_dict(state)
-    assert_same_batches(list(batches_from(fresh, 1)), list(batches_from(make(options=LoaderOptions(recycle=1)), 1)))
+    assert_same_batches(
+        list(batches_from(fresh, 1)), list(batches_from(make(options=LoaderOptions(recycle=1)), 1))
+    )
 
 
 def changed(tensor, where):
@@ -542,7 +596,7 @@ def test_a_dataset_that_draws_for_itself_resumes_all_the_same(caplog):
         state = regressed(Regressed(0, draws=0.1)).state_dict()
     (record,) = caplog.records
     assert record.levelname == "INFO"
-    assert "an example fetched twice is not the same" in record.message
+    assert "fetching an example twice gives different results" in record.message
     regressed(Regressed(0, draws=0.1)).load_state_dict(state)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
 from torchvision.transforms import v2
 
-from augsubset import CropFlip, RandomOps, SubsetAugmentLoader, weighted_loss
+from augsubset import BatchSpec, CropFlip, RandomOps, SubsetAugmentLoader
 from augsubset.sampling import unpack
 
 N = 48
@@ -61,7 +61,7 @@ DATASETS = {
 
 
 def stream(dataset, *, epochs=4, **loader_options):
-    """Train through the loop as printed; return every row's (index, copy, weight, pixels)."""
+    """Train through the loop as printed; return every row's (index, copy, pixels, label)."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -70,26 +70,25 @@ def stream(dataset, *, epochs=4, **loader_options):
         loader, model, RandomOps.paper(), fraction=0.2, copies=2, every=2, base=CropFlip(1)
     )
     keys_seen = []
-    weigh = loader._sampler.weights_for
+    process = loader.pipeline.process
 
-    def spy(keys):
+    def spy(batch, keys, *rest):
         keys_seen.append(keys)
-        return weigh(keys)
+        return process(batch, keys, *rest)
 
-    loader._sampler.weights_for = spy
+    loader.pipeline.process = spy
     batches = []
     for _ in range(epochs):
-        for x, y, w in loader:
-            batches.append((x, y, w))
-            loss = weighted_loss(F.cross_entropy(model(x), y, reduction="none"), w)
+        for x, y in loader:
+            batches.append((x, y))
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(model(x), y).backward()
             optimizer.step()
     selections = [entry["digest"] for entry in loader.history if entry["event"] == "selection"]
     assert len(set(selections)) == 2  # the stream crosses a reselection that changed something
     _, copies, indices = unpack(torch.cat(keys_seen))
-    x, y, w = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return {"index": indices, "copy": copies, "weight": w, "pixels": x, "label": y}
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return {"index": indices, "copy": copies, "pixels": x, "label": y}
 
 
 def assert_same_stream(a, b):
@@ -132,7 +131,9 @@ def turning(dataset, **loader_options):
 
     loader = DataLoader(dataset, batch_size=16, shuffle=True, **loader_options)
     options = {"fraction": 0.2, "copies": 2, "every": 1, "base": CropFlip(1), "on_event": turn}
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **options, batch=BatchSpec(return_index=True))
+    return SubsetAugmentLoader(
+        loader, model, RandomOps.paper(), **options, batch=BatchSpec(return_index=True)
+    )
 
 
 def read_ahead(loader, num_epochs, ahead):
@@ -189,11 +190,11 @@ def test_breaking_off_with_persistent_workers_does_not_shift_the_next_epoch():
     def second_epoch(**options):
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
         plain = DataLoader(tensors(), batch_size=4, shuffle=True, **options)
-        loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), raw="selected")
+        loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), originals="selected")
         iterator = iter(loader)
         next(iterator)
         iterator.close()
-        return torch.cat([x for x, _, _ in loader])
+        return torch.cat([x for x, _ in loader])
 
     torch.manual_seed(0)
     expected = second_epoch()
@@ -216,7 +217,7 @@ def test_items_are_fetched_in_workers_where_there_are_workers(num_workers):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     loader = DataLoader(Where(), batch_size=16, num_workers=num_workers)
     loader = SubsetAugmentLoader(loader, model, lambda x, rows: x)
-    assert {float(x.mean()) for x, _, _ in loader} == {float(num_workers)}
+    assert {float(x.mean()) for x, _ in loader} == {float(num_workers)}
 
 
 def test_a_workers_error_reaches_the_training_loop():

@@ -27,7 +27,13 @@ def test_batches_of_resident_images_are_taken_where_they_are(resident, expected)
 @pytest.mark.parametrize(("resident", "moves"), [(True, 1), (False, 0)])
 def test_images_are_moved_once_for_all_epochs(resident, moves, monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
-    loader = SubsetAugmentLoader(DataLoader(DATA, batch_size=8, num_workers=2), model, lambda x, rows: x, selector=RandomSelector(), options=LoaderOptions(resident=resident))
+    loader = SubsetAugmentLoader(
+        DataLoader(DATA, batch_size=8, num_workers=2),
+        model,
+        lambda x, rows: x,
+        selector=RandomSelector(),
+        options=LoaderOptions(resident=resident),
+    )
     moved = []
     to = torch.Tensor.to
 

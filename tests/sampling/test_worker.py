@@ -85,7 +85,12 @@ def test_values_out_of_range_are_refused_in_the_epoch_whatever_the_workers():
     x = torch.rand(40, 3, 8, 8)
     x[37, 0, 0, 0] = 1.5
     for num_workers in (0, 1):
-        loader = SubsetAugmentLoader(DataLoader(TensorDataset(x, torch.arange(40) % 2), 10, num_workers=num_workers), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), RandomOps.paper(), options=LoaderOptions(start_epoch=1))
+        loader = SubsetAugmentLoader(
+            DataLoader(TensorDataset(x, torch.arange(40) % 2), 10, num_workers=num_workers),
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+            RandomOps.paper(),
+            options=LoaderOptions(start_epoch=1),
+        )
         with pytest.raises(ValueError, match=r"images must be in \[0, 1\].* to 1.5"):
             list(loader)
 
@@ -112,7 +117,9 @@ def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypat
     x = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     plain = DataLoader(TensorDataset(x, torch.arange(8) % 2), 4)
-    loader = SubsetAugmentLoader(plain, model, RandomOps.paper(), weights="cluster", options=LoaderOptions(resident=True))
+    loader = SubsetAugmentLoader(
+        plain, model, RandomOps.paper(), weights="cluster", options=LoaderOptions(resident=True)
+    )
     before = len(sent)
     next(iter(loader))
     assert len(sent) - before == 3  # x, y and w

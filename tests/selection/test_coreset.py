@@ -108,11 +108,7 @@ def test_indices_of_the_dataset_are_returned_not_positions():
             ValueError,
             "similarity must be one of 'shifted', ",
         ),
-        (
-            {"budget": 2, "similarity": lambda d: 1},
-            TypeError,
-            "a tensor of the same shape as the dist",
-        ),
+        ({"budget": 2, "similarity": lambda d: 1}, TypeError, "return a tensor of the same shape"),
         ({"budget": 2, "similarity": lambda d: -d}, ValueError, "positive at distance 0"),
         ({"budget": 2, "similarity": lambda d: 1 - d}, ValueError, "between 0 and its value at"),
         ({"budget": 2, "similarity": lambda d: 1 + d}, ValueError, "between 0 and its value at"),

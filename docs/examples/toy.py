@@ -1,5 +1,6 @@
-"""The data of the detection and text scripts, made up."""
+"""Made-up data of the detection and text scripts, and an augmentation of your own for each."""
 
+import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
@@ -18,6 +19,16 @@ def squares(number, seed):
     return TensorDataset(images, boxes / SIZE)
 
 
+def flip(x, rows, boxes):
+    """Mirror every second row's image, and its box with it."""
+    is_flipped = ((rows.copy + rows.index) % 2 == 0).to(x.device)
+    mirrored = torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], 1)
+    return (
+        torch.where(is_flipped[:, None, None, None], x.flip(3), x),
+        torch.where(is_flipped[:, None], mirrored, boxes),
+    )
+
+
 def sentences(number, seed):
     """Return rows of token ids from 1 on, and classes: each prefers a quarter of the words."""
     generator = torch.Generator().manual_seed(seed)
@@ -26,3 +37,11 @@ def sentences(number, seed):
     preferred = ids // CLASSES * CLASSES + labels[:, None]
     is_preferred = torch.rand(ids.shape, generator=generator) < 0.2
     return TensorDataset(torch.where(is_preferred, preferred, ids).clamp(1, WORDS - 1), labels)
+
+
+def drop_words(ids, rows):
+    """Replace a fifth of the tokens by 0, "unknown": drawn anew for each row and epoch."""
+    keys = zip(rows.epoch.tolist(), rows.index.tolist(), rows.copy.tolist(), strict=True)
+    draws = [np.random.default_rng([rows.seed, *key]).random(ids.shape[1]) for key in keys]
+    is_dropped = torch.from_numpy(np.stack(draws) < 0.2).to(ids.device)
+    return ids.masked_fill(is_dropped, 0)

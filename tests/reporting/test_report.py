@@ -1,4 +1,4 @@
-"""A run's report: figures by hand, whole files, a page that needs nothing but itself."""
+"""The report: figures checked by hand, complete files, a self-contained page."""
 
 import csv
 import json
@@ -13,16 +13,18 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from augsubset import (
     AugsubsetError,
+    LoaderOptions,
     RandomOps,
     RandomSelector,
     Selection,
     SubsetAugmentLoader,
+    report,
     save_checkpoint,
 )
 from augsubset.cli import main
-from augsubset.history import Tally
+from augsubset.history import SelectionCounts
 from augsubset.integrations.tensorboard import TensorBoardEvents
-from augsubset.reporting import summary, write_report
+from augsubset.reporting import summarize, write_report
 
 N = 60
 X = torch.randint(
@@ -51,35 +53,35 @@ def chosen(*indices):
     return Selection.equally_weighted(torch.tensor(indices), 6)
 
 
-# What is counted.
+# Counts.
 
 
-def test_a_tally_says_what_is_new():
-    tally = Tally(torch.tensor([0, 0, 1, 1, 1, 2]))
-    first = tally.add(chosen(0, 2))
+def test_counts_compare_a_selection_with_earlier_ones():
+    counts = SelectionCounts(torch.tensor([0, 0, 1, 1, 1, 2]))
+    first = counts.add(chosen(0, 2))
     assert first == {"overlap": None, "covered": 2 / 6, "class_counts": [1, 1, 0]}
-    second = tally.add(chosen(2, 3, 5))
+    second = counts.add(chosen(2, 3, 5))
     assert second["overlap"] == pytest.approx(1 / 3)
     assert second["covered"] == pytest.approx(4 / 6)
     assert second["class_counts"] == [0, 2, 1]
-    assert tally.times.tolist() == [1, 0, 2, 1, 0, 1]
-    assert tally.mass.tolist() == [3, 0, 5, 2, 0, 2]
+    assert counts.times.tolist() == [1, 0, 2, 1, 0, 1]
+    assert counts.mass.tolist() == [3, 0, 5, 2, 0, 2]
 
 
-def test_a_tally_goes_on_where_it_was_saved():
+def test_counts_resume_from_a_saved_state():
     labels = torch.zeros(6, dtype=torch.int64)
-    tally, again = Tally(labels), Tally(labels)
-    tally.add(chosen(0, 2))
-    again.take(again.checked(tally.state_dict()))
-    assert again.add(chosen(2, 3)) == tally.add(chosen(2, 3))
-    assert torch.equal(again.times, tally.times)
-    with pytest.raises(ValueError, match=r"tally must hold times of shape \(6,\)"):
-        again.checked({**tally.state_dict(), "times": torch.zeros(5, dtype=torch.int32)})
+    counts, again = SelectionCounts(labels), SelectionCounts(labels)
+    counts.add(chosen(0, 2))
+    again.restore(again.check_state(counts.state_dict()))
+    assert again.add(chosen(2, 3)) == counts.add(chosen(2, 3))
+    assert torch.equal(again.times, counts.times)
+    with pytest.raises(ValueError, match=r"counts must hold times of shape \(6,\)"):
+        again.check_state({**counts.state_dict(), "times": torch.zeros(5, dtype=torch.int32)})
     with pytest.raises(ValueError, match="mass"):
-        again.checked({"times": tally.times, "previous": tally.state_dict()["previous"]})
+        again.check_state({"times": counts.times, "previous": counts.state_dict()["previous"]})
 
 
-def test_history_says_it_and_a_resumed_run_says_the_same():
+def test_the_history_has_the_comparison_and_a_resumed_run_continues_it():
     loader = run(4)
     entries = [entry for entry in loader.history if entry["event"] == "selection"]
     assert entries[0]["overlap"] is None
@@ -91,16 +93,18 @@ def test_history_says_it_and_a_resumed_run_says_the_same():
     second.load_state_dict(first.state_dict())
     for _ in range(2):
         list(second)
-    assert torch.equal(second.state_dict()["tally"]["times"], loader.state_dict()["tally"]["times"])
+    assert torch.equal(
+        second.state_dict()["counts"]["times"], loader.state_dict()["counts"]["times"]
+    )
 
 
 # Figures.
 
 
-def test_a_summary_counts_what_the_history_holds():
+def test_a_summary_agrees_with_the_history():
     loader = run(4, selector=RandomSelector())
-    found = json.loads(json.dumps(summary(loader.state_dict())))
-    times = loader.state_dict()["tally"]["times"]
+    found = json.loads(json.dumps(summarize(loader.state_dict())))
+    times = loader.state_dict()["counts"]["times"]
     assert found["num_examples"] == N
     assert found["class_sizes"] == [20, 20, 20]
     assert len(found["selections"]) == len(found["epochs"]) == 4
@@ -114,61 +118,53 @@ def test_a_summary_counts_what_the_history_holds():
 
 
 @pytest.mark.parametrize(
-    ("raw", "rows", "of_all"),
+    ("originals", "rows", "full_rows"),
     [("all", 72, 180), ("unselected", 66, 120), ("selected", 18, 180), ("none", 12, 120)],
 )
-def test_savings_are_by_the_price_of_a_row(raw, rows, of_all):
-    state = run(3, raw=raw).state_dict()
+def test_savings_are_computed_from_unit_costs(originals, rows, full_rows):
+    state = run(3, originals=originals).state_dict()
     for entry in state["history"]:
         if entry["event"] == "epoch":
             seconds = {"selection": 1.0, "loading": 1.0, "augmentation": 3.0, "step": 4.0}
             entry.update({f"{name}_seconds": value for name, value in seconds.items()})
             entry.update({"total_seconds": 9.0, "strong_seconds": 2.0})
-    savings = summary(state)["savings"]
-    assert (savings["num_rows"], savings["num_rows_of_all"]) == (3 * rows, 3 * of_all)
-    assert (savings["num_copies"], savings["num_copies_of_all"]) == (3 * 12, 3 * 120)
-    expected = 3 * (6.0 / rows * of_all + 2.0 * 10)
-    assert savings["seconds_of_all"] == pytest.approx(expected)
+    savings = summarize(state)["savings"]
+    assert (savings["num_rows"], savings["num_rows_full"]) == (3 * rows, 3 * full_rows)
+    assert (savings["num_copies"], savings["num_copies_full"]) == (3 * 12, 3 * 120)
+    expected = 3 * (6.0 / rows * full_rows + 2.0 * 10)
+    assert savings["full_seconds"] == pytest.approx(expected)
     assert savings["speed_up"] == pytest.approx(expected / 27)
-    # A row costs 6 / rows, a copy 2 / 12: every example once in place adds a copy to a row.
-    assert savings["over_none"] == pytest.approx((2 / 12) / (6 / rows))
+    # A row costs 6 / rows and a copy 2 / 12: in place, each example costs one of each.
+    assert savings["in_place_overhead"] == pytest.approx((2 / 12) / (6 / rows))
     assert savings["pays"] is True
     assert f"({expected / 27:.1f}x)" in savings["verdict"]
 
 
-def test_all_augmentation_is_the_policy_s_in_states_that_do_not_tell():
-    state = run(2).state_dict()
-    for entry in state["history"]:
-        if entry["event"] == "epoch":
-            del entry["strong_seconds"]
-            entry.update(loading_seconds=0.0, augmentation_seconds=12.0, step_seconds=72.0)
-    # A row a second and a copy a second.
-    assert summary(state)["savings"]["seconds_of_all"] == pytest.approx(2 * (180 + 120))
-
-
-def test_the_page_says_what_was_saved_and_how_that_is_meant(tmp_path):
+def test_the_page_states_the_savings_and_their_definition(tmp_path):
     loader = run(2)
-    page = loader.report(tmp_path, images=0).read_text()
-    assert f"<b>{summary(loader.state_dict())['savings']['verdict']}</b>" in page
-    assert "The doctor defines savings alike, but forecasts" in page
+    page = report(loader, tmp_path, images=0).read_text()
+    assert f"<b>{summarize(loader.state_dict())['savings']['verdict']}</b>" in page
+    assert "The doctor uses the same definition of savings for a forecast" in page
 
 
 def test_settings_that_do_not_apply_are_left_out(tmp_path):
-    page = run(1).report(tmp_path, images=0).read_text()
+    page = report(run(1), tmp_path, images=0).read_text()
     assert "layout mixed, seed 0." in page
     assert "batch_size" not in page
     assert "None" not in page
-    grouped = run(1, layout="grouped").report(tmp_path, images=0).read_text()
+    grouped = report(
+        run(1, options=LoaderOptions(layout="grouped")), tmp_path, images=0
+    ).read_text()
     assert "layout grouped, batch_size 20, seed 0." in grouped
 
 
-def test_nothing_is_said_of_a_run_that_has_not_begun(tmp_path):
+def test_a_run_without_epochs_has_no_savings(tmp_path):
     loader = make()
-    found = summary(loader.state_dict())
+    found = summarize(loader.state_dict())
     assert found["savings"] is None
-    page = loader.report(tmp_path).read_text()
-    assert "nothing to say of savings" in page
-    assert "No selection was made yet" in page
+    page = report(loader, tmp_path).read_text()
+    assert "no savings can be estimated" in page
+    assert "No selection has been made yet" in page
 
 
 # Files.
@@ -176,19 +172,19 @@ def test_nothing_is_said_of_a_run_that_has_not_begun(tmp_path):
 
 def test_a_report_is_a_page_json_and_csv(tmp_path):
     loader = run()
-    page = loader.report(tmp_path / "there", images=5)
+    page = report(loader, tmp_path / "there", images=5)
     assert {path.name for path in page.parent.iterdir()} == {
         *("index.html", "report.json", "selections.csv", "examples.csv")
     }
     figures = json.loads((page.parent / "report.json").read_text())
-    assert figures == json.loads(json.dumps(summary(loader.state_dict(), num_listed=5)))
+    assert figures == json.loads(json.dumps(summarize(loader.state_dict(), num_listed=5)))
     with (page.parent / "selections.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["num_selected"]) for row in rows] == [6] * 4
     with (page.parent / "examples.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["label"]) for row in rows] == Y.tolist()
-    times = loader.state_dict()["tally"]["times"].tolist()
+    times = loader.state_dict()["counts"]["times"].tolist()
     assert [int(row["times_selected"]) for row in rows] == times
     text = page.read_text()
     # Most, least and never selected, an original and two copies each.
@@ -197,48 +193,53 @@ def test_a_report_is_a_page_json_and_csv(tmp_path):
 
 
 def test_the_page_is_readable_without_scripts_and_fetches_nothing(tmp_path):
-    text = run().report(tmp_path).read_text()
+    text = report(run(), tmp_path).read_text()
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", text)
     assert "http:" not in text
     assert "https:" not in text
     assert "url(" not in text
     without = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    for heading in ("What was selected, and when", "Class balance", "Certificate", "Most selected"):
+    for heading in (
+        "What was selected, and when",
+        "Class balance",
+        "Certificate",
+        "Selected most often",
+    ):
         assert f"<h2>{heading}</h2>" in without
     assert without.count("<svg") == 5
     assert text.count("<script>") == 1
-    # What the script is for is hidden until it runs.
+    # The selection of a class is hidden until the script runs.
     assert without.count("<p hidden>Class: <select") == 3
 
 
-def test_the_loader_goes_on_as_if_no_report_had_been_written(tmp_path):
-    quiet, told = make(), make()
-    for loader in (quiet, told):
+def test_a_report_does_not_change_the_run(tmp_path):
+    quiet, reported = make(), make()
+    for loader in (quiet, reported):
         list(loader)
     state = torch.get_rng_state()
-    told.report(tmp_path, spectrum=2)
+    report(reported, tmp_path, spectrum=2)
     assert torch.equal(torch.get_rng_state(), state)
-    for mine, other in zip(quiet, told, strict=True):
+    for mine, other in zip(quiet, reported, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
 
 
-def test_a_spectrum_is_shown_if_asked_for(tmp_path):
+def test_a_spectrum_is_shown_on_request(tmp_path):
     loader = run()
-    page = loader.report(tmp_path, images=0, spectrum=4)
+    page = report(loader, tmp_path, images=0, spectrum=4)
     assert "Singular values of the Jacobian" in page.read_text()
     spectrum = json.loads((tmp_path / "report.json").read_text())["spectrum"]
     assert len(spectrum["original"]) == len(spectrum["augmented"]) == 12
-    assert "Singular values" not in loader.report(tmp_path, images=0).read_text()
+    assert "Singular values" not in report(loader, tmp_path, images=0).read_text()
 
 
 def test_a_report_in_the_middle_of_an_epoch_is_refused(tmp_path):
     loader = make()
     batches = iter(loader)
     next(batches)
-    with pytest.raises(AugsubsetError, match="while an epoch runs"):
-        loader.report(tmp_path)
+    with pytest.raises(AugsubsetError, match=r"while an epoch runs\. Call loader\.close"):
+        report(loader, tmp_path)
     with pytest.raises(ValueError, match="images must be at least 0"):
-        loader.report(tmp_path, images=-1)
+        report(loader, tmp_path, images=-1)
 
 
 class Words(Dataset):
@@ -253,14 +254,14 @@ class Words(Dataset):
         return torch.arange(8) + index, self.targets[index]
 
 
-def test_data_that_are_no_images_are_named_by_index(tmp_path):
+def test_examples_that_are_not_images_are_listed_by_index(tmp_path):
     model = nn.Sequential(nn.EmbeddingBag(100, 4), nn.Linear(4, 3))
     loader = SubsetAugmentLoader(
         DataLoader(Words(), 20), model, lambda x, rows: x.flip(1), fraction=0.1, copies=1
     )
     list(loader)
-    text = loader.report(tmp_path).read_text()
-    assert "By index: " in text
+    text = report(loader, tmp_path).read_text()
+    assert "Indices: " in text
     assert "data:image/png" not in text
 
 
@@ -271,29 +272,29 @@ def test_gray_and_large_images_are_shown(tmp_path):
         DataLoader(TensorDataset(x, Y), 20), model, RandomOps.cutout(), fraction=0.1, copies=1
     )
     list(loader)
-    assert loader.report(tmp_path, images=2).read_text().count("data:image/png") == 18
-    assert loader.report(tmp_path, images=2).stat().st_size < 300_000
+    assert report(loader, tmp_path, images=2).read_text().count("data:image/png") == 18
+    assert report(loader, tmp_path, images=2).stat().st_size < 300_000
 
 
 def test_a_run_of_200_epochs_on_50_000_examples_fits_a_page(tmp_path):
-    tally = Tally(torch.arange(50_000) % 10)
+    counts = SelectionCounts(torch.arange(50_000) % 10)
     generator = torch.Generator().manual_seed(0)
     history = []
     for epoch in range(200):
         rows = torch.randperm(50_000, generator=generator)[:5000]
-        entry = {"event": "selection", "epoch": epoch, "in_force_from": epoch, "selector": "Rule"}
+        entry = {"event": "selection", "epoch": epoch, "active_from": epoch, "selector": "Other"}
         entry |= {"num_selected": 5000, "effective_sample_size": 4000.0, "error": 2.0}
         entry |= {"gradient_error": 0.1, "gradient_norm": 3.0, "error_lower_bound": 1.0}
-        history.append({**entry, **tally.add(Selection.equally_weighted(rows, 50_000))})
+        history.append({**entry, **counts.add(Selection.equally_weighted(rows, 50_000))})
         entry = {"event": "epoch", "epoch": epoch, "num_rows": 70_000, "num_copies": 20_000}
-        for bucket in ("selection", "loading", "augmentation", "step", "total"):
+        for bucket in ("selection", "loading", "augmentation", "strong", "step", "total"):
             entry[f"{bucket}_seconds"] = 1.0
         history.append(entry)
-    state = {**make().state_dict(), "history": history, "tally": tally.state_dict()}
+    state = {**make().state_dict(), "history": history, "counts": counts.state_dict()}
     state |= {"num_examples": 50_000, "budget": 5000, "copies": 4}
-    page = write_report(tmp_path, summary(state), state["tally"])
+    page = write_report(tmp_path, summarize(state), state["counts"])
     assert page.stat().st_size < 1_000_000
-    assert summary(state)["num_never"] == 0
+    assert summarize(state)["num_never"] == 0
 
 
 def test_tensorboard_gets_the_same_numbers_and_pictures():
@@ -316,7 +317,7 @@ def test_tensorboard_gets_the_same_numbers_and_pictures():
     most = written["augsubset/most", 3]
     assert most.shape == (12, 3, 8, 8)
     assert most.dtype == torch.uint8
-    index = summary(loader.state_dict())["most"][0]["index"]
+    index = summarize(loader.state_dict())["most"][0]["index"]
     assert torch.equal(most[0], X[index])
     assert not torch.equal(most[1], X[index])
 
@@ -327,9 +328,9 @@ def test_tensorboard_gets_the_same_numbers_and_pictures():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 @pytest.mark.parametrize("width", [1100, 390])
-def test_a_browser_opens_it_without_a_complaint(tmp_path, width):
-    page = run().report(tmp_path / "report")
-    # A script that speaks up: what is wider than the window, and whether the choice works.
+def test_a_browser_shows_the_page_without_errors(tmp_path, width):
+    page = report(run(), tmp_path / "report")
+    # A script that logs how much wider than the window the page is, and whether choosing works.
     probe = (
         "<script>const s = document.querySelector('select[data-of=most]');"
         "const label = s.options[1].value; s.value = label;"
@@ -352,9 +353,9 @@ def test_a_browser_opens_it_without_a_complaint(tmp_path, width):
         timeout=120,
         check=True,
     )
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert len(said) == 1, said
-    found = re.search(r"WIDE (-?\d+) SHOWN (\d+) (\w+) FETCHED (\d+)", said[0])
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert len(messages) == 1, messages
+    found = re.search(r"WIDE (-?\d+) SHOWN (\d+) (\w+) FETCHED (\d+)", messages[0])
     assert int(found[1]) <= 0
     assert int(found[2]) >= 1
     assert found[3] == "true"
@@ -362,10 +363,6 @@ def test_a_browser_opens_it_without_a_complaint(tmp_path, width):
 
 
 # The command.
-
-
-def made():
-    return make()
 
 
 def test_the_command_reads_a_checkpoint(tmp_path, capsys):
@@ -378,7 +375,7 @@ def test_the_command_reads_a_checkpoint(tmp_path, capsys):
         assert main(["report", str(file), "--out", str(out)]) == 0
         assert f"wrote {out / 'index.html'}" in capsys.readouterr().out
         assert json.loads((out / "report.json").read_text())["num_examples"] == N
-        assert "By index: " in (out / "index.html").read_text()
+        assert "Indices: " in (out / "index.html").read_text()
 
 
 def test_the_command_reads_what_save_checkpoint_wrote(tmp_path):
@@ -388,16 +385,16 @@ def test_the_command_reads_what_save_checkpoint_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"augsubset checkpoint 1\nhalf"])
-def test_the_command_refuses_a_file_of_something_else(tmp_path, capsys, content):
+def test_the_command_refuses_other_files(tmp_path, capsys, content):
     (tmp_path / "run.ckpt").write_bytes(content)
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "run.ckpt")])
     assert "run.ckpt must be" in capsys.readouterr().err
 
 
-def test_the_command_shows_pictures_where_a_loader_can_be_made(tmp_path):
+def test_the_command_shows_images_if_given_a_loader(tmp_path):
     torch.save(run().state_dict(), tmp_path / "run.pt")
-    arguments = ["report", str(tmp_path / "run.pt"), "--loader", f"{__name__}:made"]
+    arguments = ["report", str(tmp_path / "run.pt"), "--loader", f"{__name__}:make"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--images", "2"]) == 0
     assert (tmp_path / "out" / "index.html").read_text().count("data:image/png") == 18
 
@@ -406,7 +403,7 @@ def test_the_command_shows_pictures_where_a_loader_can_be_made(tmp_path):
     ("content", "reason"),
     [({"model": {}}, "must hold the state of a SubsetAugmentLoader"), (None, "No such file")],
 )
-def test_the_command_refuses_what_is_no_run(tmp_path, capsys, content, reason):
+def test_the_command_refuses_a_checkpoint_without_a_loader(tmp_path, capsys, content, reason):
     if content is not None:
         torch.save(content, tmp_path / "run.pt")
     with pytest.raises(SystemExit):

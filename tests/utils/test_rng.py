@@ -1,4 +1,4 @@
-"""forked_rng: everybody's generators are as they were, and no accelerator is touched."""
+"""Seeds and hashes; forked_rng leaves all generators unchanged."""
 
 import random
 
@@ -13,7 +13,7 @@ def draws():
     return float(torch.rand(())), random.random(), float(np.random.rand())
 
 
-def test_the_block_draws_from_its_seed_and_the_caller_goes_on_as_before():
+def test_the_block_draws_from_its_seed_and_the_caller_continues_unchanged():
     for seed_all in (torch.manual_seed, random.seed, np.random.seed):
         seed_all(7)
     expected = [draws(), draws()]
@@ -43,7 +43,7 @@ def test_generators_are_restored_after_an_error():
     assert states[1] == random.getstate()
 
 
-def test_accelerators_that_were_not_named_are_not_reseeded(monkeypatch):
+def test_other_accelerators_are_not_reseeded(monkeypatch):
     reseeded = []
     for name in ("manual_seed", "manual_seed_all"):
         monkeypatch.setattr(torch.cuda, name, lambda seed: reseeded.append(seed))
@@ -51,11 +51,11 @@ def test_accelerators_that_were_not_named_are_not_reseeded(monkeypatch):
         pass
     assert reseeded == []
     torch.manual_seed(3)
-    assert reseeded == [3]  # the control: this is what torch.manual_seed does
+    assert reseeded == [3]  # the control: torch.manual_seed does reseed them
 
 
 @pytest.mark.cuda
-def test_a_cuda_device_that_was_named_is_seeded_and_put_back():
+def test_a_given_cuda_device_is_seeded_and_restored():
     state = torch.cuda.get_rng_state()
     found = []
     for _ in range(2):
@@ -80,7 +80,7 @@ def test_a_hash_depends_on_its_integer_and_the_seed_alone():
         assert hash_integers(values[[at]])[0] == hashes[at]
     assert np.array_equal(hash_integers(values[::-1]), hashes[::-1])
     assert not (hash_integers(values, 1) == hashes).any()
-    assert values.tolist() == [-(2**63), -5, 0, 1, 2, 2**40, 2**63 - 1]  # hashed in a copy
+    assert values.tolist() == [-(2**63), -5, 0, 1, 2, 2**40, 2**63 - 1]  # unchanged
 
 
 @pytest.mark.parametrize("stride", [1, 2, 1000, 2**32])

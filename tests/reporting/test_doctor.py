@@ -1,7 +1,8 @@
-"""The doctor: what it measures, what it says, and that it leaves no trace."""
+"""The doctor: what it measures and reports, and that it leaves no trace."""
 
 import multiprocessing
 import random
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,18 +14,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from augsubset import (
-    AllSelector,
     AugsubsetError,
+    BatchSpec,
     CoresetSelector,
     GradientProbe,
+    LoaderOptions,
     RandomOps,
     RandomSelector,
     SubsetAugmentLoader,
+    doctor,
 )
 from augsubset.cli import main
-from augsubset.reporting import summary
+from augsubset.reporting import summarize
 from augsubset.reporting.cost_model import PARTS
-from augsubset.sampling.source import Source
+from augsubset.sampling import Source
 from tests.contracts import assert_same_batches
 
 N = 64
@@ -46,32 +49,33 @@ def make(model=None, policy=None, y=Y, **options):
     return SubsetAugmentLoader(loader, model, policy, fraction=0.25, copies=2, **options)
 
 
-# What is measured, by a clock that only the parts themselves advance.
+# Measurements, by a clock that only the parts themselves advance.
 
 
 class Clock:
-    """Seconds that pass when somebody says so."""
+    """A clock that is advanced by hand."""
 
     now = 0.0
 
     def __call__(self):
         return self.now
 
-    def takes(self, seconds):
+    def advance(self, seconds):
         self.now += seconds
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("augsubset.reporting.doctor.perf_counter", clock)
-    for module in ("schedule", "timing"):
+    # The function of that name hides the module from a dotted path.
+    monkeypatch.setattr(sys.modules["augsubset.reporting.doctor"], "perf_counter", clock)
+    for module in ("schedule", "history"):
         monkeypatch.setattr(f"augsubset.{module}.time", SimpleNamespace(perf_counter=clock))
     return clock
 
 
 class Items(Dataset):
-    """A second an item, and more for the first of a pass, while workers would start."""
+    """One second per item, and more for the first of a pass, as if workers had to start."""
 
     def __init__(self, clock, to_start=0.0):
         self.clock, self.to_start, self.targets = clock, to_start, Y.tolist()
@@ -80,19 +84,19 @@ class Items(Dataset):
         return N
 
     def __getitem__(self, index):
-        self.clock.takes(1.0 + (self.to_start if index == 0 else 0.0))
+        self.clock.advance(1.0 + (self.to_start if index == 0 else 0.0))
         return X[index], self.targets[index]
 
 
 class Model(nn.Sequential):
-    """Half a second a row in evaluation, three in training."""
+    """Half a second per row in evaluation, three in training."""
 
     def __init__(self, clock):
         super().__init__(nn.Flatten(), nn.Linear(108, 3))
         self.clock = [clock]
 
     def forward(self, x):
-        self.clock[0].takes(len(x) * (3.0 if self.training else 0.5))
+        self.clock[0].advance(len(x) * (3.0 if self.training else 0.5))
         return super().forward(x)
 
     def __deepcopy__(self, memo):
@@ -101,33 +105,33 @@ class Model(nn.Sequential):
         return again
 
 
-class Rule(CoresetSelector):
-    """Seven seconds a solve."""
+class TimedSelector(CoresetSelector):
+    """Seven seconds per solve."""
 
     clock: Clock
 
     def select(self, gradients, **arguments):
-        self.clock.takes(7.0)
+        self.clock.advance(7.0)
         return super().select(gradients, **arguments)
 
 
-def timed(clock, *, to_start=0.0, rule=None, **options):
+def make_timed(clock, *, to_start=0.0, selector=None, max_weight=None, **options):
     """A loader of 64 examples of which 8 get 3 copies, in batches of 8, each part by the clock."""
 
     def strong(x, rows):
-        clock.takes(2.0 * len(x))
+        clock.advance(2.0 * len(x))
         return x
 
     def base(x, rows):
-        clock.takes(0.25 * len(x))
+        clock.advance(0.25 * len(x))
         return x
 
-    if rule is None:
-        rule = Rule()
-        object.__setattr__(rule, "clock", clock)
+    if selector is None:
+        selector = TimedSelector(max_weight=max_weight)
+        selector.clock = clock
     options = {"fraction": 0.125, "copies": 3, "every": 4, "base": base, **options}
     data = DataLoader(Items(clock, to_start), batch_size=8)
-    return SubsetAugmentLoader(data, Model(clock), strong, selector=rule, **options)
+    return SubsetAugmentLoader(data, Model(clock), strong, selector=selector, **options)
 
 
 def parts(cost):
@@ -135,7 +139,7 @@ def parts(cost):
 
 
 def test_each_part_is_measured_to_the_second(clock):
-    found = timed(clock).doctor(steps=50)
+    found = doctor(make_timed(clock), steps=50)
     # 88 rows, 24 of them copies. A row is 0.25 of base policy and 3 of training; a probe is 64
     # items and forward passes, and every fourth epoch has one.
     assert parts(found.subset) == pytest.approx([88, 48, 88 * 3.25, 64 * 1.5 / 4, 7 / 4])
@@ -146,31 +150,43 @@ def test_each_part_is_measured_to_the_second(clock):
 
 
 def test_few_batches_stand_for_all(clock):
-    found = timed(clock).doctor(steps=3)
-    # 4 of 8 batches: a probe is taken to grow as they do, a solve with their square.
+    found = doctor(make_timed(clock), steps=3)
+    # 4 of 8 batches: probing is extrapolated linearly, solving with the square.
     assert parts(found.subset) == pytest.approx([88, 48, 88 * 3.25, 64 * 1.5 / 4, 7 * 4 / 4])
-    assert found.num_sampled == 4
+    assert found.num_selected == 4
 
 
-def test_a_step_of_ones_own_is_timed_in_place_of_the_default(clock):
+@pytest.mark.parametrize("weights", ["uniform", "resample", "cluster", "unscaled"])
+def test_a_custom_step_is_timed_instead_of_the_default(clock, weights):
     seen = []
 
-    def step(x, y, w):
-        seen.append((x.shape, y.shape, w.tolist()))
-        clock.takes(10.0 * len(y))
+    def step(x, y, *w):
+        seen.append((x.shape, y.shape, [part.tolist() for part in w]))
+        clock.advance(10.0 * len(y))
 
-    found = timed(clock).doctor(steps=2, step=step)
+    found = doctor(make_timed(clock, weights=weights), steps=2, step=step)
     assert found.subset.step == pytest.approx(88 * 10.25)
-    assert seen[0] == ((8, 3, 6, 6), (8,), [1.0] * 8)
-    assert len(seen) == 3  # one before the clock starts
+    is_weighted = weights in ("cluster", "unscaled")
+    assert seen[0] == ((8, 3, 6, 6), (8,), [[1.0] * 8] if is_weighted else [])
+    assert len(seen) == 3  # one to warm up
 
 
-def test_workers_start_once_however_few_batches_are_measured(clock, monkeypatch):
-    plain = timed(clock, to_start=100.0)
+def test_a_custom_step_gets_a_whole_batch_as_the_loader_yields_it():
+    items = [{"x": X[i], "labels": i % 3} for i in range(N)]
+    model = make_model()
+    spec = BatchSpec(inputs="x", labels="labels", whole=True)
+    loader = SubsetAugmentLoader(DataLoader(items, 8), model, RandomOps.paper(), batch=spec)
+    seen = []
+    doctor(loader, steps=1, step=lambda *parts: seen.append(parts))
+    assert all(len(parts) == 1 and set(parts[0]) == {"x", "labels"} for parts in seen)
+
+
+def test_the_start_of_workers_is_not_extrapolated(clock, monkeypatch):
+    plain = make_timed(clock, to_start=100.0)
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "num_workers", 2)  # in name: their clock would be another
-        found = plain.doctor(steps=3)
-    # The first batch is 108 s once, the other 24 items and all 32 forward passes count twice.
+        patch.setattr(Source, "num_workers", 2)  # real ones would not share the clock
+        found = doctor(plain, steps=3)
+    # The first batch takes 108 s once; the other 24 items and all 32 forward passes count twice.
     assert found.subset.probe == pytest.approx((108 + 2 * (24 + 16)) / 4)
     assert found.subset.loading == pytest.approx(88)
     assert found.subset.overlap == pytest.approx(88)
@@ -180,107 +196,128 @@ def test_a_single_batch_has_a_time_too(clock):
     loader = SubsetAugmentLoader(
         DataLoader(Items(clock), batch_size=N), Model(clock), lambda x, rows: x, fraction=0.125
     )
-    assert loader.doctor().none.loading == pytest.approx(N)
+    assert doctor(loader).none.loading == pytest.approx(N)
 
 
-def test_rules_without_gradients_are_not_probed(clock, monkeypatch):
+def test_selectors_without_gradients_are_not_probed(clock, monkeypatch):
     monkeypatch.setattr(GradientProbe, "scan", None)
-    found = timed(clock, rule=RandomSelector()).doctor(steps=2)
+    found = doctor(make_timed(clock, selector=RandomSelector()), steps=2)
     assert parts(found.subset)[3:] == [0, 0]
-    assert found.num_sampled == 8
-    found = timed(clock, rule=AllSelector(), raw="none", copies=1).doctor(steps=2)
-    assert found.num_sampled == N
+    assert found.num_selected == 8
+    found = doctor(make_timed(clock, fraction=1.0, originals="none", copies=1), steps=2)
+    assert parts(found.subset)[3:] == [0, 0]
+    assert found.num_selected == found.effective_sample_size == N
     assert found.speed_up == 1
-    assert found.advice.startswith("selector=")
+    assert found.advice.startswith("fraction=")
 
 
 def test_settings_reach_the_advice(clock):
-    assert "copies=" in timed(clock, mode="sample").doctor(steps=2).advice
-    grouped = timed(clock, layout="grouped", recycle=3, max_weight=2.0).doctor(steps=2).settings
+    assert "copies=" in doctor(make_timed(clock, weights="resample"), steps=2).advice
+    options = LoaderOptions(layout="grouped", recycle=3)
+    loader = make_timed(clock, options=options, max_weight=2.0, weights="unscaled")
+    grouped = doctor(loader, steps=2).settings
     assert (grouped.plan.layout, grouped.batch_size, grouped.every) == ("grouped", 8, 4)
-    assert (grouped.recycle, grouped.max_weight, grouped.weights) == (3, 2.0, "paper")
-    assert (grouped.background, grouped.is_resident, grouped.has_rule) == (False, False, True)
-    other = make(resident=True, background=True, weights="uniform", selector=AllSelector())
-    settings = other.doctor(steps=1).settings
-    assert (settings.background, settings.is_resident, settings.has_rule) == (True, True, False)
-    assert (settings.weights, settings.num_workers) == ("uniform", 0)
+    assert (grouped.recycle, grouped.max_weight, grouped.plan.weights) == (3, 2.0, "cluster")
+    assert (grouped.background, grouped.is_resident) == (False, False)
+    other = make(selector=RandomSelector(), options=LoaderOptions(resident=True, background=True))
+    settings = doctor(other, steps=1).settings
+    assert (settings.background, settings.is_resident) == (True, True)
+    assert (settings.recycle, settings.max_weight, settings.num_workers) == (None, None, 0)
+    assert settings.plan.weights == "uniform"
 
 
-# What it says of a run.
+# After a run.
 
 
-def test_a_selection_that_was_made_counts_with_its_own_times(clock):
-    loader = timed(clock)
+def test_times_of_the_latest_selection_are_used(clock):
+    loader = make_timed(clock)
     list(loader)
     entry = next(entry for entry in loader.history if entry["event"] == "selection")
     assert (entry["probe_seconds"], entry["solve_seconds"]) == (64 * 1.5, 7)
     entry.update(probe_seconds=20.0, solve_seconds=8.0)
-    found = loader.doctor(steps=1)
+    found = doctor(loader, steps=1)
     assert parts(found.subset)[3:] == [5, 2]
-    assert found.num_sampled == len(loader.selection) == 8
+    assert found.num_selected == len(loader.selection) == 8
 
 
-def test_a_random_selection_before_the_schedule_says_nothing_of_the_rule(clock):
-    loader = timed(clock, start_epoch=3)
+def test_times_of_a_random_selection_before_start_epoch_are_not_used(clock):
+    loader = make_timed(clock, options=LoaderOptions(start_epoch=3))
     list(loader)
     assert loader.history[0]["selector"] == "RandomSelector"
-    assert loader.doctor(steps=50).subset.solve == pytest.approx(7 / 4)
+    assert doctor(loader, steps=50).subset.solve == pytest.approx(7 / 4)
 
 
-class Skewed(RandomSelector):
-    """One of the eight stands for nearly all."""
+class Fixed(CoresetSelector):
+    """Random examples with given weights, capped."""
+
+    needs_gradients = False
+    weights = None
 
     def select(self, gradients, **arguments):
-        found = super().select(gradients, **arguments)
-        weights = torch.tensor([57.0] + [1.0] * 7, dtype=torch.float64)
-        return replace(found, weights=weights)
+        found = RandomSelector().select(gradients, **arguments)
+        if self.weights is not None:
+            found = replace(found, weights=torch.tensor(self.weights, dtype=torch.float64))
+        return found if self.max_weight is None else found.capped(self.max_weight)
+
+
+class Skewed(Fixed):
+    """One of eight examples stands for nearly all."""
+
+    weights = (57.0, *[1.0] * 7)
 
 
 @pytest.mark.parametrize("has_run", [False, True])
-def test_a_low_effective_sample_size_of_a_run_is_warned_of(clock, has_run):
-    def warning(**options):
-        loader = timed(clock, rule=Skewed(), **options)
+def test_a_low_effective_sample_size_causes_a_warning(clock, has_run):
+    def warning(weights="cluster", **options):
+        loader = make_timed(clock, selector=Skewed(**options), weights=weights)
         if has_run:
             list(loader)
-        return loader.doctor(steps=1).warning
+        return doctor(loader, steps=1).warning
 
     # 64^2 / (57^2 + 7) is 1.26; capped at 6 means 55^2 / (48^2 + 7) is 1.31, at 1 mean 4.
-    assert "count like 1 of 8" in warning()
-    assert "max_weight= or weights=" in warning()
-    assert "max_weight= below 6 or" in warning(max_weight=6.0)
+    assert "effective sample size is 1 of 8" in warning()
+    assert "CoresetSelector(max_weight=) or weights=" in warning()
+    assert "CoresetSelector(max_weight= below 6) or" in warning(max_weight=6.0)
     assert warning(max_weight=1.0) is None
     assert warning(weights="uniform") is None
-    assert "Consider max_weight=." in warning(mode="sample")
+    assert "effective sample size is 1 of 8" in warning(weights="resample")
 
 
-def test_copies_are_as_heavy_as_the_cap_leaves_them(clock):
+def test_a_cap_on_weights_makes_copies_lighter(clock):
     def warning(**options):
-        loader = timed(clock, rule=RandomSelector(), fraction=1 / 32, copies=1, **options)
-        return loader.doctor(steps=1).warning
+        options = {"selector": Fixed(**options), "fraction": 1 / 32, "copies": 1}
+        return doctor(make_timed(clock, weights="cluster", **options), steps=1).warning
 
-    # One of each of three classes, of 64.
+    # Three of 64 examples, as there are three classes.
     assert "as much as 21 originals" in warning()
     assert "as much as 11 originals" in warning(max_weight=0.5)
     assert warning(max_weight=0.25) is None
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"raw": "unselected"}, {"raw": "none"}, {"layout": "grouped"}, {"every": 2}]
+    "options",
+    [
+        {},
+        {"originals": "unselected"},
+        {"originals": "none"},
+        {"options": LoaderOptions(layout="grouped")},
+        {"every": 2},
+    ],
 )
-def test_doctor_and_report_agree_where_the_run_was_as_forecast(clock, options):
-    """What epochs took is what the doctor said: before the run, and of it."""
-    loader = timed(clock, **options)
-    before = loader.doctor(steps=50)
+def test_doctor_and_report_agree_if_the_run_went_as_forecast(clock, options):
+    """The doctor's forecast, before the run and after it, equals what epochs took."""
+    loader = make_timed(clock, **options)
+    before = doctor(loader, steps=50)
     for _ in range(4):
-        for x, _, _ in loader:
-            clock.takes(3.0 * len(x))
-    found = summary(loader.state_dict())["savings"]
-    for forecast in (before, loader.doctor(steps=50)):
+        for x, _ in loader:
+            clock.advance(3.0 * len(x))
+    found = summarize(loader.state_dict())["savings"]
+    for forecast in (before, doctor(loader, steps=50)):
         savings = forecast.savings
         assert found["seconds"] == pytest.approx(4 * savings.seconds)
-        assert found["seconds_of_all"] == pytest.approx(4 * savings.seconds_of_all)
+        assert found["full_seconds"] == pytest.approx(4 * savings.full_seconds)
         assert found["speed_up"] == pytest.approx(savings.speed_up)
-        assert found["over_none"] == pytest.approx(savings.over_none)
+        assert found["in_place_overhead"] == pytest.approx(savings.in_place_overhead)
         assert found["verdict"] == savings.verdict(is_forecast=False)
 
 
@@ -291,7 +328,7 @@ def test_nothing_is_left_behind():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     generator = torch.get_rng_state()
-    loader.doctor(steps=3)
+    doctor(loader, steps=3)
     assert torch.equal(torch.get_rng_state(), generator)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -307,11 +344,12 @@ def test_nothing_is_left_behind():
 
 
 def recycling(model):
-    """A loader with two workers that stay, which probes again what it did not see in training."""
+    """A loader with two persistent workers that probes only what it did not see in training."""
     data = DataLoader(
         TensorDataset(X, Y), batch_size=8, shuffle=True, num_workers=2, persistent_workers=True
     )
-    options = {"fraction": 0.25, "copies": 2, "every": 1, "recycle": 1, "raw": "unselected"}
+    options = {"fraction": 0.25, "copies": 2, "every": 1, "originals": "unselected"}
+    options |= {"options": LoaderOptions(recycle=1), "weights": "cluster"}
     return SubsetAugmentLoader(data, model, RandomOps.paper(), **options)
 
 
@@ -339,7 +377,7 @@ def test_nothing_is_left_behind_where_gradients_are_recycled_and_workers_persist
             if called:
                 before = flat(loader.state_dict()), generators()
                 workers = set(multiprocessing.active_children())
-                loader.doctor(steps=3)
+                doctor(loader, steps=3)
                 assert set(multiprocessing.active_children()) == workers
                 assert (flat(loader.state_dict()), generators()) == before
             for x, y, w in loader:
@@ -358,7 +396,7 @@ def test_nothing_is_left_behind_where_gradients_are_recycled_and_workers_persist
 
 
 class Sleeping(Dataset):
-    """Twenty milliseconds an item."""
+    """Twenty milliseconds per item."""
 
     targets = (torch.arange(100) % 4).tolist()
 
@@ -371,7 +409,7 @@ class Sleeping(Dataset):
 
 
 class SleepingModel(nn.Sequential):
-    """Two milliseconds a row, six in training."""
+    """Two milliseconds per row, six in training."""
 
     def forward(self, x):
         time.sleep(len(x) * (0.006 if self.training else 0.002))
@@ -381,7 +419,7 @@ class SleepingModel(nn.Sequential):
 @pytest.mark.slow
 @pytest.mark.parametrize("has_run", [False, True])
 def test_a_forecast_comes_true_with_workers(has_run):
-    """Parts sleep: what they take is the same on a machine that is busy."""
+    """All parts sleep, so a busy machine does not change their times."""
 
     def strong(x, rows):
         time.sleep(0.01 * len(x))
@@ -398,13 +436,13 @@ def test_a_forecast_comes_true_with_workers(has_run):
     loader = SubsetAugmentLoader(data, model, strong, **options)
 
     def epoch():
-        for x, y, _ in loader:
+        for x, y in loader:
             nn.functional.cross_entropy(model(x), y).backward()
         return loader.history[-1]["total_seconds"]
 
     if has_run:
         epoch()
-    forecast = loader.doctor(steps=50).subset
+    forecast = doctor(loader, steps=50).subset
     measured = epoch()
     assert forecast.overlap > 0
     assert 0.5 < forecast.total / measured < 2
@@ -413,22 +451,24 @@ def test_a_forecast_comes_true_with_workers(has_run):
 def test_regression_and_selections_already_made_are_understood():
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 1))
     loader = make(model, y=torch.rand(N), probe=GradientProbe(model, loss="mse"))
-    assert loader.doctor(steps=2).num_sampled == 6  # a quarter of the 24 rows measured
+    assert doctor(loader, steps=2).num_selected == 6  # a quarter of the 24 rows measured
     list(loader)
-    after = loader.doctor(steps=2)
-    assert after.num_sampled == len(loader.selection) == 16
+    after = doctor(loader, steps=2)
+    assert after.num_selected == len(loader.selection) == 16
     assert after.effective_sample_size == loader.selection.effective_sample_size
 
 
-def test_the_doctor_does_not_come_while_an_epoch_runs():
+def test_the_doctor_is_refused_while_an_epoch_runs():
     loader = make()
     running = iter(loader)
     next(running)
-    with pytest.raises(AugsubsetError, match="doctor cannot come while an epoch runs"):
-        loader.doctor()
-    running.close()
+    with pytest.raises(
+        AugsubsetError, match=r"doctor cannot run during an epoch\. Call loader\.close"
+    ):
+        doctor(loader)
+    loader.close()
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        loader.doctor(0)
+        doctor(loader, 0)
 
 
 # The command.
@@ -455,7 +495,7 @@ def test_the_command_prints_table_and_verdict(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     assert main(["doctor", f"{script}:make", "--steps", "2"]) == 0
     out = capsys.readouterr().out
-    assert "seconds an epoch" in out
+    assert "seconds per epoch" in out
     assert "pay" in out or "save" in out
     assert "Change first: " in out
     assert main(["doctor", "a_training_script:make", "--steps", "1"]) == 0
@@ -464,14 +504,17 @@ def test_the_command_prints_table_and_verdict(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("nowhere.py:make", "must name a script that is there"),
+        ("nowhere.py:make", "must name an existing script"),
         ("no_such_module:make", "No module named"),
         ("augsubset.cli", "must be module:function"),
         ("augsubset.cli:no_such", "no attribute 'no_such'"),
-        ("tests.test_doctor:make_model", "must return a SubsetAugmentLoader, got Sequential"),
+        (
+            "tests.reporting.test_doctor:make_model",
+            "must return a SubsetAugmentLoader, got Sequential",
+        ),
     ],
 )
-def test_targets_that_are_none_are_refused(target, reason, capsys, monkeypatch):
+def test_invalid_targets_are_refused(target, reason, capsys, monkeypatch):
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     with pytest.raises(SystemExit):
         main(["doctor", target])

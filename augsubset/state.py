@@ -1,0 +1,126 @@
+"""A loader's state: what a checkpoint holds, and how a loader takes it over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from augsubset.selection import Certificate, Selection
+from augsubset.utils.checks import check_state
+
+if TYPE_CHECKING:
+    from augsubset.loader import SubsetAugmentLoader
+
+__all__ = ["make_state", "pack_selection", "restore_state", "unpack_selection"]
+
+_VERSION = 4
+_ARRAYS = ("indices", "weights", "gains", "clusters")
+_PARTS = ("example_digest", "selection", "active", "schedule", "logits", "history", "counts")
+
+
+def make_state(loader: SubsetAugmentLoader, epoch: int, position: int) -> dict[str, Any]:
+    """Return the state of a loader that stands at a position of an epoch."""
+    sampler = loader.row_sampler
+    selection, active = sampler.selection, sampler.active
+    return {
+        "version": _VERSION,
+        **_get_identity(loader),
+        "example_digest": loader.info.digest,
+        "epoch": epoch,
+        "position": position if loader.count_batches(position) else len(loader.plan),
+        "num_replicas": loader.num_replicas,
+        "schedule": loader.schedule.state_dict(),
+        "selection": pack_selection(selection),
+        # The selection of the epoch in the middle, if it is not the latest.
+        "active": pack_selection(None if active is selection else active),
+        "logits": loader.prober.state_dict(sampler.share),
+        "history": [dict(entry) for entry in loader.history],
+        "counts": loader.counts.state_dict(),
+    }
+
+
+def restore_state(loader: SubsetAugmentLoader, state: Mapping[str, Any]) -> tuple[int, int]:
+    """Check all of a state, then take it over; return the epoch and position it stands at.
+
+    Raises:
+        TypeError: If it is not a mapping.
+        ValueError: If it does not fit. Nothing is changed then.
+    """
+    sampler, identity, n = loader.row_sampler, _get_identity(loader), len(loader.source)
+    check_state("state_dict", state, ("version",))
+    if state["version"] != _VERSION:
+        raise ValueError(
+            f"state_dict must be of version {_VERSION}, got version {state['version']}: it was "
+            "saved by another version of augsubset, and cannot be continued by this one."
+        )
+    check_state("state_dict", state, (*_PARTS, *identity))
+    check_state("state_dict", state, (), same=identity)
+    if None not in (state["example_digest"], loader.info.digest):
+        check_state("state_dict", state, (), same={"example_digest": loader.info.digest})
+    epoch, position = sampler.check_position(state)
+    selection = unpack_selection(state["selection"], n)
+    active = unpack_selection(state["active"], n) or selection
+    if position and active is None:
+        raise ValueError("state_dict must hold a selection in the middle of an epoch.")
+    schedule = loader.schedule.check_state(state["schedule"])
+    logits = loader.prober.check_state(state["logits"], sampler.share)
+    counts = loader.counts.check_state(state["counts"])
+    history = [dict(entry) for entry in state["history"]]
+    if active is not None:
+        sampler.set_selection(active)
+    sampler.seek(epoch, position)  # in the middle of an epoch it goes on with the active one
+    if selection is not None:
+        sampler.set_selection(selection)
+    loader.schedule.restore(schedule)
+    loader.prober.restore(logits)
+    loader.counts.restore(counts)
+    loader.history[:] = history
+    return epoch, position
+
+
+def _get_identity(loader: SubsetAugmentLoader) -> dict[str, Any]:
+    """Return what must be equal for keys and positions to mean the same rows."""
+    return {**loader.row_sampler.identity, "labels_digest": loader.info.targets_digest}
+
+
+def pack_selection(selection: Selection | None) -> dict[str, Any] | None:
+    """Return a selection as tensors and numbers, which ``torch.load`` reads without pickle."""
+    if selection is None:
+        return None
+    certificate = selection.certificate
+    return {
+        **{name: getattr(selection, name) for name in _ARRAYS},
+        "epoch": selection.epoch,
+        "certificate": None if certificate is None else dict(vars(certificate)),
+        "digest": selection.digest,
+    }
+
+
+def unpack_selection(state: Any, num_examples: int) -> Selection | None:
+    """Return a packed selection, or raise if it is damaged or of another dataset.
+
+    Raises:
+        ValueError: If something is missing, the digest does not match, or the dataset's length.
+    """
+    if state is None:
+        return None
+    check_state("selection", state, (*_ARRAYS, "epoch", "certificate", "digest"))
+    certificate = state["certificate"]
+    if certificate is not None:
+        check_state("certificate", certificate, [field.name for field in fields(Certificate)])
+        certificate = Certificate(**certificate)
+    selection = Selection(
+        **{name: state[name] for name in _ARRAYS}, epoch=state["epoch"], certificate=certificate
+    )
+    if selection.digest != state["digest"]:
+        raise ValueError(
+            f"selection must have the digest {state['digest']}, got {selection.digest}: the "
+            "checkpoint was altered or damaged."
+        )
+    if len(selection.clusters) != num_examples:
+        raise ValueError(
+            f"selection must be of this dataset of {num_examples} examples, got one of "
+            f"{len(selection.clusters)}."
+        )
+    return selection
