@@ -406,7 +406,7 @@ class SubsetAugmentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set which epoch the next ``iter()`` starts; without it, the one after the last.
 
-        Does nothing for the epoch that :meth:`load_state_dict` was in the middle of.
+        Nothing changes for the epoch that :meth:`load_state_dict` was in the middle of.
         """
         epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
         if epoch != self._next[0]:
@@ -468,8 +468,6 @@ class SubsetAugmentLoader:
             "a SubsetAugmentLoader cannot be pickled: it holds the model, workers and a CUDA "
             "stream. Save loader.state_dict(), and construct the loader anew where it is needed."
         )
-
-    # Resuming.
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on, except the model.

@@ -1,16 +1,16 @@
-"""A loader's state: what a checkpoint holds, and how a loader takes it over."""
+"""A loader's state: what a checkpoint holds, and how a loader takes it over.
+
+The loader is above this module, so it is passed without its type.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from augsubset.selection import Certificate, Selection
 from augsubset.utils.checks import check_state
-
-if TYPE_CHECKING:
-    from augsubset.loader import SubsetAugmentLoader
 
 __all__ = ["make_state", "pack_selection", "restore_state", "unpack_selection"]
 
@@ -19,7 +19,7 @@ _ARRAYS = ("indices", "weights", "gains", "clusters")
 _PARTS = ("example_digest", "selection", "active", "schedule", "logits", "history", "counts")
 
 
-def make_state(loader: SubsetAugmentLoader, epoch: int, position: int) -> dict[str, Any]:
+def make_state(loader: Any, epoch: int, position: int) -> dict[str, Any]:
     """Return the state of a loader that stands at a position of an epoch."""
     sampler = loader.row_sampler
     selection, active = sampler.selection, sampler.active
@@ -40,7 +40,7 @@ def make_state(loader: SubsetAugmentLoader, epoch: int, position: int) -> dict[s
     }
 
 
-def restore_state(loader: SubsetAugmentLoader, state: Mapping[str, Any]) -> tuple[int, int]:
+def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
     """Check all of a state, then take it over; return the epoch and position it stands at.
 
     Raises:
@@ -79,7 +79,7 @@ def restore_state(loader: SubsetAugmentLoader, state: Mapping[str, Any]) -> tupl
     return epoch, position
 
 
-def _get_identity(loader: SubsetAugmentLoader) -> dict[str, Any]:
+def _get_identity(loader: Any) -> dict[str, Any]:
     """Return what must be equal for keys and positions to mean the same rows."""
     return {**loader.row_sampler.identity, "labels_digest": loader.info.targets_digest}
 

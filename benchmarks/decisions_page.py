@@ -132,7 +132,7 @@ DECISIONS = (
     ),
     (
         "The clock is what counts, and augmenting costs little",
-        "nothing that was tried is told from no augmentation; a coreset with cluster weights is worse",
+        "nothing differed significantly from none; a coreset with cluster weights was worse",
         (
             ("small-time", "Does augmenting everything help?", "="),
             ("small-time", "Fresh random, 30%: better than none?", "="),

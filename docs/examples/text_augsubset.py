@@ -24,7 +24,7 @@ def main():
     layers = [nn.EmbeddingBag(toy.WORDS, 32), nn.Linear(32, toy.CLASSES)]
     model = nn.Sequential(*layers).to(device)
     loader = SubsetAugmentLoader(loader, model, toy.drop_words)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     for epoch in range(args.epochs):
         for ids, y in loader:

@@ -22,7 +22,7 @@ def main():
     torch.manual_seed(0)
     layers = [nn.EmbeddingBag(toy.WORDS, 32), nn.Linear(32, toy.CLASSES)]
     model = nn.Sequential(*layers).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     for epoch in range(args.epochs):
         for ids, y in loader:

@@ -152,7 +152,7 @@ def tails(monkeypatch):
             patch.setattr(dist, "is_initialized", lambda: False)
             patch.delenv("WORLD_SIZE")
             expected = rows_of(make(make_model(), 8, data=data, **options))
-        num_rows = N - 3 + 3 * loader._sampler.budget
+        num_rows = N - 3 + 3 * loader.row_sampler.budget
         num_weighed = sum(weight > 0 for _, weight, _ in expected)
         assert num_weighed == (num_rows if weights == "cluster" else len(expected))
         if drop_last:
@@ -392,7 +392,7 @@ def doctored(monkeypatch):
             if called and dist.get_rank() == 0:
                 found = doctor(loader, steps=2)
                 # A rank's share of 96 rows.
-                assert found.settings.num_replicas == found.settings.world_size == world()
+                assert found.settings.num_replicas == loader.world_size == world()
                 assert found.subset.step == pytest.approx(found.none.step * 96 / N)
             losses, _ = train(model, loader, num_epochs=loader.epoch + 1)
         return losses

@@ -413,7 +413,7 @@ def test_a_loader_that_accelerate_prepared_already_is_the_same(shuffle, options)
     plain = DataLoader(DATA, 8, shuffle=shuffle, drop_last=True)
     for loader in (plain, one.prepare_data_loader(plain)):
         ours = accelerate.prepare(one, loader, make_model(), RandomOps.paper(), **OPTIONS)
-        sampler = ours.loader._sampler
+        sampler = ours.loader.row_sampler
         assert (sampler.num_replicas, sampler.rank) == (2, 1)
         assert (sampler.plan.shuffle, sampler.drop_last) == (shuffle, True)
         assert ours.batch_size == 8
@@ -725,11 +725,11 @@ def test_lightning_says_how_many_share_the_data_and_which_share_is_whose():
         distributed_sampler_kwargs={"num_replicas": 2, "rank": 1},
         callbacks=[SubsetAugmentCallback()],
     )
-    sampler = lightning.prepare(shares, loader, make_model(), RandomOps.paper())._sampler
+    sampler = lightning.prepare(shares, loader, make_model(), RandomOps.paper()).row_sampler
     assert (sampler.num_replicas, sampler.rank) == (2, 1)
     assert (sampler.plan.shuffle, sampler.drop_last) == (True, True)
     own = DataLoader(DATA, batch_size=8, sampler=DistributedSampler(DATA, 4, 3))
-    sampler = lightning.prepare(shares, own, make_model(), RandomOps.paper())._sampler
+    sampler = lightning.prepare(shares, own, make_model(), RandomOps.paper()).row_sampler
     assert (sampler.num_replicas, sampler.rank) == (4, 3)
     with pytest.raises(TypeError, match="must be a torch DataLoader, got list"):
         lightning.prepare(shares, [], make_model(), RandomOps.paper())

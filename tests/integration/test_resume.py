@@ -458,7 +458,7 @@ def test_a_state_that_is_refused_late_leaves_the_sampler_its_selection(change):
     before = fresh.state_dict()
     with pytest.raises(ValueError, match=r"position must be a whole|epoch must be between"):
         fresh.load_state_dict(state)
-    assert fresh._sampler.state_dict()["selection"] is None
+    assert fresh.row_sampler.state_dict()["selection"] is None
     assert fresh.state_dict()["epoch"] == before["epoch"]
 
 

@@ -1,4 +1,4 @@
-"""Contracts 9 and 12: length, order, and weights however far ahead somebody reads."""
+"""Contracts 9 to 13: length, order, shares, resuming, and weights however far ahead one reads."""
 
 from collections import deque
 
@@ -6,13 +6,22 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from augsubset import Selection, SubsetAugmentDataset, WeightedCoresetSampler
+from augsubset import (
+    LoaderOptions,
+    RandomSelector,
+    Selection,
+    SubsetAugmentDataset,
+    SubsetAugmentLoader,
+    WeightedCoresetSampler,
+)
 from augsubset.sampling import PADDING, KeyedCollate, unpack
 from tests.contracts import assert_order_pure
 
-RAW = st.sampled_from(["all", "unselected", "selected", "none"])
+ORIGINALS = st.sampled_from(["all", "unselected", "selected", "none"])
+WEIGHTS = st.sampled_from(["cluster", "uniform", "resample"])
 
 
 def random_selection(n: int, k: int, seed: int) -> Selection:
@@ -34,10 +43,10 @@ def settings(draw):
         "budget": budget,
         "k": draw(st.integers(1, budget)),
         "copies": draw(st.integers(1, 4)),
-        "raw": draw(RAW),
+        "originals": draw(ORIGINALS),
         "shuffle": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**40)),
-        "mode": "weight",
+        "weights": "cluster",
         "layout": "mixed",
         "batch_size": None,
     }
@@ -45,12 +54,12 @@ def settings(draw):
 
 @st.composite
 def any_settings(draw):
-    """All modes and layouts too."""
+    """All weights and layouts too."""
     case = draw(settings())
     layout = draw(st.sampled_from(["mixed", "grouped"]))
     return {
         **case,
-        "mode": draw(st.sampled_from(["weight", "sample"])),
+        "weights": draw(WEIGHTS),
         "layout": layout,
         "batch_size": case["copies"] + draw(st.integers(1, 9)) if layout == "grouped" else None,
     }
@@ -61,10 +70,10 @@ def make(case, dataset=None, **options):
         range(case["n"]) if dataset is None else dataset,
         budget=case["budget"],
         copies=case["copies"],
-        raw=case["raw"],
+        originals=case["originals"],
         shuffle=case["shuffle"],
         seed=case["seed"],
-        mode=case["mode"],
+        weights=case["weights"],
         layout=case["layout"],
         batch_size=case["batch_size"],
         **options,
@@ -79,9 +88,9 @@ def expected_rows(case) -> dict:
     size = dict(zip(selection.indices.tolist(), selection.weights.tolist(), strict=True))
     rows = {}
     for index in range(case["n"]):
-        if case["raw"] == "all" or (case["raw"] == "unselected" and index not in size):
+        if case["originals"] == "all" or (case["originals"] == "unselected" and index not in size):
             rows[0, index] = 1.0
-        if case["raw"] == "selected" and index in size:
+        if case["originals"] == "selected" and index in size:
             rows[0, index] = size[index]
         for copy in range(1, case["copies"] + 1):
             if index in size:
@@ -108,6 +117,28 @@ def test_an_epoch_yields_len_rows_each_once_weighted_and_padded_with_zeros(case,
     assert all(abs(found[pair] - expected[pair]) < 1e-5 for pair in expected)
 
 
+@given(any_settings(), st.integers(0, 8191))
+def test_a_uniform_epoch_holds_originals_and_copies_alone_spread_evenly(case, epoch):
+    """Nothing is padded, no row is there twice, and fillers go to each selected one in turn."""
+    case = {**case, "weights": "uniform"}
+    sampler = make(case)
+    sampler.set_epoch(epoch)
+    keys = torch.tensor(list(sampler))
+    assert len(torch.unique(keys)) == len(keys) == len(sampler)
+    assert sampler.weights_for(keys).tolist() == [1.0] * len(keys)
+    _, copies, indices = unpack(keys)
+    assert PADDING not in copies.tolist()
+    expected = expected_rows(case)
+    rows = set(zip(copies.tolist(), indices.tolist(), strict=True))
+    assert expected.keys() <= rows
+    extra = rows - expected.keys()
+    selected = random_selection(case["n"], case["k"], case["seed"]).indices.tolist()
+    counts = [sum(index == chosen for _, index in extra) for chosen in selected]
+    assert sum(counts) == len(extra)
+    assert max(counts) - min(counts) <= 1
+    assert all(copy > 8191 for copy, _ in extra)
+
+
 @given(any_settings(), st.integers(1, 5), st.data())
 def test_order_is_a_function_of_seed_epoch_and_selection(case, num_replicas, data):
     rank = data.draw(st.integers(0, num_replicas - 1))
@@ -124,8 +155,8 @@ def test_a_grouped_epoch_has_the_rows_of_a_mixed_one_each_example_in_whole_group
     assert len(keys) == len(sampler)
     assert len(keys) % size == 0
     _, copies, indices = unpack(keys)
-    drawn = {key for key in mixed if unpack(key)[1] not in (PADDING,)}
-    if case["mode"] == "weight":
+    drawn = {key for key in mixed if unpack(key)[1] != PADDING}
+    if case["weights"] == "cluster":
         assert set(keys[copies != PADDING].tolist()) == drawn
         assert len(drawn) == int((copies != PADDING).sum())
         batch = np.arange(len(keys)) // size
@@ -154,11 +185,13 @@ def test_ranks_share_one_order_with_nothing_twice_and_nothing_lost(case, num_rep
     assert union[: len(expected)] == expected
     rest = torch.tensor(union[len(expected) :], dtype=torch.int64)
     assert len(rest) < unit * num_replicas
-    if case["mode"] == "weight":
+    if case["weights"] == "cluster":
         assert bool((unpack(rest)[1] == PADDING).all())
         assert bool((alone.weights_for(rest) == 0).all())
     else:
-        assert not set(rest.tolist()) & set(expected)
+        copies = [key for key in union if unpack(key)[1]]  # originals may be drawn repeatedly
+        assert len(set(copies)) == len(copies)
+        assert alone.weights_for(torch.tensor(union)).tolist() == [1.0] * len(union)
 
 
 @given(any_settings(), st.integers(1, 4))
@@ -207,7 +240,7 @@ def test_stopping_anywhere_and_going_on_with_other_ranks_loses_and_repeats_nothi
     assert union[: len(remaining)] == remaining
     fillers = union[len(remaining) :]
     assert len(fillers) < unit * after
-    if case["mode"] == "weight":
+    if case["weights"] == "cluster":
         assert bool((unpack(torch.tensor(fillers, dtype=torch.int64))[1] == PADDING).all())
     else:
         assert len(set(fillers)) == len(fillers)
@@ -216,7 +249,7 @@ def test_stopping_anywhere_and_going_on_with_other_ranks_loses_and_repeats_nothi
 
 @given(any_settings(), st.integers(0, 8191))
 def test_drawn_rows_are_as_many_as_their_weight_rounded_up_or_down_and_distinct(case, epoch):
-    case = {**case, "mode": "sample"}
+    case = {**case, "weights": "resample"}
     sampler = make(case)
     sampler.set_epoch(epoch)
     keys = torch.tensor(list(sampler))
@@ -239,10 +272,10 @@ def test_the_expected_number_of_draws_is_in_proportion_to_the_weights():
         "budget": 6,
         "k": 6,
         "copies": 1,
-        "raw": "none",
+        "originals": "none",
         "shuffle": False,
         "seed": 3,
-        "mode": "sample",
+        "weights": "resample",
         "layout": "mixed",
         "batch_size": None,
     }
@@ -296,7 +329,7 @@ def test_a_row_keeps_the_weight_of_its_epoch_however_far_ahead_it_was_read(case,
             elif copy:
                 weight = size[index] / case["copies"]
             else:
-                weight = size[index] if case["raw"] == "selected" else 1.0
+                weight = size[index] if case["originals"] == "selected" else 1.0
             expected.append(weight)
             in_flight.append(key)
             consume(ahead)
@@ -307,7 +340,7 @@ def test_a_row_keeps_the_weight_of_its_epoch_however_far_ahead_it_was_read(case,
 def test_persistent_workers_see_every_reselection():
     """Workers keep a copy of the dataset from before all selections; the keys are enough."""
     dataset = SubsetAugmentDataset([(index, index) for index in range(12)])
-    sampler = WeightedCoresetSampler(dataset, budget=3, copies=2, raw="none")
+    sampler = WeightedCoresetSampler(dataset, budget=3, copies=2, originals="none")
     loader = DataLoader(
         dataset,
         batch_size=4,
@@ -322,3 +355,74 @@ def test_persistent_workers_see_every_reselection():
         sampler.set_epoch(epoch)
         seen = {item[0] for items, _ in loader for item in items}
         assert seen == set(selection.indices.tolist())
+
+
+@given(
+    st.sampled_from(["uniform", "cluster", "unscaled", "resample"]),
+    ORIGINALS,
+    st.sampled_from(["mixed", "grouped"]),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_what_ranks_of_a_loader_yield_is_one_epoch(
+    weights, originals, layout, num_replicas, copies, is_short
+):
+    """Over all weights, originals and layouts, on one to four ranks: whole, and nothing twice."""
+
+    class Short(RandomSelector):
+        def select(self, gradients, *, budget, seed, epoch):
+            budget -= is_short
+            return super().select(gradients, budget=budget, seed=seed, epoch=epoch)
+
+    data = TensorDataset(torch.zeros(23, 1, 2, 2, dtype=torch.uint8), torch.arange(23) % 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    shares, seen = [], []
+    for rank in range(num_replicas):
+        order = DistributedSampler(data, num_replicas, rank)
+        loader = SubsetAugmentLoader(
+            DataLoader(data, 5, sampler=order),
+            model,
+            lambda x, rows: x,
+            fraction=0.3,
+            copies=copies,
+            originals=originals,
+            weights=weights,
+            selector=Short(),
+            options=LoaderOptions(layout=layout),
+        )
+        process, keys = loader.pipeline.process, []
+        loader.pipeline.process = lambda batch, k, *rest, p=process, to=keys: (
+            to.append(k),
+            p(batch, k, *rest),
+        )[1]
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(
+            len(batch) == (3 if weights in ("cluster", "unscaled") else 2) for batch in batches
+        )
+        shares.append(torch.cat(keys))
+        seen += [weight for batch in batches for weight in batch[2:]]
+    assert len({len(share) for share in shares}) == 1
+    union = torch.cat(shares)
+    _, copy, index = unpack(union)
+    is_drawn = weights == "resample" and originals == "selected"  # then repeatedly
+    real = union[(copy != PADDING) & (copy > 0 if is_drawn else copy >= 0)]
+    assert len(torch.unique(real)) == len(real)
+    selected = set(loader.selection.indices.tolist())
+    rows = set(zip(copy.tolist(), index.tolist(), strict=True))
+    kept = {"all": range(23), "unselected": set(range(23)) - selected, "none": ()}
+    if originals != "selected":
+        assert {i for c, i in rows if c == 0} == set(kept[originals])
+    elif weights != "resample":
+        assert {i for c, i in rows if c == 0} == selected
+    assert {i for c, i in rows if 0 < c < PADDING} <= selected
+    if weights != "resample":
+        assert {(c, i) for c in range(1, copies + 1) for i in selected} <= rows
+    if weights in ("uniform", "resample"):
+        assert PADDING not in copy.tolist()
+    else:
+        w = torch.cat(seen)
+        assert bool(((w == 0) == (copy == PADDING)).all())
+        mean = float(w.sum() / (w > 0).sum())
+        assert weights == "unscaled" or abs(mean - 1) < 1e-5
