@@ -7,8 +7,8 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo       train five ways on handwritten digits; writes demo-report/index.html"
-	@echo "make test       the tests, under ten minutes"
-	@echo "make test-slow  those that take longer: spawned workers, three-seed training, CIFAR-10"
+	@echo "make test       the tests, five minutes on two cores"
+	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
 	@echo "make check      format, lint, types"
 	@echo "make bench      selection's ratios at a small size, held to those on record;"
 	@echo "                augmentation at 32 pixels; the loader on few images"
@@ -26,8 +26,9 @@ help:
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
+# A file's tests share a worker and its fixtures; one thread each, as there is a worker per core.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m 'slow or distributed'

@@ -194,12 +194,12 @@ def against_workers(data: ImageData, quick: bool) -> list[Figure]:
         persistent_workers=True,
     )
     arms: dict[str, SubsetAugmentLoader] = {}
-    grouped = LoaderOptions(layout="grouped")
+    mixed, grouped = LoaderOptions(), LoaderOptions(layout="grouped")
     for name, fraction, options in (
-        ("5%", 0.05, None),
-        ("10%", 0.1, None),
-        ("30%", 0.3, None),
-        ("100%", 1.0, None),
+        ("5%", 0.05, mixed),
+        ("10%", 0.1, mixed),
+        ("30%", 0.3, mixed),
+        ("100%", 1.0, mixed),
         ("10% grouped", 0.1, grouped),
         ("100% grouped", 1.0, grouped),
     ):

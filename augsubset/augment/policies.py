@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,14 @@ Float32Array = npt.NDArray[np.float32]
 
 PAPER_OPS = tuple(OPS)[:14]
 _NUM_BINS = 31  # magnitude levels in the code of RandAugment and TrivialAugment
+
+
+class PolicyOptions(TypedDict, total=False):
+    """Arguments that every policy passes on to :class:`RandomOps`, where they are explained."""
+
+    stream: int
+    every: int
+    compiled: bool
 
 
 class RandomOps:
@@ -136,16 +144,16 @@ class RandomOps:
     # Published policies.
 
     @classmethod
-    def paper(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
+    def paper(cls, **options: Unpack[PolicyOptions]) -> RandomOps:
         """Two of fourteen operations at random magnitudes, as in the paper's section 5.
 
         Operations and ranges are those of AutoAugment and RandAugment (Cubuk et al., 2019, 2020)
         without Cutout and SamplePairing, which needs a second image.
         """
-        return cls(stream=stream, every=every, compiled=compiled)
+        return cls(**options)
 
     @classmethod
-    def wu2020(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
+    def wu2020(cls, **options: Unpack[PolicyOptions]) -> RandomOps:
         """Two of fifteen operations with replacement, each applied with probability one half.
 
         The paper draws each probability uniformly every time, which amounts to one half. Ranges are
@@ -164,19 +172,11 @@ class RandomOps:
         # The released code keeps int(4 * level) bits: 0 to 3, equally likely. Rounding a uniform
         # number between -0.5 and 3.5 gives the same.
         ops["posterize"] = replace(OPS["posterize"], low=-0.5, high=3.5, limits=(-0.5, 8.0))
-        return cls(
-            ops, 2, replacement=True, probability=0.5, stream=stream, every=every, compiled=compiled
-        )
+        return cls(ops, 2, replacement=True, probability=0.5, **options)
 
     @classmethod
     def randaugment(
-        cls,
-        magnitude: int = 9,
-        num_ops: int = 2,
-        *,
-        stream: int = 0,
-        every: int = 1,
-        compiled: bool = False,
+        cls, magnitude: int = 9, num_ops: int = 2, **options: Unpack[PolicyOptions]
     ) -> RandomOps:
         """Operations drawn with replacement, all at one magnitude from 0 to 30.
 
@@ -185,19 +185,12 @@ class RandomOps:
             and ranges of torchvision's ``RandAugment``.
         """
         check_int("magnitude", magnitude, 0, _NUM_BINS - 1)
-        names = [name for name in PAPER_OPS if name != "invert"]
-        return cls(
-            ["identity", *names],
-            num_ops,
-            replacement=True,
-            levels=[magnitude / (_NUM_BINS - 1)],
-            stream=stream,
-            every=every,
-            compiled=compiled,
-        )
+        names = ["identity", *(name for name in PAPER_OPS if name != "invert")]
+        levels = [magnitude / (_NUM_BINS - 1)]
+        return cls(names, num_ops, replacement=True, levels=levels, **options)
 
     @classmethod
-    def trivial(cls, *, stream: int = 0, every: int = 1, compiled: bool = False) -> RandomOps:
+    def trivial(cls, **options: Unpack[PolicyOptions]) -> RandomOps:
         """One operation per row, at one of 31 levels of a wide range of magnitudes.
 
         Reference:
@@ -213,15 +206,11 @@ class RandomOps:
             ops[name] = OPS[name].between(0, 32)
         ops["posterize"] = OPS["posterize"].between(8, 2)
         levels = [bin_ / (_NUM_BINS - 1) for bin_ in range(_NUM_BINS)]
-        return cls(ops, 1, levels=levels, stream=stream, every=every, compiled=compiled)
+        return cls(ops, 1, levels=levels, **options)
 
     @staticmethod
     def autoaugment(
-        dataset: Literal["cifar10", "imagenet", "svhn"],
-        *,
-        stream: int = 0,
-        every: int = 1,
-        compiled: bool = False,
+        dataset: Literal["cifar10", "imagenet", "svhn"], **options: Unpack[PolicyOptions]
     ) -> SubPolicies:
         """The learned policy for a dataset: one of 25 pairs of operations per row.
 
@@ -233,21 +222,12 @@ class RandomOps:
             ImportError: If torchvision, whose tables it uses, is not installed.
         """
         check_choice("dataset", dataset, ("cifar10", "imagenet", "svhn"))
-        return SubPolicies(
-            _load_autoaugment_table(dataset), stream=stream, every=every, compiled=compiled
-        )
+        return SubPolicies(_load_autoaugment_table(dataset), **options)
 
     @staticmethod
-    def augmix(
-        severity: int = 3,
-        *,
-        width: int = 3,
-        stream: int = 0,
-        every: int = 1,
-        compiled: bool = False,
-    ) -> AugMix:
+    def augmix(severity: int = 3, *, width: int = 3, **options: Unpack[PolicyOptions]) -> AugMix:
         """A random mixture of chains of operations, see :class:`AugMix`."""
-        return AugMix(severity, width=width, stream=stream, every=every, compiled=compiled)
+        return AugMix(severity, width=width, **options)
 
     @classmethod
     def cutout(
@@ -255,8 +235,7 @@ class RandomOps:
         size: float = 0.5,
         *,
         fill: float | Sequence[float] = 0.5,
-        stream: int = 0,
-        every: int = 1,
+        **options: Unpack[PolicyOptions],
     ) -> RandomOps:
         """Erase a square around a random pixel, clipped at the image edges.
 
@@ -265,8 +244,7 @@ class RandomOps:
                 CIFAR-10 and 20/32 on SVHN.
             fill: Colour in [0, 1], one value or one per channel. The dataset's mean becomes 0 after
                 normalisation.
-            stream: As in :class:`RandomOps`.
-            every: As in :class:`RandomOps`.
+            options: As in :class:`RandomOps`.
 
         Reference:
             DeVries & Taylor, *Improved Regularization of Convolutional Neural Networks with
@@ -281,13 +259,13 @@ class RandomOps:
         op = replace(
             OPS["cutout"], low=size, high=size, prepare=partial(prepare_cutout, colour=colour)
         )
-        return cls({"cutout": op}, 1, stream=stream, every=every)
+        return cls({"cutout": op}, 1, **options)
 
     @classmethod
-    def noise(cls, sigma: float = 0.1, *, stream: int = 0, every: int = 1) -> RandomOps:
+    def noise(cls, sigma: float = 0.1, **options: Unpack[PolicyOptions]) -> RandomOps:
         """Add normal noise to every value, with a standard deviation in [0, 1]."""
         op = OPS["gaussian_noise"].between(sigma, sigma)
-        return cls({"gaussian_noise": op}, 1, stream=stream, every=every)
+        return cls({"gaussian_noise": op}, 1, **options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(ops={tuple(self.ops)}, num_ops={self.num_ops})"
@@ -320,9 +298,7 @@ class SubPolicies(RandomOps):
     Args:
         table: Sequences of equal length. A step is ``(op, probability, level)``, with a name from
             :data:`~augsubset.augment.ops.OPS` or an :class:`~augsubset.augment.ops.Op`.
-        stream: As in :class:`RandomOps`.
-        every: As in :class:`RandomOps`.
-        compiled: As in :class:`RandomOps`.
+        options: As in :class:`RandomOps`.
 
     Raises:
         TypeError: If a step has the wrong type.
@@ -336,10 +312,7 @@ class SubPolicies(RandomOps):
     def __init__(
         self,
         table: Sequence[Sequence[tuple[str | Op, float, float]]],
-        *,
-        stream: int = 0,
-        every: int = 1,
-        compiled: bool = False,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         table = [list(sequence) for sequence in table]
         lengths = {len(sequence) for sequence in table}
@@ -364,9 +337,7 @@ class SubPolicies(RandomOps):
             name = op if isinstance(op, str) else "op"
             ops[f"{name} {number}"] = OPS[op] if isinstance(op, str) else op
         (length,) = lengths
-        super().__init__(
-            ops, length, replacement=True, stream=stream, every=every, compiled=compiled
-        )
+        super().__init__(ops, length, replacement=True, **options)
         self.table = table
         self._mode, self._num_choices = SEQUENCE, len(table)
         _, probabilities, levels = zip(*steps, strict=True)
@@ -385,9 +356,7 @@ class AugMix(RandomOps):
     Args:
         severity: 1 to 10. Levels are drawn from the lowest ``severity`` of ten.
         width: Number of chains.
-        stream: As in :class:`RandomOps`.
-        every: As in :class:`RandomOps`.
-        compiled: As in :class:`RandomOps`.
+        options: As in :class:`RandomOps`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -401,13 +370,7 @@ class AugMix(RandomOps):
     """
 
     def __init__(
-        self,
-        severity: int = 3,
-        *,
-        width: int = 3,
-        stream: int = 0,
-        every: int = 1,
-        compiled: bool = False,
+        self, severity: int = 3, *, width: int = 3, **options: Unpack[PolicyOptions]
     ) -> None:
         check_int("severity", severity, 1, 10)
         ops = select_ops(
@@ -418,10 +381,8 @@ class AugMix(RandomOps):
             ops[name] = OPS[name].between(0, 1 / 3)
         ops["posterize"] = OPS["posterize"].between(4, 0)
         levels = [level / 9 for level in range(severity)]
-        super().__init__(
-            ops, 3, replacement=True, levels=levels, stream=stream, every=every, compiled=compiled
-        )
-        self.stream = get_stream(AUGMIX, stream)
+        super().__init__(ops, 3, replacement=True, levels=levels, **options)
+        self.stream = get_stream(AUGMIX, options.get("stream", 0))
         self.width = check_int("width", width, 1)
 
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from augsubset.loader import SubsetAugmentLoader
-from augsubset.sampling import read_options, read_order, shard_loader
+from augsubset.sampling import read_order, shard_loader
 from augsubset.utils.checks import AugsubsetError
+from augsubset.utils.torch_utils import rebuild_loader
 
 try:
     from accelerate.data_loader import (
@@ -138,7 +139,7 @@ _states: WeakKeyDictionary[Any, _States] = WeakKeyDictionary()
 
 def _take_over_shard(accelerator: Any, loader: Any) -> DataLoader[Any]:
     """Let accelerate shard a DataLoader, and return it with the same shard as we represent it."""
-    options = read_options(loader)
+    given = loader
     if not issubclass(type(loader), DataLoaderAdapter):
         read_order(loader)  # refuses a loader that we cannot rebuild, before accelerate changes it
         # Without workers: a StatefulDataLoader would start its own.
@@ -171,11 +172,6 @@ def _take_over_shard(accelerator: Any, loader: Any) -> DataLoader[Any]:
     sampler: Any = batches.sampler
     if type(sampler) is SeedableRandomSampler:
         sampler = RandomSampler(sampler.data_source, sampler.replacement, len(sampler))
-    original = DataLoader(
-        loader.dataset,
-        sampler=sampler,
-        drop_last=batches.drop_last,
-        collate_fn=loader.collate_fn,
-        **{**options, "batch_size": batches.batch_size // split},
-    )
+    batch_size, drop_last = batches.batch_size // split, batches.drop_last
+    original = rebuild_loader(given, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
     return shard_loader(original, num_replicas, rank)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+from augsubset.utils.torch_utils import rebuild_loader
+
 __all__ = ["check_indices", "make_ordered_loader", "restrict_loader"]
 
 
@@ -34,17 +36,8 @@ def make_ordered_loader(data: Any, batch_size: int, num_workers: int) -> DataLoa
 
 def restrict_loader(loader: DataLoader[Any], indices: Tensor) -> DataLoader[Any]:
     """Return a DataLoader with the same settings over some of the examples."""
-    return DataLoader(
-        Subset(loader.dataset, indices.tolist()),
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        prefetch_factor=loader.prefetch_factor,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
+    subset = Subset(loader.dataset, indices.tolist())
+    return rebuild_loader(loader, dataset=subset, persistent_workers=False)
 
 
 def check_indices(indices: Sequence[int] | Tensor, n: int) -> Tensor:

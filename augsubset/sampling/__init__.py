@@ -6,7 +6,6 @@ from augsubset.sampling.rebuild import (
     LoaderOrder,
     Source,
     fresh_iterator,
-    read_options,
     read_order,
     shard_loader,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "fresh_iterator",
     "is_plain_tensors",
     "pack",
-    "read_options",
     "read_order",
     "shard_loader",
     "unpack",

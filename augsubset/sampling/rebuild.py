@@ -25,20 +25,9 @@ from augsubset.sampling.worker import (
     check_map_style,
     is_plain_tensors,
 )
+from augsubset.utils.torch_utils import read_options, rebuild_loader
 
-__all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_options", "read_order", "shard_loader"]
-
-_OPTIONS = (
-    "batch_size",
-    "num_workers",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",  # since torch 2.6
-)
+__all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_order", "shard_loader"]
 
 
 class LoaderOrder(NamedTuple):
@@ -131,11 +120,6 @@ def read_order(loader: Any) -> LoaderOrder:
     return LoaderOrder(isinstance(sampler, RandomSampler))
 
 
-def read_options(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Return a DataLoader's arguments, except dataset, order, generator and collation."""
-    return {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
-
-
 def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader[Any]:
     """Return a DataLoader with the same data and options for one share of the order.
 
@@ -152,13 +136,7 @@ def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataL
     sampler: DistributedSampler[Any] = DistributedSampler(
         loader.dataset, num_replicas, rank, shuffle=order.shuffle, drop_last=loader.drop_last
     )
-    return DataLoader(
-        loader.dataset,
-        sampler=sampler,
-        drop_last=loader.drop_last,
-        collate_fn=loader.collate_fn,
-        **read_options(loader),
-    )
+    return rebuild_loader(loader, sampler=sampler)
 
 
 class Source:

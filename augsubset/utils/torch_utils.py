@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
 
 from augsubset.utils.checks import AugsubsetError
 
@@ -17,9 +18,16 @@ __all__ = [
     "check_weights_finite",
     "get_model_device",
     "map_tensors",
+    "read_options",
+    "rebuild_loader",
     "to_device_async",
     "unwrap_model",
 ]
+
+_OPTIONS = (
+    *("batch_size", "num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor"),
+    *("multiprocessing_context", "persistent_workers", "in_order"),  # the last since torch 2.6
+)
 
 
 def to_device_async(values: Tensor, device: torch.device) -> Tensor:
@@ -50,6 +58,17 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return type(part)(map_tensors(function, value) for value in part)
     return part
+
+
+def read_options(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return a DataLoader's arguments, except dataset, order, generator and collation."""
+    return {name: getattr(loader, name) for name in _OPTIONS if hasattr(loader, name)}
+
+
+def rebuild_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Return a DataLoader with the same arguments, except for order and what is passed here."""
+    same = {name: getattr(loader, name) for name in ("dataset", "drop_last", "collate_fn")}
+    return DataLoader(**{**same, **read_options(loader), **changes})
 
 
 def get_model_device(model: nn.Module) -> torch.device:

@@ -40,6 +40,7 @@ from augsubset import (
 from augsubset.distributed import Ranks
 from augsubset.selection import distributed
 from tests.contracts import assert_same_batches, saved_and_read
+from tests.integration import printed_loop
 
 N = 60
 GENERATOR = torch.Generator().manual_seed(0)
@@ -109,6 +110,19 @@ def losses(monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert digests == same_digests or type(selector) is not RandomSelector
         assert len(digests) == 2
+
+
+def printed(monkeypatch):
+    """The loop as printed, over every kind of data, with and without workers."""
+    for name, num_workers in itertools.product(printed_loop.DATASETS, (0, 2)):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+        loader, steps = printed_loop.run(name, model, num_workers)
+        assert loader.num_replicas == world()
+        assert steps == 2 * len(loader)
+        n, k = len(loader.dataset), len(loader.selection)
+        rows = sum(entry["num_rows"] for entry in loader.history if entry["event"] == "epoch")
+        assert rows == 2 * -(-(n + 4 * k) // world())
 
 
 def rows_of(loader):

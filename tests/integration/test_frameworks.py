@@ -783,6 +783,7 @@ def trained(
     skip=True,
     resume=None,
     stop=None,
+    save="steps",
     kind=None,
 ):
     torch.manual_seed(0)
@@ -793,7 +794,7 @@ def trained(
         optim="sgd",
         lr_scheduler_type="constant",
         gradient_accumulation_steps=accumulate,
-        save_strategy="steps",
+        save_strategy=save,
         save_steps=1000 if stop is None else stop,
         report_to="none",
         disable_tqdm=True,
@@ -834,6 +835,16 @@ def test_the_trainer_resumes_after_any_batch(tmp_path, layout, originals, weight
         assert_same_batches([*first.seen, *again.seen], whole.seen)
         for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_after_the_trainer_broke_off_an_epoch_goes_on_in_it(tmp_path):
+    """It saves at the end of an epoch, which ``should_training_stop`` cut short."""
+    whole = trained(tmp_path / "whole")
+    stop = len(whole.seen) // 3 + 2
+    first = trained(tmp_path / "cut", stop=stop, save="epoch")
+    assert len(first.seen) == stop
+    again = trained(tmp_path / "cut", resume=True)
+    assert_same_batches([*first.seen, *again.seen], whole.seen)
 
 
 def test_a_trainer_that_could_not_resume_exactly_is_refused(tmp_path):

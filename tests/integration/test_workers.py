@@ -8,56 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, get_worker_info
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from augsubset import BatchSpec, CropFlip, RandomOps, SubsetAugmentLoader
 from augsubset.sampling import unpack
-
-N = 48
-
-
-class Photos(Dataset):
-    """As torchvision's: PIL images, targets, and a transform with random parts."""
-
-    def __init__(self, transform, as_dict=False):
-        pixels = np.random.default_rng(0).integers(0, 256, (N, 10, 10, 3), dtype=np.uint8)
-        self.images = [Image.fromarray(image) for image in pixels]
-        self.targets = [index % 3 for index in range(N)]
-        self.transform = transform
-        self.as_dict = as_dict
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        image = self.transform(self.images[index])
-        # Draws from all three generators that transforms in the wild draw from.
-        image = image * (0.9 + 0.05 * random.random() + 0.05 * float(np.random.rand()))
-        if self.as_dict:
-            return {"image": image, "label": self.targets[index]}
-        return image, self.targets[index]
-
-
-def photos(as_dict=False):
-    steps = [v2.RandomCrop(8), v2.RandomHorizontalFlip(), v2.ToImage()]
-    return Photos(v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)]), as_dict)
-
-
-def tensors():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    return TensorDataset(x, torch.arange(N) % 3)
-
-
-DATASETS = {
-    "photos": photos,
-    "dicts": lambda: photos(as_dict=True),
-    "tensors": tensors,
-    "subset": lambda: Subset(tensors(), range(5, 45)),
-}
+from tests.integration.printed_loop import DATASETS, N, Photos, tensors
 
 
 def stream(dataset, *, epochs=4, **loader_options):
@@ -108,8 +64,8 @@ def test_two_persistent_forked_workers_give_the_stream_of_none(name):
 
 @pytest.mark.slow
 def test_two_persistent_spawned_workers_give_the_stream_of_none():
-    expected = stream(photos())
-    found = stream(photos(), **PERSISTENT, multiprocessing_context="spawn")
+    expected = stream(Photos())
+    found = stream(Photos(), **PERSISTENT, multiprocessing_context="spawn")
     assert_same_stream(expected, found)
 
 
@@ -160,11 +116,11 @@ STARTS += [
 def test_reading_ahead_across_epochs_and_selections_gives_the_stream(
     start, is_persistent, prefetch_factor
 ):
-    one = turning(photos())
+    one = turning(Photos())
     expected = [*one, *one]
     options = {"num_workers": 2, "persistent_workers": is_persistent}
     options |= {"prefetch_factor": prefetch_factor, "multiprocessing_context": start}
-    loader = turning(photos(), **options)
+    loader = turning(Photos(), **options)
     found = list(read_ahead(loader, 2, ahead=len(loader) + 2))
     for ours, theirs in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -179,9 +135,9 @@ def test_the_global_seed_does_not_reach_the_stream():
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        loader = DataLoader(photos(), batch_size=16, shuffle=True)
+        loader = DataLoader(Photos(), batch_size=16, shuffle=True)
         plain.append(torch.cat([x for x, _ in loader]))
-        streams.append(stream(photos()))
+        streams.append(stream(Photos()))
     assert_same_stream(*streams)
     assert not torch.equal(*plain)
 
@@ -227,7 +183,7 @@ def test_a_workers_error_reaches_the_training_loop():
                 raise ValueError("file 30 is truncated")
             return super().__getitem__(index)
 
-    broken = Broken(photos().transform)
+    broken = Broken()
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     loader = SubsetAugmentLoader(
         DataLoader(broken, batch_size=16, num_workers=1), model, RandomOps.paper()
