@@ -30,8 +30,10 @@ demo: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
+# Tests that start ranks run one after the other: these have cores and timeouts of their own.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m 'slow or distributed'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'slow and not distributed'
+	$(BIN)/python -m pytest -m distributed
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

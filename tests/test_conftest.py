@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TEST = "tests/integration/test_cifar10.py::test_an_arm_of_the_demo_learns_from_real_images"
 
 

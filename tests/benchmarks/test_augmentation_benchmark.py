@@ -43,6 +43,7 @@ def test_the_peers_apply_every_operation_to_its_own_rows(monkeypatch):
     assert ran == [6] * 8
 
 
+@pytest.mark.slow
 def test_the_quick_form_writes_every_figure_it_prints(tmp_path, capsys):
     threads = torch.get_num_threads()
     augmentation.main(["--quick", "--repeats", "2", "--out", str(tmp_path / "out.json")])
@@ -71,7 +72,7 @@ def test_the_gallery_shows_every_published_policy():
     presets = {
         name
         for name, made in inspect.getmembers(RandomOps, inspect.isroutine)
-        if not name.startswith("_") and "every" in inspect.signature(made).parameters
+        if not name.startswith("_") and "options" in inspect.signature(made).parameters
     }
     assert {"paper", "wu2020", "noise"} <= presets
     shown = {label.removeprefix("RandomOps.").split("(")[0] for label in gallery.POLICIES}

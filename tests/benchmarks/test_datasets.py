@@ -188,6 +188,7 @@ def test_imagenet_folders_are_read(tmp_path):
         load_imagenet(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "write"),
     [

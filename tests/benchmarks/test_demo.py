@@ -10,6 +10,8 @@ from benchmarks import demo
 from benchmarks.harness import RunResult
 from tests.benchmarks.test_datasets import write_npz
 
+pytestmark = pytest.mark.slow
+
 
 def run(accuracy, total, augmented=0):
     names = ("selection", "loading", "augmentation", "step")

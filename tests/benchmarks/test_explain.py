@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.explain import RECORD, RULES, STRENGTHS, draw, fill, main, measure, settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

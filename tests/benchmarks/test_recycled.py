@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import recycled
 from tests.benchmarks.test_datasets import write_npz
+
+pytestmark = pytest.mark.slow
 
 
 def test_recycling_is_measured_against_a_scan(tmp_path):

@@ -178,6 +178,7 @@ def installed_peers():
         pytest.importorskip(module)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_pick_distinct_rows_within_each_class(name, installed_peers, gradients, capfd):
@@ -193,6 +194,7 @@ def test_peers_pick_distinct_rows_within_each_class(name, installed_peers, gradi
     assert theirs < 1.3 * ours
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_apricot_compiles_once_when_told(installed_peers):
     rows, labels, like = torch.rand(30, 2), torch.zeros(30, dtype=torch.int64), torch.arange(3)

@@ -79,6 +79,7 @@ def assert_two_epochs(printed):
         assert re.match(rf"epoch {epoch}: test (accuracy|error) \d+\.\d\d%", line), line
 
 
+@pytest.mark.slow
 def test_cluster_weights_change_the_loop_and_the_loss_too(tmp_path, monkeypatch, capsys):
     """``weights="cluster"`` takes its argument, and two changed lines in the loop."""
     lines = {
@@ -126,6 +127,7 @@ def test_every_pair_is_among_those_that_run_below():
     ]
 
 
+@pytest.mark.slow
 @scripts("cifar")
 def test_both_cifar_scripts_run(script, tmp_path, monkeypatch, capsys):
     write_fake_cifar10(tmp_path, monkeypatch)
