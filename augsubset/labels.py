@@ -111,7 +111,9 @@ def find_targets(dataset: Any) -> Tensor | None:
     """
     if isinstance(dataset, Subset):
         inner = find_targets(dataset.dataset)
-        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+        return (
+            None if inner is None else inner[torch.as_tensor(np.asarray(dataset.indices, np.int64))]
+        )
     if isinstance(dataset, ConcatDataset):
         parts = [find_targets(part) for part in dataset.datasets]
         known = [part for part in parts if part is not None]

@@ -37,6 +37,13 @@ def test_labels_are_found_without_fetching(dataset):
     assert find_labels(dataset).tolist() == [2, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64])
+def test_indices_of_a_subset_may_be_of_any_integer_dtype(dtype):
+    """torch takes uint8 for a mask, and knows nothing of uint16."""
+    subset = Subset(Plain(targets=[9, 1, 0, 2], n=4), np.array([3, 2, 1, 1], dtype))
+    assert find_labels(subset).tolist() == [2, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     "dataset",
     [

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import re
 import threading
 import time
@@ -112,23 +113,72 @@ def start_worker(worker_id):
     pass
 
 
+OPTIONS = {
+    "num_workers": 1,
+    "pin_memory": True,
+    "timeout": 30,
+    "worker_init_fn": start_worker,
+    "prefetch_factor": 3,
+    "persistent_workers": True,
+    "multiprocessing_context": "fork",
+}
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # no accelerator here
 def test_the_dataloaders_own_options_are_taken_over():
-    options = {
-        "batch_size": 7,
-        "num_workers": 1,
-        "pin_memory": True,
-        "timeout": 30,
-        "worker_init_fn": start_worker,
-        "prefetch_factor": 3,
-        "persistent_workers": True,
-        "multiprocessing_context": "fork",
-    }
-    given = DataLoader(Dicts(), shuffle=True, **options)
+    given = DataLoader(Dicts(), shuffle=True, batch_size=7, **OPTIONS)
     ours = SubsetAugmentLoader(given, make_model(), blacken)._batches
-    for name in options:
+    for name in ("batch_size", *OPTIONS):
         assert getattr(ours, name) == getattr(given, name), name
     assert ours.collate_fn._collate is given.collate_fn
+
+
+# What becomes of each argument of torch's DataLoader. One that a new version adds fails the test.
+ARGUMENTS = {
+    "taken over": {"dataset", "batch_size", "collate_fn", "drop_last", *OPTIONS},
+    "taken over where it says shuffled, sequential or sharded": {"shuffle", "sampler"},
+    "refused unless it is the default": {"batch_sampler", "in_order"},
+    "ours instead": {"generator"},
+    "deprecated by torch, which finds the device": {"pin_memory_device"},
+}
+
+
+def test_every_argument_of_a_dataloader_is_accounted_for():
+    known = set().union(*ARGUMENTS.values())
+    assert set(inspect.signature(DataLoader).parameters) <= known
+
+
+def test_batches_out_of_order_are_refused():
+    loader = DataLoader(DATA, batch_size=8, num_workers=1, in_order=False)
+    with pytest.raises(ValueError, match="in order, got in_order=False"):
+        SubsetAugmentLoader(loader, make_model(), blacken)
+
+
+def raise_stop_iteration(*_):
+    return next(iter(()))
+
+
+class Exhausted(Dataset):
+    targets = Y.tolist()
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return (X[index] if index != 30 else raise_stop_iteration()), self.targets[index]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("selector", [RandomSelector(), MaxLossSelector()])
+def test_a_stop_iteration_does_not_pass_for_the_end_of_an_epoch(num_workers, selector):
+    """Neither in training nor while probing."""
+    plain = DataLoader(Exhausted(), batch_size=8, num_workers=num_workers)
+    loader = SubsetAugmentLoader(plain, make_model(), blacken, selector=selector)
+    with pytest.raises(RuntimeError, match="dataset must not raise StopIteration"):
+        list(loader)
+    assert events(loader, "epoch")[0]["completed"] is False
+    with pytest.raises(RuntimeError, match="collate_fn must not raise StopIteration"):
+        make(collate_fn=raise_stop_iteration)
 
 
 def test_selections_are_made_at_epochs_0_r_2r():

@@ -94,6 +94,11 @@ def read_order(loader: Any) -> LoaderOrder:
             f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: which "
             "rows an epoch has depends on the selection."
         )
+    if not getattr(loader, "in_order", True):
+        raise ValueError(
+            "loader must yield batches in order, got in_order=False: a checkpoint could not say "
+            "which batches were consumed."
+        )
     sampler: Any = loader.sampler
     n = check_map_style(loader.dataset)
     if type(sampler) is DistributedSampler:

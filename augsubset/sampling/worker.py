@@ -136,7 +136,7 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
                 f"{max(indices)} and keys from {min(keys)}."
             )
         distinct = list(dict.fromkeys(indices))
-        with _seed_batch(mix_seed(self.seed, int(keys[0]))):
+        with _seed_batch(mix_seed(self.seed, int(keys[0]))), _raise_stop_iteration("dataset"):
             if getattr(self.dataset, "__getitems__", None) is not None:
                 items = self.dataset.__getitems__(distinct)
             else:
@@ -148,6 +148,16 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
             )
         by_index = dict(zip(distinct, items, strict=True))
         return [(by_index[index], int(key)) for index, key in zip(indices, keys, strict=True)]
+
+
+@contextmanager
+def _raise_stop_iteration(where: str) -> Iterator[None]:
+    """Raise RuntimeError for a StopIteration, which a DataLoader takes for the end of the epoch."""
+    try:
+        yield
+    except StopIteration:
+        # Not `from error`: contextlib takes that for its own StopIteration, and lets it pass.
+        raise RuntimeError(f"{where} must not raise StopIteration while a batch is made.") from None
 
 
 @contextmanager
@@ -248,7 +258,8 @@ class KeyedCollate:
             batch, keys = rows
         else:
             items, numbers = zip(*rows, strict=True)
-            batch = self._collate(list(items))
+            with _raise_stop_iteration("collate_fn"):
+                batch = self._collate(list(items))
             keys = torch.tensor(numbers, dtype=torch.int64)
         if self._check is not None:
             self._check(batch, keys)
