@@ -23,8 +23,7 @@ def main():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 4)).to(device)
-    probe = GradientProbe(model, loss="mse")
-    loader = SubsetAugmentLoader(loader, model, toy.flip, batch=BatchSpec(others=[1]), probe=probe)
+    loader = SubsetAugmentLoader(loader, model, toy.flip, batch=BatchSpec(others=[1]), probe=GradientProbe(model, loss="mse"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     for epoch in range(args.epochs):
