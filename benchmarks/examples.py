@@ -1,0 +1,111 @@
+"""Each pair of docs/examples over several seeds: does adopting the library cost accuracy?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from augsubset import SubsetAugmentLoader
+from benchmarks.harness import environment
+
+__all__ = ["compare", "main"]
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EPOCHS = {"timm": 8, "cifar": 6}  # others: the scripts' own 20
+
+
+def compare(topic: str, seeds: list[int], arguments: list[str]) -> dict[str, Any]:
+    """Run both scripts of a pair in every seed; return final figures in percent, and a verdict.
+
+    Args:
+        topic: Of the pair.
+        seeds: One run of each script per seed.
+        arguments: For the scripts.
+    """
+    found: dict[str, list[float]] = {}
+    names = {}
+    for kind in ("plain", "augsubset"):
+        script = EXAMPLES / f"{topic}_{kind}.py"
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            lines = list(pool.map(lambda seed: _run_apart(script, seed, arguments), seeds))  # noqa: B023
+        figures = [re.search(r"test (accuracy|error) ([\d.]+)%", line) for line in lines]
+        assert all(figures), lines
+        found[kind] = [float(figure[2]) for figure in figures if figure]
+        names = {figure[1] for figure in figures if figure}
+    (name,) = names
+    sign = -1 if name == "error" else 1
+    lost = sign * (mean(found["plain"]) - mean(found["augsubset"]))
+    return {"figure": name, **found, "ok": lost <= stdev(found["plain"])}
+
+
+def _run_apart(script: Path, seed: int, arguments: list[str]) -> str:
+    """Run a script in a process of its own, or two ranks; return the last line it printed."""
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = ranks if script.stem.startswith("ddp") else []
+    command = [sys.executable, *launcher, "-m", "benchmarks.examples", "--script", str(script)]
+    done = subprocess.run(
+        [*command, "--seeds", str(seed), "--", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script.name} failed in seed {seed}:\n{done.stderr}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _run_here(script: str, seed: int, arguments: list[str]) -> None:
+    """Run a script with the seeds that it sets shifted, and the loader's own."""
+    seeded = torch.manual_seed
+    torch.manual_seed = lambda number: seeded(int(number) + 1000 * seed)
+    torch.manual_seed(0)
+    defaults = SubsetAugmentLoader.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["seed"] = seed
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(EXAMPLES))
+    warnings.simplefilter("ignore")
+    runpy.run_path(script, run_name="__main__")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table and write the record; 1 if a script ends one deviation below its twin."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("topics", nargs="*", help="pairs; all that need no data by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--cifar", help="a torchvision root of CIFAR-10, for the pair of that name")
+    parser.add_argument("--out", type=Path, help="the record, as JSON")
+    parser.add_argument("--script", help=argparse.SUPPRESS)
+    given, rest = parser.parse_known_args(arguments)
+    if given.script:
+        _run_here(given.script, given.seeds[0], given.topics + rest)
+        return 0
+    known = sorted(path.stem.removesuffix("_plain") for path in EXAMPLES.glob("*_plain.py"))
+    topics = given.topics or [topic for topic in known if topic != "cifar" or given.cifar]
+    record: dict[str, Any] = {"environment": environment(device="cpu"), "pairs": {}}
+    for topic in topics:
+        options = ["--epochs", str(EPOCHS[topic])] if topic in EPOCHS else []
+        options += ["--root", given.cifar, "--workers", "0"] if topic == "cifar" else []
+        pair = record["pairs"][topic] = compare(topic, given.seeds, options)
+        both = (f"{mean(pair[k]):.2f} ± {stdev(pair[k]):.2f}" for k in ("plain", "augsubset"))
+        print(f"{topic:<12}{pair['figure']:<10}" + "  ".join(both), "" if pair["ok"] else "LOWER")
+    if given.out:
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+    return int(not all(pair["ok"] for pair in record["pairs"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

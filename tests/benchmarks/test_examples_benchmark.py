@@ -1,0 +1,42 @@
+"""The comparison of the scripts in docs/examples: a pair that loses more than a deviation fails."""
+
+import json
+
+import pytest
+
+from benchmarks import examples
+
+
+def print_figures(plain, ours, name="accuracy"):
+    """Return what a run would print last, by script and seed."""
+
+    def run(script, seed, arguments):
+        figures = ours if script.stem.endswith("_augsubset") else plain
+        return f"epoch 19: test {name} {figures[seed]:.2f}%"
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "ok"),
+    [
+        ((89.5, 90.5), "accuracy", True),  # half a point lower, where a deviation is 1.41
+        ((87.0, 88.0), "accuracy", False),
+        ((92.0, 93.0), "accuracy", True),
+        ((92.0, 93.0), "error", False),
+    ],
+)
+def test_a_pair_fails_that_ends_more_than_one_deviation_below(monkeypatch, ours, name, ok):
+    monkeypatch.setattr(examples, "_run_apart", print_figures((89.0, 91.0), ours, name))
+    found = examples.compare("text", [0, 1], [])
+    assert (found["figure"], found["plain"]) == (name, [89.0, 91.0])
+    assert found["ok"] is ok
+
+
+def test_the_record_holds_every_pair_that_needs_no_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(examples, "_run_apart", print_figures((89.0, 91.0), (80.0, 81.0)))
+    assert examples.main(["--seeds", "0", "1", "--out", str(tmp_path / "record.json")]) == 1
+    pairs = json.loads((tmp_path / "record.json").read_text())["pairs"]
+    assert {"ddp", "text", "timm"} <= set(pairs)
+    assert "cifar" not in pairs
+    assert capsys.readouterr().out.count("LOWER") == len(pairs)
