@@ -86,11 +86,7 @@ class SelectionCounts:
         current = {"times": self.times, "mass": self.mass, "previous": self._previous}
         for name, mine in current.items():
             value = state[name]
-            if (
-                not isinstance(value, Tensor)
-                or value.shape != mine.shape
-                or value.dtype != mine.dtype
-            ):
+            if getattr(value, "shape", None) != mine.shape or value.dtype != mine.dtype:
                 raise ValueError(
                     f"counts must hold {name} of shape {tuple(mine.shape)} and dtype {mine.dtype}."
                 )

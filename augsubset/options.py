@@ -82,8 +82,7 @@ def check_types(
         ("batch", batch, BatchSpec),
         ("options", options, LoaderOptions),
     ):
-        is_optional = name != "options"
-        if not isinstance(value, kind) and not (value is None and is_optional):
+        if (value is not None or name == "options") and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}.")
     if isinstance(selector, type):
         raise TypeError(f"selector must be an object, got the class {selector.__name__}. Call it.")

@@ -79,15 +79,13 @@ class Prober:
             self.probe.check_alone()  # the model may have been sharded since construction
         self._source.to(self.device)
         ages = self.recorded_ages()
-        options: dict[str, Any] = (
-            {} if ages is None else {"reuse": self._cache, "max_age": self._max_age}
-        )
+        reuse: Any = {} if ages is None else {"reuse": self._cache, "max_age": self._max_age}
         gradients = self.probe.scan(
             self._source.make_loader(),
             prepare=lambda fetched: self._pipeline.prepare_originals(fetched[0]),
             indices=indices,
             progress=self._progress,
-            **options,
+            **reuse,
         )
         if ages is None:
             return gradients, 0

@@ -254,8 +254,7 @@ class Source:
             num_workers=min(1, self.num_workers),
             persistent_workers=False,
         )
-        for batch, _ in loader:
-            yield batch
+        yield from (batch for batch, _ in loader)
 
 
 def fresh_iterator(loader: DataLoader[Any]) -> Iterator[Any]:
