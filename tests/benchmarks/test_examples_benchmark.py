@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from torchvision.datasets import CIFAR10, cifar
 
 from benchmarks import examples
+from benchmarks.datasets import ImageData, load_cifar10
 
 
 def print_figures(plain, ours, name="accuracy"):
@@ -40,3 +43,15 @@ def test_the_record_holds_every_pair_that_needs_no_data(monkeypatch, tmp_path, c
     assert {"ddp", "text", "timm"} <= set(pairs)
     assert "cifar" not in pairs
     assert capsys.readouterr().out.count("LOWER") == len(pairs)
+
+
+def test_a_part_of_cifar_10_is_written_as_torchvision_reads_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: True)
+    x = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    y = torch.arange(12) % 10
+    examples.write_cifar_root(ImageData("", x, y, x[:2], y[:2], ([0.0], [1.0])), tmp_path, 11)
+    assert CIFAR10(tmp_path).classes == list("0123456789")
+    read = load_cifar10(tmp_path)
+    assert torch.equal(read.x_train, x[:11])
+    assert torch.equal(read.y_train, y[:11])
+    assert torch.equal(read.x_test, x[:2])

@@ -246,13 +246,13 @@ def test_lemma_b_3_needs_inputs_of_the_assumed_size():
 
 @given(SEEDS, st.integers(1, 4))
 @example(11, 1)  # one example: solved in one step
+@example(110, 2)  # the gradient grows at first; its bound allows for that
 def test_stochastic_descent_shrinks_at_the_proven_rate(seed, d):
     rng = np.random.default_rng(seed)
     n = d + int(rng.integers(0, 5))
     rows = rng.standard_normal((n, d)) * rng.lognormal(0, 1, (n, 1))
     found = stochastic_descent(rows, rng.uniform(0.5, 5, n), rng.standard_normal(d), 60)
     assert found.holds
-    assert found.norms[-1] <= found.norms[0]
 
 
 def test_the_printed_factor_fails_where_the_loss_is_steep():

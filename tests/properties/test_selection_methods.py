@@ -43,12 +43,17 @@ def with_inputs(ground, seed=0):
 
 @given(ground_sets(), st.data(), st.sampled_from(["lazy", "naive", "stochastic", "partitioned"]))
 def test_any_floating_type_of_numpy_or_torch_gives_the_same_selection(ground, data, method):
-    """The values are small integers, exact in every dtype."""
+    """The values are small integers, exact in every dtype.
+
+    Half types are computed in float32, where two sums of distances may tie that differ in the last
+    bits of float64: each type is compared with the precision in which it is computed.
+    """
     options = {"budget": ground.budget, "method": method, "part_size": 4}
     features, labels = data.draw(inputs(ground))
     before = torch.as_tensor(features).detach().clone()
+    computed_in = torch.float64 if before.dtype == torch.float64 else torch.float32
     found = select_coreset(features, labels, **options)
-    expected = select_coreset(ground.features, ground.labels, **options)
+    expected = select_coreset(ground.features.to(computed_in), ground.labels, **options)
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.clusters, expected.clusters)
     assert found.certificate.error == expected.certificate.error
