@@ -310,7 +310,8 @@ class SubsetAugmentLoader:
             if is_exhausted:
                 self._at = self._next
             counted = {"num_rows": num_rows, "num_copies": num_copies, "completed": completed}
-            self._record({"event": "epoch", "epoch": epoch, **counted, **timer.read()})
+            self.history.append({"event": "epoch", "epoch": epoch, **counted, **timer.read()})
+            self._on_event(self.history[-1])
 
     def _make_batches(self, timer: EpochTimer, device: torch.device) -> Iterator[ReadyBatch]:
         """Yield the epoch's batches on the device, each made when it is asked for."""
@@ -337,11 +338,9 @@ class SubsetAugmentLoader:
     def _adopt(self, new: NewSelection) -> None:
         """Use a selection from the next epoch that starts, and record it."""
         self.row_sampler.set_selection(new.selection)
-        self._record({**new.entry, **self.counts.add(new.selection)})
-
-    def _record(self, entry: Event) -> None:
-        self.history.append(entry)
-        self._on_event(entry)
+        self.history.append({**new.entry, **self.counts.add(new.selection)})
+        new.confirm()
+        self._on_event(self.history[-1])  # last: it may save the state, or raise
 
     def _check_unchanged(self) -> None:
         """Raise if the dataset's length or the number of ranks changed since construction."""

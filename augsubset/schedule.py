@@ -28,10 +28,11 @@ __all__ = ["NewSelection", "SelectionSchedule"]
 
 
 class NewSelection(NamedTuple):
-    """A selection, and its entry in the history."""
+    """A selection, its entry in the history, and what to call once it is in use."""
 
     selection: Selection
     entry: Event
+    confirm: Callable[[], None]
 
 
 class _Pending(NamedTuple):
@@ -45,7 +46,9 @@ class _Pending(NamedTuple):
 class SelectionSchedule:
     """Selects every R epochs, at once or in a thread while the epoch that probed trains on.
 
-    Holds no selection: it hands each one over once, and remembers only what is pending.
+    Holds no selection: it hands each one over, and remembers only what is pending. A selection
+    counts as handed over when it is confirmed: a state saved before (by a signal handler, or by a
+    thread while an epoch waits for a solve) still leads to the same one.
 
     Args:
         selector: Used from ``start_epoch`` on, a random subset before; ``None``: everything is
@@ -92,18 +95,14 @@ class SelectionSchedule:
         return _name(self.selector)
 
     def before_epoch(self, epoch: int) -> Iterator[NewSelection]:
-        """Yield the selections that are due before an epoch: a pending one, then a new one.
-
-        The schedule counts one as handed over when the caller asks for the next. A state saved
-        before (by a signal handler, say) still leads to the same selection.
-        """
-        if self._pending is not None and self._pending.epoch < epoch:
-            pending = self._pending
-            yield NewSelection(self._wait_for(pending), pending.entry)
-            self._pending = None
+        """Yield the selections that are due before an epoch: a pending one, then a new one."""
+        pending = self._pending
+        if pending is not None and pending.epoch < epoch:
+            yield NewSelection(self._wait_for(pending), pending.entry, self._clear_pending)
         if self._is_due(epoch):
-            yield from self._select(epoch, background=self.background and self._has_selected)
-            self._selected_period = self._period(epoch)
+            yield from self._select(
+                epoch, self._period(epoch), background=self.background and self._has_selected
+            )
 
     def after_epoch(self) -> None:
         """Raise a pending solve's error as early as the epoch's end."""
@@ -113,9 +112,11 @@ class SelectionSchedule:
 
     def reselect(self, epoch: int, *, stands_for: int) -> NewSelection:
         """Select now, for ``epoch`` on; the selection due at ``stands_for`` is then done."""
-        (new,) = self._select(epoch, background=False)
-        self._selected_period = self._period(stands_for)
+        (new,) = self._select(epoch, self._period(stands_for), background=False)
         return new
+
+    def _clear_pending(self) -> None:
+        self._pending = None
 
     def _is_due(self, epoch: int) -> bool:
         if self.selector is None:
@@ -126,8 +127,8 @@ class SelectionSchedule:
         """Number the stretches of ``every`` epochs; negative before ``start_epoch``."""
         return (epoch - self._start_epoch) // self.every
 
-    def _select(self, epoch: int, *, background: bool) -> Iterator[NewSelection]:
-        """Probe now, and solve: now, or in a thread for the epoch after."""
+    def _select(self, epoch: int, period: int, *, background: bool) -> Iterator[NewSelection]:
+        """Probe now, and solve at once or in a thread for the epoch after; ``period`` is then done."""
         if self._pending is not None:
             self._wait_for(self._pending)  # superseded, but its error is not lost
             self._pending = None
@@ -159,11 +160,14 @@ class SelectionSchedule:
         if background:
             thread = ThreadPoolExecutor(1, thread_name_prefix="augsubset-select")
             self._pending = _Pending(epoch, thread.submit(run), entry)
+            self._selected_period = period
             thread.shutdown(wait=False)
             return
-        selection = run()
-        yield NewSelection(selection, entry)
-        self._has_selected = True
+
+        def confirm() -> None:
+            self._has_selected, self._selected_period = True, period
+
+        yield NewSelection(run(), entry, confirm)
 
     def _probe(
         self, selector: Selector | None, epoch: int, entry: Event

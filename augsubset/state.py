@@ -21,6 +21,8 @@ _PARTS = ("example_digest", "selection", "active", "schedule", "logits", "histor
 
 def make_state(loader: Any, epoch: int, position: int) -> dict[str, Any]:
     """Return the state of a loader that stands at a position of an epoch."""
+    # First: it waits for a pending selection, which a training thread then uses and confirms.
+    schedule = loader.schedule.state_dict()
     sampler = loader.row_sampler
     selection, active = sampler.selection, sampler.active
     return {
@@ -30,7 +32,7 @@ def make_state(loader: Any, epoch: int, position: int) -> dict[str, Any]:
         "epoch": epoch,
         "position": position if loader.count_batches(position) else len(loader.plan),
         "num_replicas": loader.num_replicas,
-        "schedule": loader.schedule.state_dict(),
+        "schedule": schedule,
         "selection": pack_selection(selection),
         # The selection of the epoch in the middle, if it is not the latest.
         "active": pack_selection(None if active is selection else active),

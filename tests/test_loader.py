@@ -3,7 +3,9 @@
 import copy
 import gc
 import inspect
+import os
 import re
+import signal
 import threading
 import time
 from itertools import islice, pairwise
@@ -590,6 +592,85 @@ def test_reselecting_replaces_what_is_solved_in_the_background():
     list(loader)
     assert loader.selection.epoch == 3
     assert [e["epoch"] for e in events(loader, "selection")] == [0, 3]
+
+
+class Signalling(Waiting):
+    """Has the process signalled in the middle of its third solve, which an epoch then waits for."""
+
+    def select(self, gradients, *, epoch, **options):
+        selection = super().select(gradients, epoch=epoch, **options)
+        if self.threads[-1] is not threading.main_thread() and epoch == 2:
+            time.sleep(0.2)  # until the main thread waits; if it does not yet, the test is easier
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+        return selection
+
+
+def test_a_state_saved_while_an_epoch_waits_for_a_solve_leads_to_its_selection():
+    options = {"every": 2, "fraction": 0.1, "options": LoaderOptions(background=True)}
+    go = threading.Event()
+    loader, states = make(selector=Signalling(go), **options), []
+    before = signal.signal(
+        signal.SIGUSR1, lambda *_: states.append(copy.deepcopy(loader.state_dict()))
+    )
+    try:
+        for epoch in range(4):
+            if epoch == 3:
+                go.set()
+            list(loader)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    (state,) = states
+    assert state["epoch"] == 3
+    resumed = make(selector=Waiting(), **options)
+    resumed.load_state_dict(state)
+    list(resumed)
+    assert resumed.selection.epoch == loader.selection.epoch == 2
+    assert resumed.selection.digest == loader.selection.digest != state["selection"]["digest"]
+    assert drop_seconds(resumed.history) == drop_seconds(loader.history)
+
+
+def drop_seconds(history):
+    return [
+        {name: value for name, value in entry.items() if not name.endswith("_seconds")}
+        for entry in history
+    ]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_state_saved_in_the_event_of_a_selection_does_not_repeat_it(background):
+    states = []
+
+    def save(entry):
+        if entry["event"] == "selection":
+            states.append((len(loader.history), copy.deepcopy(loader.state_dict())))
+
+    options = {"every": 2, "fraction": 0.1, "options": LoaderOptions(background=background)}
+    loader = make(selector=Waiting(), on_event=save, **options)
+    for _ in range(5):
+        list(loader)
+    assert len(states) == 3 - background
+    for num_entries, state in states:
+        resumed = make(selector=Waiting(), **options)
+        resumed.load_state_dict(state)
+        assert len(resumed.history) == num_entries
+        while resumed.epoch < 5:
+            list(resumed)
+        assert drop_seconds(resumed.history) == drop_seconds(loader.history)
+        assert torch.equal(resumed.counts.times, loader.counts.times)
+
+
+def test_a_hook_that_raises_does_not_count_a_selection_twice():
+    def fail_once(entry):
+        if len(loader.history) == 1:
+            raise OSError("disk full")
+
+    loader = make(selector=Waiting(), fraction=0.1, on_event=fail_once)
+    with pytest.raises(OSError, match="disk full"):
+        list(loader)
+    list(loader)
+    assert [e["event"] for e in events(loader, "selection")] == ["selection"]
+    assert loader.counts.times.max() == 1
 
 
 def test_recycled_originals_are_not_probed_again():
