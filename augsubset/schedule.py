@@ -128,7 +128,7 @@ class SelectionSchedule:
         return (epoch - self._start_epoch) // self.every
 
     def _select(self, epoch: int, period: int, *, background: bool) -> Iterator[NewSelection]:
-        """Probe now, and solve at once or in a thread for the epoch after; ``period`` is then done."""
+        """Probe now; solve now, or in a thread for the epoch after; ``period`` is then done."""
         if self._pending is not None:
             self._wait_for(self._pending)  # superseded, but its error is not lost
             self._pending = None

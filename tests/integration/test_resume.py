@@ -331,8 +331,8 @@ def test_a_selection_made_in_the_middle_of_an_epoch_is_resumed_for_the_next():
 
 
 def test_a_selection_that_is_solved_in_the_background_is_resumed():
-    def again():
-        return make(every=1, options=LoaderOptions(background=True))
+    def again():  # each epoch's random subset is another one: losing it would show
+        return make(every=1, selector=RandomSelector(), options=LoaderOptions(background=True))
 
     per_epoch = len(again())
     assert_resumable(again, stops=[per_epoch + 1, 2 * per_epoch + 1], num_epochs=4)
