@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -32,10 +33,21 @@ __all__ = ["prepare"]
 
 
 class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
-    """Proxy of a loader that tells accelerate which batch is the last of an epoch."""
+    """Proxy of a loader that tells accelerate which batch is the last of an epoch.
 
-    def __init__(self, loader: SubsetAugmentLoader) -> None:
+    Args:
+        loader: Ours.
+        accelerator: Whose schedulers are compared with the loader's length.
+        plain_lengths: Batches of the DataLoader that it was made of, on all ranks and on each.
+    """
+
+    def __init__(
+        self, loader: SubsetAugmentLoader, accelerator: Any, plain_lengths: set[int]
+    ) -> None:
         self.loader = loader
+        self.schedulers = getattr(accelerator, "_schedulers", [])
+        self.plain_lengths = plain_lengths
+        self.has_warned = False
         self.gradient_state = GradientState()
         self.dataset = loader.dataset
         self.total_batch_size = loader.batch_size * loader.num_replicas
@@ -43,13 +55,38 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
         total = self.loader.num_batches_left
+        self.check_schedulers()
         self.begin()
         try:
             for number, batch in enumerate(self.loader, 1):
                 self.end_of_dataloader = number == total
+                if not self.has_warned:
+                    self.check_schedulers()
                 yield batch
         finally:
             self.end()
+
+    def check_schedulers(self) -> None:
+        """Warn once of a scheduler as long as the plain loader, or at its end before training.
+
+        Accelerate keeps the last learning rate then, without a word.
+        """
+        for prepared in self.schedulers:
+            factor = 1 if prepared.split_batches else self.loader.num_replicas
+            length, scheduler = len(self) * factor, prepared.scheduler
+            total = getattr(scheduler, "total_steps", None)
+            if total is None or self.has_warned or not prepared.step_with_optimizer:
+                continue
+            is_plain = total % length and not all(total % each for each in self.plain_lengths)
+            if is_plain or scheduler._step_count > total:
+                self.has_warned = True
+                warnings.warn(
+                    f"{type(scheduler).__name__} has total_steps={total}, but accelerate steps it "
+                    f"{length} times in each epoch of this loader. Construct the scheduler after "
+                    "augsubset's prepare(), with num_epochs * len(loader)"
+                    f"{' * accelerator.num_processes' if factor > 1 else ''} steps.",
+                    stacklevel=3,
+                )
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -58,6 +95,11 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
         """Return an attribute of the loader, unless accelerate means one of its own classes."""
         if name.startswith("_") or name == "loader":  # missing while a copy is being made
             raise AttributeError(name)
+        if name == "sampler":  # which skip_first_batches asks for
+            raise AttributeError(
+                "skip_first_batches() must not be called on this loader: accelerator.load_state() "
+                "skipped what was consumed. Drop the line."
+            )
         return getattr(self.loader, name)
 
 
@@ -79,7 +121,8 @@ def prepare(
     Args:
         accelerator: An ``accelerate.Accelerator``.
         loader: A DataLoader, prepared by accelerate or not.
-        model: The model, prepared or not.
+        model: The model, prepared or not. Call this before ``accelerator.prepare``: a scheduler
+            then has the length of this loader, times ``accelerator.num_processes``.
         augment: The strong policy.
         options: Further arguments of :class:`~augsubset.SubsetAugmentLoader`.
 
@@ -95,12 +138,13 @@ def prepare(
     if isinstance(accelerator, type) or not hasattr(accelerator, "prepare_data_loader"):
         name = getattr(accelerator, "__name__", type(accelerator).__name__)
         raise TypeError(f"accelerator must be an accelerate.Accelerator, got {name}.")
-    ours = SubsetAugmentLoader(_take_over_shard(accelerator, loader), model, augment, **options)
+    shard = _take_over_shard(accelerator, loader)
+    ours = SubsetAugmentLoader(shard, model, augment, **options)
     if accelerator not in _states:
         _states[accelerator] = _States()
         accelerator.register_for_checkpointing(_states[accelerator])
     _states[accelerator].add(ours)
-    return _Prepared(ours)
+    return _Prepared(ours, accelerator, {len(loader), len(shard)})
 
 
 class _States:

@@ -28,8 +28,8 @@ def main():
     conv = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     model = nn.Sequential(*conv, nn.Linear(256, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    model, optimizer, loader, test_loader = accelerator.prepare(model, optimizer, loader, test_loader)
     loader = prepare(accelerator, loader, model, RandomOps.randaugment())
+    model, optimizer, loader, test_loader = accelerator.prepare(model, optimizer, loader, test_loader)
 
     for epoch in range(args.epochs):
         model.train()

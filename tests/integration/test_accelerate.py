@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.scheduler import AcceleratedScheduler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -79,8 +82,8 @@ def test_what_the_loader_says_follows_it(prepared):
 def test_what_is_not_there_is_not_there_and_the_sampler_says_why(prepared):
     for name in ("no_such_thing", "_sampler", "_drop_last", "__array__"):
         assert not hasattr(prepared, name)
-    with pytest.raises(AttributeError, match=r"Resume by load_state_dict, which skips"):
-        prepared.sampler  # noqa: B018
+    with pytest.raises(AttributeError, match=r"load_state\(\) skipped what was consumed"):
+        skip_first_batches(prepared, 2)
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy])
@@ -119,3 +122,49 @@ def test_a_loader_that_is_live_is_refused_through_it_too(prepared):
     next(running)
     with pytest.raises(AugsubsetError, match="already has a live iterator"):
         next(iter(prepared))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "at", "warns"),
+    [
+        (15, 1, "before"),  # 3 epochs of the plain loader's 5 batches
+        (21, 1, None),  # 3 epochs of the loader's 7
+        (28, 1, None),  # of which one is never reached
+        (11, 12, "at its end"),  # a number of steps of the user's own, exceeded
+    ],
+)
+def test_a_prepared_scheduler_of_another_length_is_warned_of(num_steps, at, warns):
+    accelerator = Accelerator(cpu=True)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    plain = DataLoader(DATA, 8, shuffle=True)
+    loader = prepare(
+        accelerator, plain, model, RandomOps(), fraction=0.2, copies=2, selector=RandomSelector()
+    )
+    assert (len(plain), len(loader)) == (5, 7)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=num_steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    steps = 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for x, y in loader:
+                steps += 1
+                assert len(caught) == (warns is not None and steps >= at)
+                accelerator.backward(F.cross_entropy(model(x), y))
+                optimizer.step()
+                scheduler.step()
+    assert steps == 21
+    for warning in caught:
+        assert f"total_steps={num_steps}, but accelerate steps it 7 times" in str(warning.message)
+
+
+def test_on_several_processes_the_warning_names_the_factor():
+    loader = make(2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1.0, total_steps=3 * 3
+    )
+    assert len(loader) == 4  # of 3 in the plain loader's share
+    loader.schedulers = [AcceleratedScheduler(scheduler, [])]
+    with pytest.warns(UserWarning, match=r"8 times .* len\(loader\) \* accelerator.num_processes"):
+        next(iter(loader))
