@@ -97,8 +97,10 @@ class SubsetAugmentLoader:
 
     Attributes:
         history: One :data:`~augsubset.history.Event` per selection and per epoch, oldest first.
-        dataset, model, batch_size, num_replicas, seed, weights, options, plan: As given; ``plan``
-            is the shape of an epoch.
+        dataset, model, num_replicas, seed, weights, options, plan: As given; ``plan`` is the shape
+            of an epoch.
+        batch_size, drop_last, num_workers, pin_memory, collate_fn, generator: The DataLoader's.
+        batch_sampler: ``None``, as in a DataLoader without one.
         source, info, pipeline, row_sampler, prober, schedule, counts: The parts that the loader is
             composed of, from the data to the history. Read them, do not replace them.
 
@@ -139,6 +141,8 @@ class SubsetAugmentLoader:
         Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
         (arXiv:2210.08363), algorithm 1.
     """
+
+    batch_sampler = None
 
     def __init__(
         self,
@@ -219,7 +223,9 @@ class SubsetAugmentLoader:
         self.plan = self.row_sampler.plan
         self.num_replicas = self.row_sampler.num_replicas
         assert loader.batch_size is not None
-        self.batch_size, self._drop_last = loader.batch_size, loader.drop_last
+        self.batch_size, self.drop_last = loader.batch_size, loader.drop_last
+        self.num_workers, self.pin_memory = loader.num_workers, loader.pin_memory
+        self.collate_fn, self.generator = loader.collate_fn, loader.generator
         self._batches = self.source.make_loader(self.row_sampler, drop_last=loader.drop_last)
         if len(self._batches) == 0:
             raise ValueError(
@@ -423,6 +429,11 @@ class SubsetAugmentLoader:
         return len(self._batches)
 
     @property
+    def num_rows(self) -> int:
+        """Rows that a whole epoch yields on this rank: what a sum of losses is divided by."""
+        return min(len(self.row_sampler), len(self) * self.batch_size)
+
+    @property
     def num_batches_left(self) -> int:
         """Batches that the running epoch still yields; between epochs, those of the next."""
         return self.count_batches((self._at if self.is_running else self._next)[1])
@@ -430,7 +441,7 @@ class SubsetAugmentLoader:
     def count_batches(self, position: int) -> int:
         """Return how many batches are left of an epoch from a position on."""
         full, rest = divmod(self.row_sampler.rows_left(position), self.batch_size)
-        return full + (rest > 0 and not self._drop_last)
+        return full + (rest > 0 and not self.drop_last)
 
     @property
     def selection(self) -> Selection | None:

@@ -103,6 +103,21 @@ def test_unweighted_batches_are_pairs_by_default():
     assert all(type(batch) is tuple and len(batch) == 2 for batch in make())
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_trainers_find_what_they_ask_a_dataloader_for(drop_last):
+    generator = torch.Generator()
+    plain = DataLoader(
+        DATA, 8, shuffle=True, drop_last=drop_last, generator=generator, pin_memory=False
+    )
+    loader = SubsetAugmentLoader(plain, make_model(), RandomOps.paper(), fraction=0.1)
+    asked = ("dataset", "batch_size", "drop_last", "num_workers", "pin_memory", "collate_fn")
+    for name in (*asked, "generator"):
+        assert getattr(loader, name) is getattr(plain, name)
+    assert loader.batch_sampler is None
+    assert loader.num_rows == sum(len(y) for _, y in loader)
+    assert loader.num_rows > len(DATA)
+
+
 def test_drop_last_and_sequential_order_are_taken_over():
     loader = make(fraction=0.1, copies=4, drop_last=True, shuffle=False)
     batches = list(loader)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def of_the_first_page():
     return names
 
 
+def fit_as_keras(batches, *, steps_per_epoch, epochs, shuffle):
+    """Take from a generator what Keras's ``Model.fit`` takes: a batch ahead of training."""
+    assert not shuffle
+    assert isinstance(batches, types.GeneratorType)
+    taken = [next(batches) for _ in range(steps_per_epoch * epochs + 1)]
+    assert all(isinstance(x, torch.Tensor) and len(x) == len(y) for x, y in taken)
+
+
 @pytest.mark.parametrize(
     ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
 )
@@ -53,6 +62,7 @@ def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where it leaves its files
     names = of_a_readers_own() if page == "README.md" else of_the_first_page()
     model = names["model"]
+    model.fit = fit_as_keras
     before = model[1].weight.clone()
     exec(compile(code.replace("num_workers=2", "num_workers=0"), page, "exec"), names)
     if "optimizer.step()" in code and names["model"] is model:

@@ -80,7 +80,7 @@ def test_what_the_loader_says_follows_it(prepared):
 
 
 def test_what_is_not_there_is_not_there_and_the_sampler_says_why(prepared):
-    for name in ("no_such_thing", "_sampler", "_drop_last", "__array__"):
+    for name in ("no_such_thing", "_sampler", "_batches", "__array__"):
         assert not hasattr(prepared, name)
     with pytest.raises(AttributeError, match=r"load_state\(\) skipped what was consumed"):
         skip_first_batches(prepared, 2)
