@@ -126,7 +126,7 @@ def find_targets(dataset: Any) -> Tensor | None:
     try:
         # By NumPy: torch warns that converting a list of arrays is slow.
         values = np.asarray(values) if isinstance(values, (list, tuple)) else values
-        targets = torch.as_tensor(values)
+        targets = torch.as_tensor(values).cpu()
     except (TypeError, ValueError, RuntimeError):
         return None
     return targets if targets.shape[:1] == (len(dataset),) else None
@@ -142,7 +142,7 @@ def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> 
     loader = source.make_loader()
     with progress_bar(progress, len(loader), "gathering labels", "batch") as bar:
         for batch, _ in loader:
-            gathered.append(class_labels(pipeline.spec.split(batch).labels))
+            gathered.append(class_labels(pipeline.spec.split(batch).labels).cpu())
             if bar is not None:
                 bar.update()
     return torch.cat(gathered)

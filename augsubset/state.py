@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
+
 from augsubset.selection import Certificate, Selection
 from augsubset.utils.checks import check_state
+from augsubset.utils.torch_utils import map_tensors
 
 __all__ = ["make_state", "pack_selection", "restore_state", "unpack_selection"]
 
@@ -56,6 +59,7 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
             f"state_dict must be of version {_VERSION}, got version {state['version']}: it was "
             "saved by another version of augsubset, and cannot be continued by this one."
         )
+    state = map_tensors(Tensor.cpu, state)  # from torch.load(map_location=) on an accelerator
     check_state("state_dict", state, (*_PARTS, *identity))
     check_state("state_dict", state, (), same=identity)
     if None not in (state["example_digest"], loader.info.digest):

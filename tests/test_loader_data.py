@@ -17,9 +17,13 @@ from augsubset import (
     LoaderOptions,
     RandomOps,
     RandomSelector,
+    Selection,
     SubsetAugmentLoader,
+    WeightedCoresetSampler,
     select_coreset,
 )
+from augsubset.utils.torch_utils import map_tensors
+from tests.stand_in import OnDevice, StandInDevice
 
 N = 40
 GENERATOR = torch.Generator().manual_seed(0)
@@ -441,3 +445,61 @@ def test_a_dataset_is_left_alone_whose_batches_are_written_to(layout, kind):
     for _ in SubsetAugmentLoader(DataLoader(dataset, 6), model, RandomOps.paper(), **options):
         pass
     assert torch.equal(x, before)
+
+
+# Tensors on an accelerator, on a stand-in for one.
+
+
+def yielded(loader):
+    return [batch for _ in range(2) for batch in loader]
+
+
+def assert_equal_batches(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert type(a) is torch.Tensor
+            assert torch.equal(a, b)
+
+
+ON_DEVICE = {
+    "images and labels": lambda: TensorDataset(OnDevice(X), OnDevice(Y)),
+    "images": lambda: TensorDataset(OnDevice(X), Y),
+    "labels": lambda: TensorDataset(X, OnDevice(Y)),
+    "items": lambda: Items(lambda i: (OnDevice(X[i]), OnDevice(Y[i]))),
+}
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_a_dataset_on_an_accelerator_yields_what_one_on_the_cpu_does(name):
+    with StandInDevice():
+        loader = make(ON_DEVICE[name](), every=1)
+        found = yielded(loader)
+    expected = make(TensorDataset(X, Y), every=1)
+    assert_equal_batches(found, yielded(expected))
+    assert loader.info.digest == expected.info.digest  # so a state goes from one to the other
+
+
+def test_a_state_that_was_read_onto_an_accelerator_is_taken_over():
+    options = {"every": 1, "weights": "cluster", "options": LoaderOptions(recycle=1)}
+    whole = make(TensorDataset(X, Y), **options)
+    running = iter(whole)
+    for _ in range(3):
+        next(running)
+    state = whole.state_dict()
+    resumed = make(TensorDataset(X, Y), **options)
+    with StandInDevice():
+        resumed.load_state_dict(map_tensors(OnDevice, state))
+        found = yielded(resumed)
+    assert_equal_batches(found, [*running, *whole])
+
+
+def test_a_selection_made_on_an_accelerator_is_kept_on_the_cpu():
+    with StandInDevice():
+        moved = Selection.equally_weighted(OnDevice(torch.tensor([3, 1])), N)
+        sampler = WeightedCoresetSampler(TensorDataset(X, Y), moved, weights="cluster")
+        keys = OnDevice(torch.tensor(list(sampler)))
+        weights = sampler.weights_for(keys)
+    kept = Selection.equally_weighted(torch.tensor([3, 1]), N)
+    assert moved.digest == kept.digest
+    assert weights.device == keys.device
+    assert sorted(set(weights.cpu().tolist())) == [1, N / 2]

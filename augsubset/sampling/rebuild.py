@@ -25,7 +25,7 @@ from augsubset.sampling.worker import (
     check_map_style,
     is_plain_tensors,
 )
-from augsubset.utils.torch_utils import read_options, rebuild_loader
+from augsubset.utils.torch_utils import map_tensors, read_options, rebuild_loader
 
 __all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_order", "shard_loader"]
 
@@ -254,7 +254,7 @@ class Source:
             num_workers=min(1, self.num_workers),
             persistent_workers=False,
         )
-        yield from (batch for batch, _ in loader)
+        yield from (map_tensors(Tensor.cpu, batch) for batch, _ in loader)
 
 
 def fresh_iterator(loader: DataLoader[Any]) -> Iterator[Any]:

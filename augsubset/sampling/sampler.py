@@ -352,7 +352,8 @@ class WeightedCoresetSampler(Sampler[int]):
         """
         if keys.dtype != torch.int64:
             raise TypeError(f"keys must be int64, got {keys.dtype}.")
-        return torch.from_numpy(self._compute_weights(keys.numpy()).astype(np.float32))
+        weights = self._compute_weights(keys.cpu().numpy()).astype(np.float32)
+        return torch.from_numpy(weights).to(keys.device)
 
     def _compute_weights(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         epochs, copies, indices = unpack(keys)

@@ -38,7 +38,8 @@ class Selection:
         epoch: When it was made.
 
     Shape:
-        indices, weights, gains ``(k,)``; clusters ``(n,)``. int64, float64, float64, int64.
+        indices, weights, gains ``(k,)``; clusters ``(n,)``. int64, float64, float64, int64; kept
+        on the CPU.
 
     Raises:
         ValueError: If lengths disagree, an index repeats or a weight is not positive.
@@ -62,6 +63,7 @@ class Selection:
                 raise TypeError(f"{name} must be a one-dimensional {dtype} tensor.")
             if name != "clusters" and len(value) != k:
                 raise ValueError(f"{name} must have {k} values, one per index, got {len(value)}.")
+            object.__setattr__(self, name, value.cpu())
         if not 0 < k <= len(self.clusters):
             raise ValueError(
                 f"indices must have between 1 and n={len(self.clusters)} entries, got {k}."
