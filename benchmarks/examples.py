@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--cifar", help="CIFAR-10, a root or an .npz, for the pair of that name")
     parser.add_argument("--limit", type=int, help="train the CIFAR-10 pair on so many images")
-    parser.add_argument("--out", type=Path, help="the record, as JSON")
+    parser.add_argument("--out", type=Path, help="the record, as JSON; other pairs in it are kept")
     parser.add_argument("--script", help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args(arguments)
     if given.script:
@@ -121,14 +121,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     known = sorted(path.stem.removesuffix("_plain") for path in EXAMPLES.glob("*_plain.py"))
     topics = given.topics or [topic for topic in known if topic != "cifar" or given.cifar]
-    record: dict[str, Any] = {"environment": environment(device="cpu"), "pairs": {}}
+    setting = environment(device="cpu")
+    pairs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as root:
         if "cifar" in topics:
             write_cifar_root(load_cifar10(given.cifar), Path(root), given.limit)
         for topic in topics:
             options = ["--epochs", str(EPOCHS[topic])] if topic in EPOCHS else []
             options += ["--root", root, "--workers", "0"] if topic == "cifar" else []
-            pair = record["pairs"][topic] = compare(topic, given.seeds, options)
+            pair = pairs[topic] = compare(topic, given.seeds, options) | {"environment": setting}
             if topic == "cifar":
                 pair["training images"] = given.limit or 50_000
             both = (f"{mean(pair[k]):.2f} ± {stdev(pair[k]):.2f}" for k in ("plain", "augsubset"))
@@ -136,8 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{topic:<12}{pair['figure']:<10}" + "  ".join(both), "" if pair["ok"] else "LOWER"
             )
     if given.out:
-        given.out.write_text(json.dumps(record, indent=1) + "\n")
-    return int(not all(pair["ok"] for pair in record["pairs"].values()))
+        kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+        given.out.write_text(json.dumps(kept | pairs, indent=1) + "\n")
+    return int(not all(pair["ok"] for pair in pairs.values()))
 
 
 if __name__ == "__main__":

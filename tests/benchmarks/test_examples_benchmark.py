@@ -1,6 +1,7 @@
 """The comparison of the scripts in docs/examples: a pair that loses more than a deviation fails."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,11 +39,18 @@ def test_a_pair_fails_that_ends_more_than_one_deviation_below(monkeypatch, ours,
 
 def test_the_record_holds_every_pair_that_needs_no_data(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(examples, "_run_apart", print_figures((89.0, 91.0), (80.0, 81.0)))
-    assert examples.main(["--seeds", "0", "1", "--out", str(tmp_path / "record.json")]) == 1
-    pairs = json.loads((tmp_path / "record.json").read_text())["pairs"]
+    record = tmp_path / "record.json"
+    assert examples.main(["--seeds", "0", "1", "--out", str(record)]) == 1
+    pairs = json.loads(record.read_text())
     assert {"ddp", "text", "timm"} <= set(pairs)
     assert "cifar" not in pairs
     assert capsys.readouterr().out.count("LOWER") == len(pairs)
+    monkeypatch.setattr(examples, "_run_apart", print_figures((80.0, 81.0), (80.0, 81.0)))
+    assert examples.main(["text", "--seeds", "0", "1", "--out", str(record)]) == 0
+    again = json.loads(record.read_text())
+    assert list(again) == list(pairs)
+    assert again["text"]["ok"]
+    assert again["ddp"] == pairs["ddp"]
 
 
 def test_a_part_of_cifar_10_is_written_as_torchvision_reads_it(monkeypatch, tmp_path):
@@ -55,3 +63,18 @@ def test_a_part_of_cifar_10_is_written_as_torchvision_reads_it(monkeypatch, tmp_
     assert torch.equal(read.x_train, x[:11])
     assert torch.equal(read.y_train, y[:11])
     assert torch.equal(read.x_test, x[:2])
+
+
+def test_every_pair_is_on_record_and_none_ends_a_deviation_below_its_twin():
+    pairs = json.loads((Path(examples.__file__).parent / "results" / "examples.json").read_text())
+    scripts = examples.EXAMPLES.glob("*_plain.py")
+    assert set(pairs) == {path.stem.removesuffix("_plain") for path in scripts}
+    for pair in pairs.values():
+        assert pair["ok"]
+        assert len(pair["plain"]) == len(pair["augsubset"]) == 3
+    assert pairs["cifar"]["training images"] == 5000
+    means = [sum(pairs["cifar"][kind]) / 3 for kind in ("plain", "augsubset")]
+    assert (
+        "from {:.1f}% to {:.1f}%".format(*means)
+        in (examples.EXAMPLES.parent / "adopt.md").read_text()
+    )
