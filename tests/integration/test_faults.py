@@ -1,7 +1,9 @@
 """What goes wrong in weeks of training ends in a clear error or in recovery, never in silence."""
 
+import io
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -277,9 +279,12 @@ def test_a_damaged_checkpoint_is_refused(checkpoint):
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "code", loader=make_model())
+    path, file = tmp_path / "code", io.BytesIO()
+    torch.save(make_model(), file)
+    checksum = zlib.crc32(file.getvalue()).to_bytes(4, "big")
+    path.write_bytes(b"augsubset checkpoint 1\n" + checksum + file.getvalue())
     with pytest.raises(ValueError, match="must hold only tensors, numbers and strings"):
-        load_checkpoint(tmp_path / "code")
+        load_checkpoint(path)
 
 
 def test_an_event_hook_that_fails_surfaces_and_leaves_the_loader_usable():
