@@ -16,6 +16,8 @@ def weighted_loss(
     losses: Tensor,
     weights: Tensor,
     reduction: Literal["mean", "weighted_mean", "sum"] = "mean",
+    *,
+    normalizer: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted loss of a batch, ``(w_1 l_1 + ... + w_B l_B) / Z``.
 
@@ -27,20 +29,35 @@ def weighted_loss(
             batch (the paper's eq. 12 up to a constant). ``"weighted_mean"``: Z is the sum of the
             batch's weights, which keeps the step size steady but biases small batches. ``"sum"``:
             Z = 1. A batch of padding alone, in which all weights are 0, gives 0.
+        normalizer: What each loss counts in Z, for losses whose own mean is not over all of them:
+            ``class_weights[y]``, or ``y != ignore_index``. With all weights 1, ``"mean"`` and
+            ``"weighted_mean"`` then equal the loss's own ``reduction="mean"``. ``None``: each row
+            counts 1.
 
     Returns:
         A scalar, differentiable with respect to ``losses``.
 
     Shape:
-        losses ``(B,)`` or ``(B, ...)``; weights ``(B,)``.
+        losses ``(B,)`` or ``(B, ...)``; weights ``(B,)``; normalizer like losses.
 
     Raises:
         TypeError: If ``losses`` is a scalar, reduced already.
-        ValueError: If the shapes disagree or the batch is empty.
+        ValueError: If the shapes disagree, the batch is empty, or a sum is given a normalizer.
 
     Example:
         >>> weighted_loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.0]))
         tensor(1.)
+
+        Class weights: torch divides by their sum over the batch, not by the number of rows.
+
+        >>> from torch.nn.functional import cross_entropy
+        >>> logits, y = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> class_weights = torch.tensor([1.0, 9.0])
+        >>> cross_entropy(logits, y, class_weights)
+        tensor(0.2946)
+        >>> losses = cross_entropy(logits, y, class_weights, reduction="none")
+        >>> weighted_loss(losses, torch.ones(2), normalizer=class_weights[y])
+        tensor(0.2946)
     """
     check_choice("reduction", reduction, ("mean", "weighted_mean", "sum"))
     if losses.ndim == 0:
@@ -55,10 +72,22 @@ def weighted_loss(
     if losses.shape[0] == 0:
         raise ValueError("losses must hold at least one row, got an empty batch.")
     per_row = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    counts = torch.ones(len(losses), device=losses.device)
+    if normalizer is not None:
+        if reduction == "sum":
+            raise ValueError("normalizer must be None where reduction='sum', which divides by 1.")
+        if normalizer.shape != losses.shape:
+            raise ValueError(
+                f"normalizer must be of shape {tuple(losses.shape)}, one value per loss, got shape "
+                f"{tuple(normalizer.shape)}."
+            )
+        per_row = losses.unsqueeze(-1).flatten(1).sum(1)
+        exact = torch.promote_types(normalizer.dtype, torch.float32)
+        counts = normalizer.unsqueeze(-1).flatten(1).sum(1, dtype=exact)
     total = (per_row * weights).sum()
-    if reduction == "mean":
-        return total / per_row.shape[0]
+    if reduction == "sum":
+        return total
     if reduction == "weighted_mean":
-        # The clamp keeps an all-padding batch at zero instead of 0/0, without a device sync.
-        return total / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
-    return total
+        counts = counts * weights
+    # The clamp keeps an all-padding batch at zero instead of 0/0, without a device sync.
+    return total / counts.sum().clamp_min(torch.finfo(torch.float32).tiny)
