@@ -256,8 +256,12 @@ class PickIndex:
 def _distance_outside(below: FloatArray, above: FloatArray) -> Float64Array:
     """Return Euclidean distances to a box from the excess on either side; negative is inside."""
     outside = np.maximum(np.maximum(below, above), 0).astype(np.float64)
-    lengths: Float64Array = np.sqrt(np.square(outside).sum(1))
-    return lengths
+    exponent = np.frexp(outside.max(initial=0))[
+        1
+    ]  # of squares only those too small to count vanish
+    lengths = np.sqrt(np.square(np.ldexp(outside, -exponent)).sum(1))
+    scaled: Float64Array = np.ldexp(lengths, exponent)
+    return scaled
 
 
 def _concatenate_features(rows: Sequence[Factors]) -> FloatArray:
@@ -269,6 +273,7 @@ def _find_principal_direction(columns: FloatArray) -> Float64Array:
     if not columns.size:
         return np.zeros(columns.shape[1])
     centred = columns - columns.mean(0, dtype=np.float64)
+    centred = np.ldexp(centred, -np.frexp(np.abs(centred).max())[1])  # squares do not overflow
     direction = np.zeros(columns.shape[1])
     direction[np.square(centred).sum(0).argmax()] = 1.0
     for _ in range(_ITERATIONS):

@@ -1,5 +1,7 @@
 """Certificate: its figures against the materialised rows, and the error ratio."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,42 @@ def test_figures_match_the_materialised_rows(dtype, with_inputs, with_earlier):
     weights = selection.weights
     expected = float(weights.sum() ** 2 / weights.square().sum())
     assert certificate.effective_sample_size == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_the_error_bounds_the_gradient_error_where_norms_span_decades(seed, with_inputs):
+    """Regression: the sums of all products and of the selected ones differed by rounding alone."""
+    rng = np.random.default_rng(seed)
+
+    def rows(width):
+        return torch.from_numpy(rng.normal(size=(20, width)) * 10.0 ** rng.integers(-8, 9, (20, 1)))
+
+    inputs = rows(4).abs() if with_inputs else None
+    zeros = torch.zeros(20, dtype=torch.int64)
+    given = LastLayerGradients(rows(3), inputs, zeros, torch.arange(20), torch.zeros(20))
+    selection = select_coreset(given, budget=17)
+    products = reference.materialised(given)
+    gap = (products - products[selection.clusters]).sum(0).norm()
+    assert selection.certificate.gradient_error == pytest.approx(float(gap), rel=1e-9)
+    assert selection.certificate.gradient_error <= selection.certificate.error
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+@pytest.mark.parametrize("exponent", [-400, -250, 250, 490])
+def test_figures_scale_with_the_rows(exponent, with_inputs):
+    """Regression: squares of numbers above 1e154 overflow, and of some below 1e-154 vanish."""
+    given = gradients(torch.float64, with_inputs=with_inputs, with_earlier=False)
+    scale = 2.0 ** (exponent if with_inputs else 2 * exponent)
+    scaled = replace(
+        given,
+        residual=given.residual * scale,
+        inputs=given.inputs * scale if with_inputs else None,
+    )
+    found, expected = (select_coreset(one, budget=12).certificate for one in (scaled, given))
+    for name in ("error", "error_lower_bound", "gradient_error", "gradient_norm"):
+        unscaled = getattr(found, name) / 2.0 ** (2 * exponent)
+        assert unscaled == pytest.approx(getattr(expected, name), rel=1e-6)
 
 
 def test_gradient_errors_of_classes_may_cancel_but_their_errors_add_up():

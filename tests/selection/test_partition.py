@@ -122,8 +122,13 @@ def test_sampling_in_parts_does_not_depend_on_the_order_of_rows():
         assert expected.certificate.error == pytest.approx(error, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("exponent", [-120, -60, 60, 120])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [
+        *((torch.float32, exponent) for exponent in (-120, -60, 60, 120)),
+        *((torch.float64, exponent) for exponent in (-900, -530, -120, 120, 512, 530, 900)),
+    ],
+)
 def test_parts_do_not_depend_on_the_scale(dtype, exponent):
     points = torch.from_numpy(CLOUD[:400]).to(dtype)
     options = {"budget": 20, "method": "partitioned", "part_size": 60}
