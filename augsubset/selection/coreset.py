@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ from augsubset.utils.checks import check_int
 __all__ = ["assemble_selection", "assign_quotas", "group_by_class", "select_coreset"]
 
 Int64Array = npt.NDArray[np.int64]
+
+_SMALL_INTEGERS = {torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32}
 
 
 def select_coreset(
@@ -51,8 +55,9 @@ def select_coreset(
     (paper, algorithm 1, lines 4 and 5). A class depends on its own data and budget alone.
 
     Args:
-        gradients: From :meth:`GradientProbe.scan`, or an ``(n, d)`` tensor or array.
-        labels: Class of each row of a tensor or array; ``None``: a single class.
+        gradients: From :meth:`GradientProbe.scan`, or an ``(n, d)`` tensor or array, or what numpy
+            makes one of, such as a DataFrame. Not sparse.
+        labels: Class of each row of a tensor or array, an integer; ``None``: a single class.
         fraction: Fraction of the examples to select, in (0, 1]; at least one per class.
         budget: Number of examples to select in total, or of each class by label.
         tolerance: Maximum total error (paper, eq. 10 and 11), shared among classes in proportion to
@@ -60,8 +65,10 @@ def select_coreset(
             fraction, budget and tolerance must be given.
         similarity: ``"shifted"``: C - d, with C the largest distance in the class.
             ``"shifted_sq"``: C^2 - d^2. ``"exp"``: exp(-d / p) with p features, as in the paper's
-            released code. Or an elementwise function of a tensor of distances, with values between
-            0 and its value at 0. Errors are reported as distances in all cases.
+            released code; next to 0 at every distance above about 10 p, so that clusters may not be
+            the nearest picks there: scale such rows down. Or an elementwise function of a tensor of
+            distances, with values between 0 and its value at 0. Errors are reported as distances in
+            all cases.
         method: ``"lazy"``: exact greedy. ``"naive"``: the same selection, slower. ``"stochastic"``:
             evaluates n / k ln(1 / epsilon) random candidates per pick, stores no matrix.
             ``"partitioned"``: exact within parts of similar examples, merged by gain. ``"auto"``:
@@ -206,15 +213,33 @@ def _as_gradients(
                 "labels must be None with LastLayerGradients, which contain labels, got labels."
             )
         return gradients
+    dense = "Pass (n, d) floats; of a sparse matrix its to_dense() or toarray()."
+    residual = _as_tensor("gradients", gradients, dense)
+    if residual.ndim != 2 or not residual.is_floating_point():
+        raise ValueError(
+            "gradients must be a floating (n, d) tensor or array, got "
+            f"(shape {tuple(residual.shape)}, dtype {residual.dtype})."
+        )
     if labels is not None:
-        labels = _as_tensor(labels)
-        if labels.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+        encode = "np.unique(labels, return_inverse=True)[1] makes integers of names."
+        labels = _as_tensor("labels", labels, encode)
+        if labels.dtype in _SMALL_INTEGERS:
             labels = labels.long()
-    return LastLayerGradients.from_residual(_as_tensor(gradients), labels)
+    return LastLayerGradients.from_residual(residual, labels)
 
 
-def _as_tensor(values: Tensor | npt.ArrayLike) -> Tensor:
+def _as_tensor(name: str, values: Any, hint: str) -> Tensor:
     """Return a tensor that shares memory if possible; nothing here writes to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.as_tensor(values)
+    tensor = values if isinstance(values, Tensor) else None
+    if tensor is None and not isinstance(values, np.ma.MaskedArray):  # its mask would be lost
+        with warnings.catch_warnings(), suppress(TypeError, ValueError, RuntimeError):
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            # A DataFrame is no sequence of rows. Lists are left to torch's default dtype.
+            tensor = torch.as_tensor(np.asarray(values) if hasattr(values, "__array__") else values)
+    if tensor is None or tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        dtype = f" of dtype {values.dtype}" if hasattr(values, "dtype") else ""
+        raise TypeError(
+            f"{name} must be a dense tensor or array of numbers, got {type(values).__name__}"
+            f"{dtype}. {hint}"
+        )
+    return tensor

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from augsubset import LastLayerGradients, select_coreset
@@ -19,11 +20,87 @@ def test_arrays_and_tensors_give_the_same_selection():
     assert from_array.digest == from_tensor.digest
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64])
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64]
+)
 def test_any_integer_dtype_of_labels_gives_the_same_selection(dtype):
     labels = np.array([0, 0, 1, 1])
     expected = select_coreset(POINTS, labels, budget=2)
     assert select_coreset(POINTS, labels.astype(dtype), budget=2).digest == expected.digest
+
+
+class Frame:
+    """What a DataFrame is: not a sequence of its rows, but numpy makes an array of it."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, name):
+        raise KeyError(name)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_data_frames_give_the_selection_of_their_values():
+    labels = np.array([0, 0, 1, 1])
+    expected = select_coreset(POINTS, labels, budget=2)
+    assert select_coreset(Frame(POINTS), Frame(labels), budget=2).digest == expected.digest
+
+
+NAMES = ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("gradients", "labels", "reason"),
+    [
+        (
+            scipy.sparse.csr_array(POINTS.numpy()),
+            None,
+            "gradients must be .* got csr_array of dtype",
+        ),
+        (scipy.sparse.coo_matrix(POINTS.numpy()), None, "gradients must be .* got coo_matrix"),
+        (POINTS.to_sparse(), None, r"gradients must be a dense .* its to_dense\(\) or toarray\(\)"),
+        (POINTS.to("meta"), None, "gradients must be"),
+        (np.ma.masked_array(POINTS.numpy(), POINTS.numpy() > 1), None, "got MaskedArray"),
+        (
+            Frame([["a"]] * 4),
+            None,
+            "gradients must be a dense tensor or array of numbers, got Frame",
+        ),
+        ({1: POINTS}, None, "gradients must be a dense tensor or array of numbers, got dict"),
+        ([[1.0, 2.0], [3.0]], None, "gradients must be"),
+        (None, None, "gradients must be .* got NoneType"),
+        (POINTS, NAMES, r"labels must be .* got list. np.unique\(labels, return_inverse=True\)"),
+        (POINTS, np.array(NAMES), "labels must be .* got ndarray of dtype <U3"),
+        (POINTS, np.array(NAMES, object), "labels must be .* got ndarray of dtype object"),
+        (POINTS, Frame(NAMES), "labels must be"),
+        (POINTS, [0, 1, None, 0], "labels must be"),
+        (POINTS, torch.ones(4).to_sparse(), "labels must be"),
+        (POINTS, np.zeros(4), "labels must be int64, got dtype torch.float64"),
+    ],
+)
+def test_what_is_no_dense_array_of_numbers_is_a_type_error(gradients, labels, reason):
+    with pytest.raises(TypeError, match=reason):
+        select_coreset(gradients, labels, budget=2)
+
+
+@pytest.mark.parametrize("gradients", [torch.arange(4), torch.zeros(4), torch.arange(4)[:, None]])
+def test_what_is_no_matrix_of_floats_is_refused_by_its_name(gradients):
+    with pytest.raises(ValueError, match=r"gradients must be a floating \(n, d\) tensor"):
+        select_coreset(gradients, budget=2)
+
+
+@pytest.mark.parametrize(("widest", "holds"), [(1.0, True), (10.0, True), (1000.0, False)])
+def test_exp_finds_nearest_picks_unless_distances_saturate(widest, holds):
+    """The docstring's limit: 10 times the number of features, which is 1 here."""
+    points = torch.rand(30, 1, generator=torch.Generator().manual_seed(0)) * widest
+    found = select_coreset(points, budget=4, similarity="exp")
+    nearest = found.indices[(points - points[found.indices].T).abs().argmin(1)]
+    assert torch.equal(found.clusters, nearest) == holds
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
