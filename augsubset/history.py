@@ -33,21 +33,30 @@ class SelectionCounts:
     """Counts how often each example was selected.
 
     Args:
-        labels: Class of each example; all zeros if there are no classes. ``(n,)`` int64
+        labels: Class of each example, negative for unlabelled ones; all zeros if there are no
+            classes. ``(n,)`` int64
 
     Attributes:
         times: How often each was selected. ``(n,)`` int32
         mass: The sum of its weights. ``(n,)`` float64
-        class_sizes: Examples of each class.
+        classes: Those that occur, ascending.
+        class_sizes: Examples of each of these.
     """
 
     def __init__(self, labels: Tensor) -> None:
         n = len(labels)
-        self._labels = labels
-        self.class_sizes: list[int] = torch.bincount(labels).tolist()
+        self.set_labels(labels)
         self.times = torch.zeros(n, dtype=torch.int32)
         self.mass = torch.zeros(n, dtype=torch.float64)
         self._previous = torch.zeros(n, dtype=torch.bool)
+
+    def set_labels(self, labels: Tensor) -> None:
+        """Count classes by these labels from now on."""
+        self._labels = labels
+        # Not by bincount: ids may be anything, and a history holds one list a selection.
+        self._classes, sizes = torch.unique(labels[labels >= 0], return_counts=True)
+        self.classes: list[int] = self._classes.tolist()
+        self.class_sizes: list[int] = sizes.tolist()
 
     def add(self, selection: Selection) -> dict[str, Any]:
         """Count a selection, and return how it compares with earlier ones.
@@ -55,7 +64,7 @@ class SelectionCounts:
         Returns:
             ``overlap``: share of it that was in the previous one, ``None`` for the first;
             ``covered``: share of all examples selected at least once; ``class_counts``: selected
-            examples of each class.
+            examples of each of :attr:`classes`.
         """
         indices = selection.indices
         is_first = not bool(self._previous.any())
@@ -64,7 +73,9 @@ class SelectionCounts:
         self.mass[indices] += selection.weights
         self._previous = torch.zeros_like(self._previous)
         self._previous[indices] = True
-        counts = torch.bincount(self._labels[indices], minlength=len(self.class_sizes))
+        labels = self._labels[indices]
+        place = torch.searchsorted(self._classes, labels[labels >= 0])
+        counts = torch.bincount(place, minlength=len(self.classes))
         return {
             "overlap": overlap,
             "covered": float((self.times > 0).double().mean()),
@@ -77,6 +88,7 @@ class SelectionCounts:
             "times": self.times,
             "mass": self.mass,
             "previous": self._previous,
+            "classes": self.classes,
             "class_sizes": self.class_sizes,
         }
 

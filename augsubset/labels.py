@@ -16,7 +16,8 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from augsubset.batch import BatchParts, class_labels, is_classes, take_rows
 from augsubset.pipeline import BatchPipeline
 from augsubset.probe import GradientProbe
-from augsubset.sampling import Source
+from augsubset.sampling import Source, unpack
+from augsubset.utils.checks import AugsubsetError
 from augsubset.utils.progress import progress_bar
 from augsubset.utils.torch_utils import map_tensors
 
@@ -25,22 +26,31 @@ __all__ = ["DatasetInfo", "find_labels", "find_targets", "inspect_dataset"]
 _log = logging.getLogger(__name__)
 
 _NUM_DIGESTED = 8  # examples that identify a checkpoint's dataset
+_NO_LABELS = (
+    "labels must name the class of at least one example, got negative ones alone, which mark "
+    "unlabelled examples: nothing could be selected."
+)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DatasetInfo:
     """What the loader knows of a dataset.
 
     Args:
+        dataset: The user's.
         num_examples: n.
-        classes: Class of each example, ``(n,)`` int64; ``None`` if labels are not class indices.
+        classes: Class of each example, ``(n,)`` int64, negative for unlabelled ones; ``None`` if
+            labels are not class indices.
+        are_shown: Whether the dataset shows these classes as attributes.
         targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
         digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
             results.
     """
 
+    dataset: Any
     num_examples: int
     classes: Tensor | None
+    are_shown: bool
     targets_digest: str | None
     digest: str | None
 
@@ -52,9 +62,34 @@ class DatasetInfo:
         return self.classes
 
     @property
+    def candidates(self) -> Tensor:
+        """Examples that may be selected: those with a label; dataset indices, ascending."""
+        return torch.nonzero(self.groups >= 0).squeeze(1)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, or 1 group."""
-        return len(torch.unique(self.groups))
+        return len(torch.unique(self.groups[self.candidates]))
+
+    def refresh(self) -> None:
+        """Take over labels that the dataset shows and that have changed since they were read.
+
+        Digests stay: they identify the dataset that the run began with.
+        """
+        now = find_labels(self.dataset) if self.are_shown else None
+        if now is None or now.shape != self.groups.shape or torch.equal(now, self.groups):
+            return
+        before, self.classes = self.num_classes, now
+        _log.info("labels of the dataset have changed since they were read last")
+        if not len(self.candidates):
+            raise AugsubsetError(_NO_LABELS)
+        if self.num_classes != before:
+            _log.warning(
+                "the dataset now has %d classes, not %d; the number of examples to select stays "
+                "as it was at construction",
+                self.num_classes,
+                before,
+            )
 
 
 def inspect_dataset(
@@ -68,7 +103,8 @@ def inspect_dataset(
         probe: Tried on two of them; ``None`` if the selector needs no gradients.
         progress: Show a bar if all examples have to be fetched for their classes.
     """
-    batch, *spread = source.fetch_samples(_NUM_DIGESTED)
+    samples = [(batch, unpack(keys)[2]) for batch, keys in source.fetch_samples(_NUM_DIGESTED)]
+    batch, *spread = (batch for batch, _ in samples)
     pipeline.spec.check_names(batch)
     x, y = pipeline.prepare_originals(batch)
     if probe is not None:
@@ -83,11 +119,22 @@ def inspect_dataset(
             "fetching an example twice gives different results: a checkpoint cannot recognise "
             "this dataset by its examples, only by its length and labels"
         )
-    classes = _gather_classes(source, pipeline, progress) if is_classes(y) else None
+    classes = shown = None
+    if is_classes(y):
+        shown = find_labels(source.dataset)
+        fetched = ((pipeline.spec.split(batch).labels, rows) for batch, rows in samples)
+        if shown is not None and any(not torch.equal(y, shown[rows]) for y, rows in fetched):
+            _log.info("items carry other labels than .targets or .labels show")
+            shown = None
+        classes = _gather_classes(source, pipeline, progress) if shown is None else shown
+        if not bool((classes >= 0).any()):
+            raise ValueError(_NO_LABELS)
     targets = find_targets(source.dataset) if classes is None else classes
     return DatasetInfo(
+        source.dataset,
         len(source),
         classes,
+        shown is not None,
         None if targets is None else _digest_tensor(targets),
         digest if digest == again else None,
     )
@@ -122,7 +169,8 @@ def find_targets(dataset: Any) -> Tensor | None:
     if isinstance(dataset, TensorDataset):
         values: Any = dataset.tensors[-1] if len(dataset.tensors) > 1 else None
     else:
-        values = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        values = _get_attribute(dataset, "targets")
+        values = _get_attribute(dataset, "labels") if values is None else values
     try:
         # By NumPy: torch warns that converting a list of arrays is slow.
         values = np.asarray(values) if isinstance(values, (list, tuple)) else values
@@ -132,12 +180,17 @@ def find_targets(dataset: Any) -> Tensor | None:
     return targets if targets.shape[:1] == (len(dataset),) else None
 
 
+def _get_attribute(dataset: Any, name: str) -> Any:
+    """Return an attribute, ``None`` if there is none or it raises."""
+    try:
+        return getattr(dataset, name, None)
+    except Exception:  # noqa: BLE001 - a property may raise anything
+        return None
+
+
 def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> Tensor:
-    """Return the class of every example, from the dataset's attributes or by fetching all once."""
-    known = find_labels(source.dataset)
-    if known is not None:
-        return known
-    _log.info("the dataset has no .targets or .labels: fetching every example for its class")
+    """Return the class of every example by fetching all of them once."""
+    _log.info("the dataset does not show its labels: fetching every example for its class")
     gathered = []
     loader = source.make_loader()
     with progress_bar(progress, len(loader), "gathering labels", "batch") as bar:

@@ -64,7 +64,8 @@ class SubsetAugmentLoader:
 
         augment: *What to augment.* The strong policy ``(x, rows) -> x``; it sees copies only.
         fraction: Share of the examples to augment, in (0, 1]; at least one per class. 1.0 takes
-            everything: nothing is probed, and ``selector`` is not used.
+            everything: nothing is probed, and ``selector`` is not used. Negative labels mark
+            unlabelled examples: these are originals only, and not counted here.
         copies: Augmented copies of each selected example, r.
         originals: Which originals an epoch holds: ``"all"``, ``"unselected"`` (copies replace the
             selected ones), ``"selected"`` or ``"none"``.
@@ -121,7 +122,7 @@ class SubsetAugmentLoader:
         :func:`~augsubset.select_coreset`); a batch its copies' augmentation and about 0.1 ms of
         bookkeeping; an epoch one wait for the device, to check the model's weights. Construction
         fetches two examples, and eight twice, by which a checkpoint recognises the dataset; all of
-        them if it has no ``targets``, ``labels`` or tensors that hold the classes.
+        them if no ``targets``, ``labels`` or tensors hold the classes that these items have.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -205,7 +206,8 @@ class SubsetAugmentLoader:
         tried = probe if needs_probe else None
         self.info = inspect_dataset(self.source, self.pipeline, tried, progress)
 
-        budget = budget_from_fraction(fraction, n, self.info.num_classes)
+        candidates = len(self.info.candidates)
+        budget = budget_from_fraction(fraction, candidates, self.info.num_classes)
         self.row_sampler = WeightedCoresetSampler(
             self.source.dataset,
             budget=budget,
@@ -253,7 +255,7 @@ class SubsetAugmentLoader:
             every=every,
             start_epoch=options.start_epoch,
             budget=budget,
-            num_examples=n,
+            info=self.info,
             seed=self.seed,
             background=options.background,
             ranks=ranks,
@@ -343,6 +345,7 @@ class SubsetAugmentLoader:
 
     def _adopt(self, new: NewSelection) -> None:
         """Use a selection from the next epoch that starts, and record it."""
+        self.counts.set_labels(self.info.groups)
         self.row_sampler.set_selection(new.selection)
         self.history.append({**new.entry, **self.counts.add(new.selection)})
         new.confirm()
@@ -350,12 +353,7 @@ class SubsetAugmentLoader:
 
     def _check_unchanged(self) -> None:
         """Raise if the dataset's length or the number of ranks changed since construction."""
-        n = len(self.source.dataset)
-        if n != len(self.source):
-            raise AugsubsetError(
-                f"the dataset must keep its length {len(self.source)}, got {n}: indices would no "
-                "longer mean the same examples. Construct a new loader."
-            )
+        self.source.refresh(self._batches)
         if world_size() != self.world_size:
             raise AugsubsetError(
                 f"the number of ranks must stay {self.world_size}, got {world_size()}. Construct "

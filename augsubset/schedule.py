@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from augsubset.distributed import Ranks
 from augsubset.history import Event
+from augsubset.labels import DatasetInfo
 from augsubset.probe import assign_to_rank
 from augsubset.prober import Prober
 from augsubset.selection import (
@@ -57,7 +59,7 @@ class SelectionSchedule:
         every: Epochs between selections, R.
         start_epoch: First epoch of the schedule.
         budget: Examples to select.
-        num_examples: Examples in the dataset.
+        info: The dataset's labels; examples without one are not selected.
         seed: Distinguishes runs.
         background: Solve in a thread; the selection is used from the next epoch on.
         ranks: Other processes that take part; ``None``: there are none.
@@ -72,7 +74,7 @@ class SelectionSchedule:
         every: int,
         start_epoch: int,
         budget: int,
-        num_examples: int,
+        info: DatasetInfo,
         seed: int,
         background: bool,
         ranks: Ranks | None = None,
@@ -83,7 +85,7 @@ class SelectionSchedule:
         self.background = background
         self._prober = prober
         self._start_epoch = check_int("start_epoch", start_epoch, 0)
-        self._budget, self._num_examples, self._seed = budget, num_examples, seed
+        self._budget, self._info, self._seed = budget, info, seed
         self._ranks, self._timeout = ranks, timeout
         self._has_selected = False
         self._selected_period: int | None = None
@@ -154,6 +156,7 @@ class SelectionSchedule:
                 error.add_note(f"Raised while {_name(selector)} selected, epoch {epoch}.")
                 raise
             entry["solve_seconds"] = time.perf_counter() - begin
+            selection = self._include_unlabelled(selection)
             _describe(selection, entry)
             return selection
 
@@ -173,17 +176,21 @@ class SelectionSchedule:
         self, selector: Selector | None, epoch: int, entry: Event
     ) -> Callable[[], Selection]:
         """Measure gradients where the selector needs them, and return what is left to do."""
-        ranks, n = self._ranks, self._num_examples
-        arguments: dict[str, Any] = {"budget": self._budget, "seed": self._seed, "epoch": epoch}
+        ranks = self._ranks
+        self._info.refresh()
+        candidates = self._info.candidates
+        n = len(candidates)
+        budget = min(self._budget, n)
+        arguments: dict[str, Any] = {"budget": budget, "seed": self._seed, "epoch": epoch}
         if selector is None:
-            everything = torch.arange(n)
-            return lambda: Selection.equally_weighted(everything, n, epoch=epoch)
+            return lambda: Selection.equally_weighted(candidates, n, epoch=epoch)
         if not selector.needs_gradients:
-            gradients = LastLayerGradients.unprobed(n)
+            gradients = replace(LastLayerGradients.unprobed(n), indices=candidates)
         elif ranks is None:
-            gradients, entry["num_recycled"] = self._prober.measure()
+            every = n == self._info.num_examples
+            gradients, entry["num_recycled"] = self._prober.measure(None if every else candidates)
         else:
-            indices = self._choose_shard(ranks)
+            indices = self._choose_shard(ranks, candidates)
             with ranks.phase("probing its shard"):
                 shard, entry["num_recycled"] = self._prober.measure(indices)
             together = getattr(selector, "select_on_ranks", None)
@@ -196,12 +203,22 @@ class SelectionSchedule:
             return lambda: selector.select(gradients, **arguments)
         return lambda: _select_on_each(ranks, lambda: selector.select(gradients, **arguments))
 
-    def _choose_shard(self, ranks: Ranks) -> Tensor:
-        """Return the examples that this rank measures."""
+    def _include_unlabelled(self, selection: Selection) -> Selection:
+        """Return a selection among the candidates as one of the dataset."""
+        candidates, n = self._info.candidates, self._info.num_examples
+        if len(candidates) == n or len(getattr(selection, "clusters", ())) != len(candidates):
+            return selection
+        clusters = torch.full((n,), -1)
+        clusters[candidates] = selection.clusters
+        return replace(selection, clusters=clusters)
+
+    def _choose_shard(self, ranks: Ranks, candidates: Tensor) -> Tensor:
+        """Return the candidates that this rank measures."""
         ages = self._prober.recorded_ages()
         if ages is None:
-            return torch.arange(ranks.rank, self._num_examples, ranks.world_size)
-        return assign_to_rank(ranks.gather(ages), ranks.rank)
+            return candidates[ranks.rank :: ranks.world_size]
+        mine = assign_to_rank(ranks.gather(ages), ranks.rank)
+        return mine[torch.isin(mine, candidates)]
 
     def _wait_for(self, pending: _Pending) -> Selection:
         """Return a thread's selection; after an error the next epoch selects anew."""
@@ -235,7 +252,7 @@ class SelectionSchedule:
         if state["pending"] is not None:
             check_state("state_dict", state["pending"], ("epoch", "selection", "entry"))
             done: Future[Selection] = Future()
-            selection = unpack_selection(state["pending"]["selection"], self._num_examples)
+            selection = unpack_selection(state["pending"]["selection"], self._info.num_examples)
             assert selection is not None
             done.set_result(selection)
             pending = _Pending(state["pending"]["epoch"], done, dict(state["pending"]["entry"]))

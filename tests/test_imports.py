@@ -29,7 +29,7 @@ ALLOWED = {
     "options": {"batch", "probe", "sampling", "selection"},
     "prober": {"pipeline", "probe", "sampling", "selection"},
     "state": {"selection"},
-    "schedule": {"distributed", "history", "probe", "prober", "selection", "state"},
+    "schedule": {"distributed", "history", "labels", "probe", "prober", "selection", "state"},
     "loader": {
         *("batch", "distributed", "history", "labels", "normalization", "options", "pipeline"),
         *("probe", "prober", "sampling", "schedule", "selection", "state"),

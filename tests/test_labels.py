@@ -1,11 +1,25 @@
-"""Labels of a dataset, found without fetching an item."""
+"""Labels of a dataset: found without fetching an item, compared with items, of strange kinds."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from augsubset import (
+    BatchSpec,
+    GradientProbe,
+    MaxLossSelector,
+    RandomOps,
+    RandomSelector,
+    SubsetAugmentLoader,
+    doctor,
+)
 from augsubset.labels import find_labels, find_targets
+from augsubset.reporting.summary import summarize
 
 X, Y = torch.rand(3, 2), torch.tensor([2, 0, 1])
 
@@ -80,3 +94,193 @@ def test_datasets_that_do_not_offer_labels_give_none(dataset):
 def test_targets_of_any_kind_are_found_without_fetching(dataset, expected):
     found = find_targets(dataset)
     assert (None if found is None else found.tolist()) == expected
+
+
+N = 24
+IMAGES = torch.randint(
+    0, 256, (N, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+CLASSES = torch.arange(N) % 3
+
+
+class Items:
+    """Images with the labels given one by one; shows what else it is given."""
+
+    def __init__(self, items, **shown):
+        self.items = items
+        vars(self).update(shown)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return IMAGES[index % N], self.items[index]
+
+
+class Raising(Items):
+    @property
+    def labels(self):
+        raise RuntimeError("not loaded")
+
+
+class RaisingTargets(Items):
+    @property
+    def targets(self):
+        raise KeyError("targets")
+
+
+def make_model(outputs=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, outputs))
+
+
+def make(data, model=None, **options):
+    return SubsetAugmentLoader(
+        DataLoader(data, batch_size=8, shuffle=True),
+        make_model() if model is None else model,
+        RandomOps.paper(),
+        **{"fraction": 0.25, "copies": 2, **options},
+    )
+
+
+def mark(*unlabelled, by=-1, classes=CLASSES):
+    """Return class ids with some examples unlabelled."""
+    labels = classes.clone()
+    labels[list(unlabelled)] = by
+    return labels
+
+
+def multi_label(logits, y):
+    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="none").sum(1)
+
+
+def ignore(index, logits, y):
+    return F.cross_entropy(logits, y, ignore_index=index, reduction="none")
+
+
+def square(logits, y):
+    return (logits.mean(1) - y.float()).square()
+
+
+HUGE = 10**6
+STRANGE = {  # dataset; loss of its probe, if it is not the default; number of classes; candidates
+    "plain": (TensorDataset(IMAGES, CLASSES), None, 3, N),
+    "-1": (TensorDataset(IMAGES, mark(0, 1, 9)), None, 3, N - 3),
+    "-100": (TensorDataset(IMAGES, mark(0, 1, 9, by=-100)), None, 3, N - 3),
+    "-1, read from items": (Items(mark(0, 5).tolist()), None, 3, N - 2),
+    "-1, a loss of its own": (
+        TensorDataset(IMAGES, mark(0, 1, 9)),
+        partial(ignore, -1),
+        3,
+        N - 3,
+    ),
+    "-1, few labelled": (TensorDataset(IMAGES, mark(*range(20))), None, 3, 4),
+    "huge ids": (TensorDataset(IMAGES, CLASSES * HUGE), square, 3, N),
+    "gaps between ids": (TensorDataset(IMAGES, CLASSES // 2 * 2), None, 2, N),
+    "uint8": (TensorDataset(IMAGES, CLASSES.to(torch.uint8)), None, 3, N),
+    "int16 array": (Items(CLASSES.tolist(), targets=CLASSES.short().numpy()), None, 3, N),
+    "0-d tensors": (Items(list(CLASSES)), None, 3, N),
+    "a list of 0-d tensors": (Items(list(CLASSES), targets=list(CLASSES)), None, 3, N),
+    "numpy scalars": (Items(list(CLASSES.numpy().astype(np.int32))), None, 3, N),
+    "0-d arrays": (Items([np.array(y) for y in CLASSES.tolist()]), None, 3, N),
+    "names beside": (Items(CLASSES.tolist(), targets=["cat"] * N), None, 3, N),
+    "a raising property": (Raising(CLASSES.tolist(), targets=CLASSES.tolist()), None, 3, N),
+    "a property that raises alone": (Raising(CLASSES.tolist()), None, 3, N),
+    "labels beside raising targets": (RaisingTargets(CLASSES.tolist(), labels=CLASSES), None, 3, N),
+    "targets of None": (Items(CLASSES.tolist(), targets=None, labels=CLASSES), None, 3, N),
+    "other targets": (Items(CLASSES.tolist(), targets=(CLASSES + 5).tolist()), None, 3, N),
+    "targets of a superset": (Items(CLASSES.tolist(), targets=torch.arange(N)), None, 3, N),
+    "floats for regression": (TensorDataset(IMAGES, torch.rand(N, 3)), "mse", 1, N),
+    "one-hot": (TensorDataset(IMAGES, F.one_hot(CLASSES).float()), "mse", 1, N),
+    "several per row": (TensorDataset(IMAGES, F.one_hot(CLASSES).bool()), multi_label, 1, N),
+}
+
+
+@pytest.mark.parametrize("selector", [None, RandomSelector(), MaxLossSelector("class")])
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_labels_train_report_and_resume(name, selector):
+    data, loss, num_classes, num_candidates = STRANGE[name]
+    model = make_model()
+    options = {"selector": selector, "weights": "cluster", "every": 1}
+    if loss is not None:
+        options["probe"] = GradientProbe(model, loss=loss)
+    loader = make(data, model, **options)
+    assert (loader.info.num_classes, len(loader.info.candidates)) == (num_classes, num_candidates)
+    assert loader.plan.budget == max(num_classes, round(num_candidates / 4))
+    assert sum(len(x) for x, *_ in loader) == N + 2 * loader.plan.budget
+    chosen = loader.selection
+    assert torch.isin(chosen.indices, loader.info.candidates).all()
+    assert float(chosen.weights.sum()) == pytest.approx(num_candidates)
+    state = loader.state_dict()
+    assert sum(state["history"][0]["class_counts"]) == len(chosen)
+    assert len(state["history"][0]["class_counts"]) == num_classes
+    assert summarize(state)["class_sizes"] == loader.counts.class_sizes
+    again = make(data, model, **options)
+    again.load_state_dict(state)
+    assert again.selection.digest == chosen.digest
+    doctor(again, steps=1)
+
+
+def test_labels_of_strings_are_refused_or_left_alone():
+    data = Items(["cat"] * N)
+    with pytest.raises(ValueError, match=r"one class index per example, got .*tuple"):
+        make(data)
+    for _, names in make(data, selector=RandomSelector()):
+        assert set(names) == {"cat"}
+
+
+def test_a_dataset_without_any_label_is_refused():
+    with pytest.raises(ValueError, match="labels must name the class of at least one example"):
+        make(TensorDataset(IMAGES, torch.full((N,), -1)), selector=RandomSelector())
+
+
+def test_everything_without_unlabelled_examples_is_copied_at_fraction_1():
+    loader = make(TensorDataset(IMAGES, mark(0, 9)), fraction=1.0)
+    assert sum(len(x) for x, _ in loader) == N + 2 * (N - 2)
+    assert sorted({0, 9, *loader.selection.indices.tolist()}) == list(range(N))
+
+
+def test_concatenated_parts_whose_items_are_shifted_are_read_through():
+    parts = ConcatDataset(
+        [
+            Items(CLASSES.tolist(), targets=CLASSES.tolist()),
+            Items((CLASSES + 3).tolist(), targets=CLASSES.tolist()),
+        ]
+    )
+    loader = make(parts, make_model(6))
+    assert loader.info.num_classes == 6
+    assert loader.info.classes.tolist() == [*CLASSES.tolist(), *(CLASSES + 3).tolist()]
+
+
+# Labels that change.
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        lambda: TensorDataset(IMAGES, CLASSES),
+        lambda: Subset(TensorDataset(IMAGES, CLASSES), range(N)),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tensors_assigned_anew_are_seen_at_the_next_epoch(dataset, workers):
+    data = dataset()
+    model = make_model(4)
+    loader = SubsetAugmentLoader(
+        DataLoader(data, batch_size=8, num_workers=workers, persistent_workers=workers > 0),
+        model,
+        RandomOps.paper(),
+        every=1,
+        batch=BatchSpec(return_index=True),
+    )
+    for _ in range(2):
+        for _, y, index in loader:
+            assert torch.equal(y, CLASSES[index])
+    inner = getattr(data, "dataset", data)
+    if inner is not data and workers:
+        return  # persistent workers keep a copy of any other dataset, as a plain DataLoader's do
+    inner.tensors = (IMAGES.flip(0), (CLASSES + 1))
+    for _, y, index in loader:
+        assert torch.equal(y, CLASSES[index] + 1)
+    assert loader.counts.classes == [1, 2, 3]
+    assert loader.info.classes.tolist() == (CLASSES + 1).tolist()

@@ -23,7 +23,8 @@ def compute_residual(logits: Tensor, labels: Any, loss: str | Loss) -> tuple[Ten
 
     Args:
         logits: ``(B, C)``, on any device.
-        labels: As they are in the batch, on the same device.
+        labels: As they are in the batch, on the same device. Negative class indices mark
+            unlabelled examples; closed forms give them zeros.
         loss: ``"cross_entropy"`` and ``"mse"`` use a closed form, a callable autograd.
 
     Raises:
@@ -40,12 +41,12 @@ def _use_closed_form(logits: Tensor, labels: Any, loss: str) -> tuple[Tensor, Te
     """Residual softmax(z) - onehot(y) for cross-entropy, f - y for half the squared distance."""
     if is_classes(labels):
         num_classes = logits.shape[1]
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        if len(labels) and not int(labels.max()) < num_classes:
             raise ValueError(
                 f"labels must be in 0..{num_classes - 1}, one of the model's {num_classes} "
                 f"outputs, got labels from {int(labels.min())} to {int(labels.max())}."
             )
-        target = F.one_hot(labels, num_classes).to(logits.dtype)
+        target = F.one_hot(labels.clamp(min=0), num_classes).to(logits.dtype)
     elif loss == "mse" and isinstance(labels, Tensor) and labels.is_floating_point():
         target = labels.flatten(1) if labels.ndim > 1 else labels[:, None]
         if target.shape != logits.shape:
@@ -66,8 +67,14 @@ def _use_closed_form(logits: Tensor, labels: Any, loss: str) -> tuple[Tensor, Te
         )
     if loss == "mse":
         residual = logits - target
-        return residual, 0.5 * residual.square().sum(1)
-    return logits.softmax(1) - target, F.cross_entropy(logits, labels, reduction="none")
+        losses = 0.5 * residual.square().sum(1)
+    else:
+        residual = logits.softmax(1) - target
+        losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    if is_classes(labels):  # negative: unlabelled, left out of the loss
+        residual = residual.masked_fill(labels[:, None] < 0, 0)
+        losses = losses.masked_fill(labels < 0, 0)
+    return residual, losses
 
 
 def _use_autograd(logits: Tensor, labels: Any, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -137,7 +137,7 @@ def _time_selection(
 
     They are those of the selector's latest selection, or measured on that many rows.
     """
-    schedule, latest, n = loader.schedule, loader.selection, len(loader.source)
+    schedule, latest, n = loader.schedule, loader.selection, len(loader.info.candidates)
     name, selector = schedule.selector_name, schedule.selector
     past = [e for e in loader.history if e["event"] == "selection" and e["selector"] == name]
     if past and latest is not None:
@@ -162,7 +162,7 @@ def _time_probe(
 
     Workers start once, however many rows are probed, so their start is not extrapolated.
     """
-    fetch_times = []
+    fetch_times, candidates = [], loader.info.candidates
 
     def prepare(fetched: Any) -> tuple[Any, Any]:
         fetch_times.append(perf_counter())
@@ -171,10 +171,10 @@ def _time_probe(
     with _time_block(device) as seconds:
         begin = perf_counter()
         gradients = loader.prober.probe.scan(
-            loader.source.make_loader(), prepare=prepare, indices=range(num_rows)
+            loader.source.make_loader(), prepare=prepare, indices=candidates[:num_rows]
         )
     starting = fetch_times[0] - begin if loader.source.num_workers else 0.0
-    share = num_rows * loader.world_size / len(loader.source)
+    share = len(gradients) * loader.world_size / len(candidates)
     return gradients, starting + (seconds[0] - starting) / share
 
 

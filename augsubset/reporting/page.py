@@ -149,13 +149,13 @@ def _render_coverage(figures: Mapping[str, Any]) -> str:
 
 def _render_classes(figures: Mapping[str, Any]) -> str:
     sizes, selections = figures["class_sizes"], figures["selections"]
-    if len(sizes) < 2 or not selections:
+    counts = selections[-1]["class_counts"] if selections else []
+    if len(sizes) < 2 or len(counts) != len(sizes):  # labels may have changed since
         return ""
-    counts = selections[-1]["class_counts"]
     total, selected = sum(sizes), sum(counts)
     shares = {
         str(label): (size / total, count / selected)
-        for label, (size, count) in enumerate(zip(sizes, counts, strict=True))
+        for label, size, count in zip(figures["classes"], sizes, counts, strict=True)
     }
     note = ""
     if len(shares) > _MAX_CLASSES:

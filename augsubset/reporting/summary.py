@@ -25,10 +25,11 @@ def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, An
         num_listed: Number of most, least and never selected examples to list.
 
     Returns:
-        ``num_examples``, ``class_sizes``, ``setting``; ``selections`` and ``epochs`` as in the
-        loader's history; ``times_selected``: how many examples were selected 0, 1, 2, ... times;
-        ``most``, ``least``, ``never``: examples, as dicts of index, times selected and mass, the
-        sum of weights; ``seconds`` by bucket; ``savings``, ``None`` before the first copy.
+        ``num_examples``, ``classes``, ``class_sizes``, ``setting``; ``selections`` and
+        ``epochs`` as in the loader's history; ``times_selected``: how many examples were selected
+        0, 1, 2, ... times; ``most``, ``least``, ``never``: examples, as dicts of index, times
+        selected and mass, the sum of weights; ``seconds`` by bucket; ``savings``, ``None`` before
+        the first copy.
     """
     history, counts = state["history"], state["counts"]
     times, mass = counts["times"].long(), counts["mass"]
@@ -54,6 +55,7 @@ def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, An
     return {
         "version": 1,
         "num_examples": len(times),
+        "classes": list(counts["classes"]),
         "class_sizes": list(counts["class_sizes"]),
         # The batch size is in the state only if the order depends on it.
         "setting": {name: state[name] for name in _SETTING if state[name] is not None},

@@ -25,6 +25,7 @@ from augsubset.sampling.worker import (
     check_map_style,
     is_plain_tensors,
 )
+from augsubset.utils.checks import AugsubsetError
 from augsubset.utils.torch_utils import map_tensors, read_options, rebuild_loader
 
 __all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_order", "shard_loader"]
@@ -213,6 +214,21 @@ class Source:
         if isinstance(self._keyed, TensorBatches):
             self._keyed.to(device)
 
+    def refresh(self, loader: DataLoader[Any]) -> None:
+        """Take over tensors that were assigned to the dataset anew, for a loader made here.
+
+        Raises:
+            AugsubsetError: If the dataset's length has changed since construction.
+        """
+        n = len(self.dataset)
+        if n != len(self):
+            raise AugsubsetError(
+                f"the dataset must keep its length {len(self)}, got {n}: indices would no "
+                "longer mean the same examples. Construct a new loader."
+            )
+        if isinstance(self._keyed, TensorBatches) and self._keyed.refresh():
+            loader._iterator = None  # persistent workers hold the old ones
+
     def make_loader(
         self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
     ) -> DataLoader[Any]:
@@ -235,6 +251,8 @@ class Source:
     def fetch_samples(self, count: int) -> Iterator[Any]:
         """Yield a batch of the first two examples, then evenly spaced ones, then these again.
 
+        As ``(batch, keys)``, like every loader made here.
+
         They are fetched as in training, in a worker where there are workers: a dataset that opens
         a file on first access must not do so here and be forked afterwards. Each evenly spaced
         example fills a batch by itself, so that neither its random numbers nor its padding depend
@@ -254,7 +272,7 @@ class Source:
             num_workers=min(1, self.num_workers),
             persistent_workers=False,
         )
-        yield from (map_tensors(Tensor.cpu, batch) for batch, _ in loader)
+        yield from ((map_tensors(Tensor.cpu, batch), keys) for batch, keys in loader)
 
 
 def fresh_iterator(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -194,14 +194,29 @@ class TensorBatches(Dataset[Any]):
     def __init__(self, dataset: TensorDataset, *, resident: bool) -> None:
         self.dataset = dataset
         self.resident = resident
-        images, *others = dataset.tensors
-        if resident and images.dtype != torch.uint8:
+        self._length = len(dataset)
+        self._seen: Any = None
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Take over tensors that are not those seen last; return whether there were any.
+
+        They may have been assigned anew, or resident images changed in place, which the copy on
+        the device does not show. Changes in place of the others need nothing.
+        """
+        tensors = self.dataset.tensors
+        images, *others = tensors
+        version = 0 if images.is_inference() or not self.resident else images._version
+        if self._seen is not None and self._seen[0] is tensors and self._seen[1] == version:
+            return False
+        if self.resident and images.dtype != torch.uint8:
             raise TypeError(
                 f"images must be uint8 to be resident, got {images.dtype}: the range of floats "
                 "is checked on the CPU."
             )
-        self._length = len(dataset)
+        self._seen = (tensors, version)
         self._images, self._others = images, others
+        return True
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -58,3 +58,27 @@ def test_images_that_do_not_fit_are_refused_in_words(monkeypatch):
     data = TensorBatches(DATA, resident=True)
     with pytest.raises(ValueError, match=r"must fit on cuda to be resident, got 4320 bytes"):
         data.to(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("change", [lambda d: d.tensors[0].zero_(), lambda d: assign(d, X)])
+def test_resident_images_that_changed_are_moved_again(change):
+    dataset = TensorDataset(X.clone(), torch.arange(N) % 3)
+    data = TensorBatches(dataset, resident=True)
+    for _ in range(2):
+        data.to(torch.device("meta"))
+        assert not data.refresh()
+        change(dataset)
+        assert data.refresh()
+        assert data._images is dataset.tensors[0]
+
+
+def assign(dataset, images):
+    dataset.tensors = (images, dataset.tensors[1])
+
+
+def test_resident_images_of_another_dtype_are_refused_when_they_are_assigned():
+    dataset = TensorDataset(X, torch.arange(N) % 3)
+    data = TensorBatches(dataset, resident=True)
+    assign(dataset, X.float())
+    with pytest.raises(TypeError, match="images must be uint8 to be resident"):
+        data.refresh()
