@@ -150,6 +150,41 @@ class BatchSpec:
                 f"{list(self.others)}: the other parts would be transformed but not yielded."
             )
 
+    def check_unmixed(self, batch: Any, item: Any) -> None:
+        """Raise if a batch has labels for mixtures of its items, as MixUp and CutMix make them.
+
+        Args:
+            batch: As collated.
+            item: Its first item; anything that has no integer label is let pass.
+
+        Raises:
+            ValueError: If the item's label is an integer, and the batch's are soft or in pairs.
+        """
+        is_sequence = isinstance(item, (tuple, list)) and isinstance(batch, (tuple, list))
+        if is_sequence and len(batch) == len(item) + 2 and isinstance(batch[-1], float):
+            name: Name = 1 if self.labels is None else self.labels
+            labels: Any = batch[1:]
+        else:
+            name = self.find_labels(batch)
+            labels = _get_part(batch, name)
+        if isinstance(labels, Tensor):
+            are_mixed = labels.is_floating_point() and labels.ndim == 2
+            got = f"floats of shape {tuple(labels.shape)}"
+        else:
+            parts = labels if isinstance(labels, (tuple, list)) else ()
+            are_mixed = any(isinstance(part, Tensor) and part.ndim for part in parts)
+            got = "several parts"
+        try:
+            own = torch.as_tensor(_get_part(item, name)) if are_mixed else None
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return
+        if own is not None and own.ndim == 0 and is_classes(own[None]):
+            raise ValueError(
+                f"collate_fn must keep the label of each example, an integer, got {got}: it seems "
+                "to mix examples (MixUp, CutMix), which copies would then be made of. Mix in the "
+                "loop, after the loader: for x, y in loader: x, y = mixup(x, y)."
+            )
+
     @property
     def _has_many_inputs(self) -> bool:
         return self.inputs is not None and not isinstance(self.inputs, (str, int))

@@ -60,8 +60,9 @@ class BatchCheck:
     def __init__(self, spec: BatchSpec, normalization: Normalization) -> None:
         self._spec, self._normalization = spec, normalization
 
-    def __call__(self, batch: Any, keys: Tensor) -> None:
-        """Check a collated batch."""
+    def __call__(self, batch: Any, keys: Tensor, item: Any = None) -> None:
+        """Check a collated batch; ``item`` is its first, as the dataset returned it."""
+        self._spec.check_unmixed(batch, item)
         inputs = self._spec.split(batch).inputs
         if num_rows(inputs) != len(keys):
             raise ValueError(

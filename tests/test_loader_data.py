@@ -65,6 +65,62 @@ class Pair(NamedTuple):
 REFERENCE = TensorDataset(X, Y)
 
 
+# Batches that are mixtures.
+
+
+def mix(x, y):
+    y = F.one_hot(y, 3).float()
+    return 0.7 * x.float() / 255 + 0.3 * x.flip(0).float() / 255, 0.7 * y + 0.3 * y.flip(0)
+
+
+MIXING = {  # a collate function, and how its batches are described
+    "MixUp": (lambda items: mix(*default_collate(items)), {}),
+    "pairs": (lambda items: pair(*default_collate(items), nested=True), {}),
+    "four parts": (lambda items: pair(*default_collate(items), nested=False), {}),
+    "four parts, named": (
+        lambda items: pair(*default_collate(items), nested=False),
+        {"batch": BatchSpec(inputs=0, labels=1)},
+    ),
+}
+
+
+def pair(x, y, *, nested):
+    return (x, (y, y.flip(0), 0.7)) if nested else (x, y, y.flip(0), 0.7)
+
+
+@pytest.mark.parametrize("selector", [None, RandomSelector()])
+@pytest.mark.parametrize("mixing", MIXING)
+def test_examples_mixed_by_the_collate_function_are_refused(mixing, selector):
+    collate_fn, options = MIXING[mixing]
+    with pytest.raises(ValueError, match=r"collate_fn must keep .*Mix in the loop, after"):
+        make(REFERENCE, collate_fn=collate_fn, selector=selector, **options)
+
+
+def test_mixed_labels_in_a_dict_are_refused():
+    def collate(items):
+        batch = default_collate(items)
+        batch["image"], batch["label"] = mix(batch["image"], batch["label"])
+        return batch
+
+    data = Items(lambda i: {"image": X[i], "label": int(Y[i])})
+    with pytest.raises(ValueError, match=r"floats of shape \(2, 3\): it seems to mix examples"):
+        make(data, collate_fn=collate, selector=RandomSelector())
+
+
+@pytest.mark.parametrize(
+    "item",
+    [lambda i: (X[i], F.one_hot(Y[i], 3).float()), lambda i: (X[i], float(Y[i])), "a list of ints"],
+)
+def test_labels_that_are_soft_in_the_dataset_pass(item):
+    def collate(items):
+        images, labels = zip(*items, strict=True)
+        return torch.stack(images), list(labels)
+
+    data, collate_fn = (REFERENCE, collate) if isinstance(item, str) else (Items(item), None)
+    loader = make(data, collate_fn=collate_fn, selector=RandomSelector())
+    assert sum(len(x) for x, _ in loader) == len(loader.plan)
+
+
 # Structures.
 
 

@@ -154,7 +154,7 @@ class Source:
         loader: The user's.
         seed: Seeds random transforms inside the dataset.
         resident: Whether the images stay on the device.
-        check: Called with each batch and its keys, where batches are collated.
+        check: Called with each batch, its keys and its first item, where batches are collated.
 
     Attributes:
         dataset: The user's.
@@ -171,7 +171,7 @@ class Source:
         *,
         seed: int,
         resident: bool,
-        check: Callable[[Any, Tensor], None],
+        check: Callable[[Any, Tensor, Any], None],
     ) -> None:
         self.dataset: Any = loader.dataset
         self.owns_batches = loader.collate_fn is default_collate

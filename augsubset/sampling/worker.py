@@ -71,15 +71,18 @@ def check_map_style(dataset: Any) -> int:
     return n
 
 
-def _find_nested(dataset: Any) -> Iterator[Any]:
-    """Yield the datasets inside Subset, ConcatDataset and their like, recursively."""
-    nested = [getattr(dataset, "dataset", None)]
-    if isinstance(dataset, ConcatDataset):
-        nested = list(dataset.datasets)
-    for inner in nested:
-        if inner is not None:
-            yield inner
-            yield from _find_nested(inner)
+def _find_nested(dataset: Any) -> list[Any]:
+    """Return the datasets inside Subset, ConcatDataset and their like, each of them once."""
+    found: dict[int, Any] = {}  # by id: one may hold itself, or another that holds it
+    outer = [dataset]
+    while outer:
+        each = outer.pop()
+        is_joined = isinstance(each, ConcatDataset)
+        for inner in each.datasets if is_joined else [getattr(each, "dataset", None)]:
+            if inner is not None and id(inner) not in found:
+                found[id(inner)] = inner
+                outer.append(inner)
+    return list(found.values())
 
 
 class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
@@ -257,27 +260,30 @@ class KeyedCollate:
     Args:
         collate: The user's own; ``None`` for :class:`TensorBatches`, whose batches arrive
             collated. Must be picklable if workers are spawned.
-        check: Called with each batch and its keys; raises if the batch cannot be used.
+        check: Called with each batch, its keys, and its first item (``None`` if there are none);
+            raises if the batch cannot be used.
     """
 
     def __init__(
         self,
         collate: Callable[[list[Any]], Any] | None,
-        check: Callable[[Any, Tensor], None] | None = None,
+        check: Callable[[Any, Tensor, Any], None] | None = None,
     ) -> None:
         self._collate, self._check = collate, check
 
     def __call__(self, rows: Any) -> tuple[Any, Tensor]:
         """Return the batch, and the int64 keys ``(B,)`` of its rows."""
+        first = None
         if self._collate is None:
             batch, keys = rows
         else:
             items, numbers = zip(*rows, strict=True)
+            first = items[0]
             with _raise_stop_iteration("collate_fn"):
                 batch = self._collate(list(items))
             keys = torch.tensor(numbers, dtype=torch.int64)
         if self._check is not None:
-            self._check(batch, keys)
+            self._check(batch, keys, first)
         if get_worker_info() is None:
             return batch, keys
         if type(batch) in (list, tuple):

@@ -5,9 +5,15 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, default_collate
 
-from augsubset import LoaderOptions, RandomOps, SubsetAugmentLoader, pipeline
+from augsubset import (
+    LoaderOptions,
+    RandomOps,
+    SubsetAugmentDataset,
+    SubsetAugmentLoader,
+    pipeline,
+)
 from augsubset.sampling import KeyedCollate, worker
 from augsubset.utils.torch_utils import to_device_async
 
@@ -38,11 +44,29 @@ def collate_parts(_):
     return list(PARTS.values())
 
 
-def let_pass(batch, keys):
+class Nested(Rows):
+    """Holds a dataset, as wrappers do; itself at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.dataset = self
+
+
+def test_a_dataset_that_holds_itself_is_looked_through_once():
+    one, other = Nested(), Nested()
+    assert worker.check_map_style(one) == len(one)
+    one.dataset, other.dataset = other, ConcatDataset([one, Rows()])
+    assert worker.check_map_style(one) == len(one)
+    other.dataset = SubsetAugmentDataset(Rows())
+    with pytest.raises(ValueError, match="must not contain a SubsetAugmentDataset"):
+        worker.check_map_style(one)
+
+
+def let_pass(batch, keys, item):
     assert len(keys) == 4
 
 
-def refuse(batch, keys):
+def refuse(batch, keys, item):
     raise ValueError("images must be in [0, 1]")
 
 
