@@ -60,8 +60,8 @@ class BatchSpec:
             ``probe`` that knows the loss, or a selector without gradients.
         others: Keys, fields or positions of parts that policies transform together with the
             inputs: masks, boxes. Policies are then called as
-            ``(x, rows, *others) -> (x, *others)``. These parts are yielded where they were: as
-            the labels, or with ``whole=True``.
+            ``(x, rows, *others) -> (x, *others)``; ours take integer masks ``(B, H, W)``. These
+            parts are yielded where they were: as the labels, or with ``whole=True``.
         whole: Yield batches in the structure that the collate function returned, with augmented
             inputs and all tensors on the device, instead of ``(x, y)``.
         return_index: Yield each row's dataset index as well, last.

@@ -109,6 +109,7 @@ def inspect_dataset(
     x, y = pipeline.prepare_originals(batch)
     if probe is not None:
         probe.check(x, y)
+    pipeline.check_masks(batch)
     half = len(spread) // 2
     digest, again = (
         _digest_first_rows(map(pipeline.spec.split, each))

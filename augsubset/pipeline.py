@@ -202,6 +202,26 @@ class BatchPipeline:
         unit = self.normalization.to_unit(parts.inputs)
         return self.normalization.to_model(unit), parts.labels
 
+    def check_masks(self, batch: Any) -> None:
+        """Raise if a policy would move pixels and leave their labels where they were.
+
+        Raises:
+            ValueError: If labels have the images' height and width and are not among the others.
+        """
+        parts, label = self.spec.split(batch), self.spec.find_labels(batch)
+        x, y = parts.inputs, parts.labels
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim == 4 and y.ndim >= 3):
+            return
+        if y.shape[-2:] != x.shape[-2:] or label in self.spec.others:
+            return
+        for name, policy in (("augment", self._augment), ("base", self._base)):
+            if getattr(policy, "is_geometric", False):
+                raise ValueError(
+                    f"others must name the labels {label!r}, of the images' height and width, "
+                    f"beside a policy that moves pixels, got others={list(self.spec.others)} and "
+                    f"{name}={policy!r}. Pass batch=BatchSpec(others=[{label!r}])."
+                )
+
     def preprocess(self, x: Tensor, device: torch.device) -> Tensor:
         """Return checked images on a device, as the model sees originals."""
         self.normalization.check(x)

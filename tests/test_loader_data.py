@@ -233,6 +233,24 @@ def test_ragged_boxes_travel_with_their_images():
     assert shifted == 16
 
 
+@pytest.mark.parametrize("policies", [{}, {"policy": lambda x, rows: x, "base": CropFlip(2)}])
+def test_labels_per_pixel_move_with_their_images_or_are_refused(policies):
+    """Each pixel's label is its value, whatever moves: 0 outside."""
+    masks = X[:, 0].long()
+    x = X[:, :1].expand(-1, 3, -1, -1).contiguous()
+    options = {"policy": RandomOps(["rotate", "shear_x"], 2), "selector": RandomSelector()}
+    options |= policies
+    with pytest.raises(ValueError, match=r"others must name the labels 1.*others=\[1\]"):
+        make(TensorDataset(x, masks), **options)
+    if "base" in options:
+        options["policy"] = lambda x, rows, mask: (x, mask)
+    loader = make(TensorDataset(x, masks), batch=BatchSpec(others=[1]), **options)
+    for images, mask in loader:
+        assert torch.equal((images[:, 0] * 255).round().long(), mask)
+    still = make(TensorDataset(x, masks), RandomOps.noise(), selector=RandomSelector())
+    assert sum(len(mask) for _, mask in still) == len(still.plan)
+
+
 def test_a_policy_that_loses_what_goes_along_is_refused():
     loader = make(
         REFERENCE,
@@ -347,7 +365,8 @@ def test_per_pixel_outputs_go_through_forward_and_loss():
             logits.view(-1, 2, 6, 6), mask, reduction="none"
         ).mean((1, 2)),
     )
-    loader = make(TensorDataset(X, masks), model=model, probe=probe)
+    data = TensorDataset(X, masks)
+    loader = make(data, model=model, probe=probe, batch=BatchSpec(others=[1]))
     for _, mask in loader:
         assert mask.shape[1:] == (6, 6)
     assert len(loader.selection) == 8

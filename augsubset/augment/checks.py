@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_int
 
 __all__ = ["AUGMIX", "CROP_FLIP", "MODULE", "RANDOM_OPS", "check_batch", "check_images"]
-__all__ += ["check_unit_range", "disable_grad_and_autocast", "get_stream"]
+__all__ += ["check_unit_range", "disable_grad_and_autocast", "get_stream", "move_masks"]
 
 # Policies of different classes draw independently, even on the same rows and the same `stream=`.
 AUGMIX, RANDOM_OPS, CROP_FLIP, MODULE = range(4)
@@ -39,6 +40,39 @@ def check_images(x: Tensor, rows: RowKeys) -> None:
         raise ValueError(
             f"rows must hold one key per image, got {len(rows)} keys for {len(x)} images."
         )
+
+
+def move_masks(
+    masks: Sequence[Any], x: Tensor, fill: int, move: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return masks moved as their images are.
+
+    Args:
+        masks: Integers or bools, ``(B, H, W)`` or ``(B, K, H, W)``, below 2**24.
+        x: The images.
+        fill: Value of pixels from outside.
+        move: Moves ``(B, K, H, W)`` float32, with zeros from outside.
+
+    Raises:
+        TypeError: If one is not a tensor of integers.
+        ValueError: If one does not have its images' number, height and width.
+    """
+    moved = []
+    for mask in masks:
+        if not isinstance(mask, Tensor) or mask.is_floating_point():
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(
+                f"masks must be integers (B, H, W), got {kind}. For boxes, keypoints or floats "
+                "pass a policy that transforms them, such as KorniaModule."
+            )
+        if mask.shape not in ((len(x), *x.shape[2:]), (len(x), *mask.shape[1:2], *x.shape[2:])):
+            raise ValueError(
+                f"masks must be (B, H, W) like the images {tuple(x.shape)}, got shape "
+                f"{tuple(mask.shape)}."
+            )
+        planes = mask.reshape(len(x), -1, *x.shape[-2:]).float() - fill
+        moved.append((move(planes) + fill).to(mask.dtype).view_as(mask))
+    return moved
 
 
 def check_unit_range(x: Tensor) -> None:

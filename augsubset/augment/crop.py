@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.augment.checks import CROP_FLIP, check_images, get_stream
+from augsubset.augment.checks import CROP_FLIP, check_images, get_stream, move_masks
 from augsubset.augment.kernels import take_pixels
 from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
@@ -30,13 +30,14 @@ class CropFlip:
             (``"reflect"``).
         stream: As in :class:`RandomOps`.
         every: As in :class:`RandomOps`.
+        mask_fill: As in :class:`RandomOps`.
 
     Raises:
         TypeError: If a number has the wrong type.
         ValueError: If a value is out of range.
 
     Shape:
-        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``.
+        ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``; masks as in :class:`RandomOps`.
 
     Cost:
         One gather over all pixels.
@@ -50,6 +51,7 @@ class CropFlip:
         padding_mode: Literal["constant", "reflect"] = "constant",
         stream: int = 0,
         every: int = 1,
+        mask_fill: int = 0,
     ) -> None:
         check_choice("padding_mode", padding_mode, ("constant", "reflect"))
         check_number("flip", flip)
@@ -60,6 +62,12 @@ class CropFlip:
         self.padding_mode = padding_mode
         self.stream = get_stream(CROP_FLIP, stream)
         self.every = check_int("every", every, 1)
+        self.mask_fill = check_int("mask_fill", mask_fill, -(1 << 24), 1 << 24)
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether pixels move."""
+        return self.padding > 0 or self.flip > 0
 
     def __repr__(self) -> str:
         return (
@@ -67,8 +75,8 @@ class CropFlip:
             f"padding_mode={self.padding_mode!r})"
         )
 
-    def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return the batch with each image cropped, and flipped or not."""
+    def __call__(self, x: Tensor, rows: RowKeys, *masks: Tensor) -> Any:
+        """Return the batch with each image cropped, and flipped or not; masks with them."""
         check_images(x, rows)
         height, width = x.shape[-2:]
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
@@ -77,7 +85,7 @@ class CropFlip:
                 f"got padding={self.padding}."
             )
         if len(x) == 0:
-            return x
+            return (x, *masks) if masks else x
         draws = draw_uniforms(rows.round_epochs(self.every), 3, self.stream)
         offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
         source_y = offsets[:, :1] + np.arange(height)
@@ -92,5 +100,8 @@ class CropFlip:
         column = np.clip(source_x, -1, width) + 1
         both = np.concatenate([row_start, column], 1)  # one transfer instead of two
         index = to_device_async(torch.from_numpy(both), x.device)
+        index = index[:, :height, None] + index[:, None, height:]
         with torch.no_grad():
-            return take_pixels(x, index[:, :height, None] + index[:, None, height:])
+            out = take_pixels(x, index)
+            moved = move_masks(masks, x, self.mask_fill, lambda mask: take_pixels(mask, index))
+        return (out, *moved) if masks else out

@@ -65,6 +65,12 @@ class KorniaModule:
     def __repr__(self) -> str:
         return f"KorniaModule({self.module!r})"
 
+    @property
+    def is_geometric(self) -> bool:
+        """Whether a module of Kornia's or torchvision's in it moves pixels."""
+        parts = self.module.modules() if isinstance(self.module, torch.nn.Module) else ()
+        return any("geometr" in type(part).__module__ for part in parts)
+
     def __call__(self, x: Tensor, rows: RowKeys, *others: Tensor) -> Any:
         """Return the batch after one call of the module."""
         check_images(x, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from augsubset.augment.checks import (
     check_unit_range,
     disable_grad_and_autocast,
     get_stream,
+    move_masks,
 )
 from augsubset.augment.draws import (
     DISTINCT,
@@ -30,6 +31,7 @@ from augsubset.augment.draws import (
     decode_draws,
 )
 from augsubset.augment.engine import Engine
+from augsubset.augment.kernels import warp, warp_reflected
 from augsubset.augment.ops import OPS, Op, select_ops
 from augsubset.augment.params import prepare_cutout
 from augsubset.augment.random import RowKeys, draw_uniforms
@@ -50,6 +52,7 @@ class PolicyOptions(TypedDict, total=False):
     stream: int
     every: int
     compiled: bool
+    mask_fill: int
 
 
 class RandomOps:
@@ -70,6 +73,8 @@ class RandomOps:
             different streams. The loader sees to this for its strong and base policies.
         every: Number of epochs for which a row keeps its draws.
         compiled: Compile the kernels with ``torch.compile``; results may differ slightly.
+        mask_fill: Value of a mask's pixels from outside the image, such as the class that the
+            loss ignores.
 
     Raises:
         TypeError: If an op is not an ``Op``, or a number has the wrong type.
@@ -80,6 +85,8 @@ class RandomOps:
 
     Shape:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``, same dtype; uint8, or float in [0, 1].
+        With masks, integers ``(B, H, W)``, which move with their images and keep their values:
+        ``(x, rows, *masks) -> (x, *masks)``.
 
     Cost:
         O(pixels) per operation. On the CPU about 3 us per row and operation at 32 pixels, in loops
@@ -101,6 +108,7 @@ class RandomOps:
         stream: int = 0,
         every: int = 1,
         compiled: bool = False,
+        mask_fill: int = 0,
     ) -> None:
         if isinstance(ops, Mapping):
             self.ops = dict(ops)
@@ -135,11 +143,14 @@ class RandomOps:
             raise ValueError(f"levels must be a list of numbers in [0, 1], got levels={levels}.")
         self.stream = get_stream(RANDOM_OPS, stream)
         self.every = check_int("every", every, 1)
+        self.mask_fill = check_int("mask_fill", mask_fill, -(1 << 24), 1 << 24)
         self._levels = np.zeros(0, np.float32) if self.levels is None else self.levels
         count = len(self.ops)
         self._mode, self._num_choices = INDEPENDENT if replacement else DISTINCT, count
         self._op_table = build_op_table(self.ops.values(), [probability] * count, [-1.0] * count)
         self._engine = Engine(self.ops, compiled)
+        moves = [op.apply in (warp, warp_reflected) for op in self.ops.values()]
+        self._moves = np.array([*moves, False])  # the last is that of -1, no operation
 
     # Published policies.
 
@@ -270,17 +281,36 @@ class RandomOps:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(ops={tuple(self.ops)}, num_ops={self.num_ops})"
 
-    def __call__(self, x: Tensor, rows: RowKeys) -> Tensor:
-        """Return the augmented batch."""
+    @property
+    def is_geometric(self) -> bool:
+        """Whether an operation moves pixels; those of your own are not known."""
+        return bool(self._moves.any())
+
+    def __call__(self, x: Tensor, rows: RowKeys, *masks: Tensor) -> Any:
+        """Return the augmented batch, and masks moved with their images."""
         check_images(x, rows)
         check_unit_range(x)
         for name, op in self.ops.items():
             op.check_channels(repr(name), x)
         if len(x) == 0:
-            return x
+            return (x, *masks) if masks else x
+        rows = rows.round_epochs(self.every)
         with disable_grad_and_autocast(x.device):
             images = x if x.dtype == torch.uint8 else x.to(torch.float32)
-            return self._augment(images, rows.round_epochs(self.every)).to(x.dtype)
+            moved = move_masks(masks, x, self.mask_fill, lambda mask: self._move(mask, rows))
+            out = self._augment(images, rows).to(x.dtype)
+        return (out, *moved) if masks else out
+
+    def _move(self, masks: Tensor, rows: RowKeys) -> Tensor:
+        """Return masks after the geometric ones of their rows' operations."""
+        own = [name for name, op in self.ops.items() if op.prepare is None]
+        if own or isinstance(self, AugMix):
+            raise ValueError(
+                f"masks must be moved by built-in operations alone, got {own or 'a mixture'}. Pass "
+                "a policy (x, rows, masks) -> (x, masks) of your own."
+            )
+        draws = self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream))
+        return self._engine(masks, draws._replace(op=np.where(self._moves[draws.op], draws.op, -1)))
 
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
         draws = draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)

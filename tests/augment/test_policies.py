@@ -696,3 +696,71 @@ def test_an_op_can_be_changed_with_dataclasses_replace():
     policy = RandomOps({"spin": dataclasses.replace(OPS["rotate"], high=180.0)}, 1)
     _, drawn = draw(policy)
     assert np.abs(drawn.magnitude).max() > 175
+
+
+MOVING = {
+    **{name: POLICIES[name] for name in ("paper", "wu2020", "trivial", "imagenet")},
+    "crop": CropFlip(3, mask_fill=255),
+    "reflect": POLICIES["reflect"],
+    "both": RandomOps(["rotate", "invert"], 2, mask_fill=255),
+}
+
+
+@pytest.mark.parametrize("policy", MOVING.values(), ids=MOVING)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int32])
+def test_masks_move_exactly_as_the_images_do(policy, dtype):
+    """Each pixel of a mask holds its own place, and those that an image holds say where it went."""
+    places = torch.arange(120, dtype=dtype).view(1, 12, 10).expand(64, 12, 10).contiguous()
+    only_moves = policy
+    if isinstance(policy, RandomOps):
+        only_moves = pickle.loads(pickle.dumps(policy))
+        keep = [op.prepare is OPS["rotate"].prepare or "flip" in n for n, op in policy.ops.items()]
+        engine = only_moves._engine
+        only_moves._engine = lambda x, draws: engine(
+            x, draws._replace(op=np.where(np.array([*keep, False])[draws.op], draws.op, -1))
+        )
+    x = (places[:, None] + 1).to(torch.uint8)
+    moved, mask, same = policy(x, keys(64), places, places[:, None])
+    expected = only_moves(x, keys(64)).long() - 1
+    expected[expected < 0] = policy.mask_fill
+    assert mask.dtype == dtype
+    assert torch.equal(mask.long(), expected[:, 0])
+    assert torch.equal(same[:, 0], mask)
+    assert torch.equal(moved, policy(x, keys(64)))
+    assert not torch.equal(mask, places)
+
+
+@pytest.mark.parametrize(
+    ("policy", "mask", "error", "reason"),
+    [
+        (
+            CropFlip(2),
+            torch.zeros(2, 4, 5),
+            TypeError,
+            "masks must be integers .*got torch.float32",
+        ),
+        (RandomOps(), [{"boxes": 0}] * 2, TypeError, "masks must be integers .*got list"),
+        (CropFlip(2), torch.zeros(2, 4).long(), ValueError, r"masks must be \(B, H, W\) like"),
+        (RandomOps(), torch.zeros(3, 4, 5).long(), ValueError, r"got shape \(3, 4, 5\)"),
+        (AugMix(), torch.zeros(2, 4, 5).long(), ValueError, "got a mixture. Pass a policy"),
+        (
+            RandomOps({"mine": Op(lambda x, m: x.flip(-1))}, 1),
+            torch.zeros(2, 4, 5).long(),
+            ValueError,
+            r"built-in operations alone, got \['mine'\]",
+        ),
+    ],
+)
+def test_what_is_no_mask_is_refused(policy, mask, error, reason):
+    with pytest.raises(error, match=reason):
+        policy(batch(2, (3, 4, 5)), keys(2), mask)
+
+
+def test_policies_say_whether_they_move_pixels():
+    still = {name for name, policy in POLICIES.items() if not policy.is_geometric}
+    assert still == {"cutout", "noise"}
+    assert not CropFlip(0, flip=0).is_geometric
+    assert KorniaModule(K.AugmentationSequential(K.RandomAffine(20.0))).is_geometric
+    assert KorniaModule(v2.RandomHorizontalFlip()).is_geometric
+    assert not KorniaModule(K.AugmentationSequential(K.RandomGamma())).is_geometric
+    assert not KorniaModule(torch.sin).is_geometric
