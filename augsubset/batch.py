@@ -57,7 +57,9 @@ class BatchSpec:
             pair, or the one part with a usual name (``image``, ``pixel_values``, ``x``, ...).
         labels: Likewise, for the labels. One class index per example is selected per class;
             anything else (floats, several labels per row, boxes) forms one group, and needs a
-            ``probe`` that knows the loss, or a selector without gradients.
+            ``probe`` that knows the loss, or a selector without gradients. Or a tensor of all
+            examples' classes, ``(n,)`` integers, where reading the dataset for them would take
+            long; batches then have their labels where they are found without a name.
         others: Keys, fields or positions of parts that policies transform together with the
             inputs: masks, boxes. Policies are then called as
             ``(x, rows, *others) -> (x, *others)``; ours take integer masks ``(B, H, W)``. These
@@ -67,7 +69,7 @@ class BatchSpec:
         return_index: Yield each row's dataset index as well, last.
 
     Raises:
-        TypeError: If ``others`` is a string.
+        TypeError: If ``others`` is a string, or a tensor of labels does not hold integers.
         ValueError: If a flag is not a bool.
 
     Example:
@@ -78,7 +80,7 @@ class BatchSpec:
     """
 
     inputs: Name | Sequence[Name] | None = None
-    labels: Name | None = None
+    labels: Name | Tensor | None = None
     others: Sequence[Name] = ()
     whole: bool = False
     return_index: bool = False
@@ -87,6 +89,11 @@ class BatchSpec:
         """Validate once."""
         if isinstance(self.others, str):
             raise TypeError(f"others must be a list of names or positions, got {self.others!r}.")
+        if isinstance(self.labels, Tensor) and not is_classes(self.labels):
+            raise TypeError(
+                "labels must be a name, a position or a tensor of one integer per example, got "
+                f"shape {tuple(self.labels.shape)}, {self.labels.dtype}."
+            )
         object.__setattr__(self, "others", tuple(self.others))
         check_choice("whole", self.whole, (False, True))
         check_choice("return_index", self.return_index, (False, True))
@@ -135,7 +142,7 @@ class BatchSpec:
 
     def find_labels(self, batch: Any) -> Name:
         """Return the key, field or position of the labels."""
-        return _find_name(batch, "labels", self.labels, _LABEL_NAMES, 1)
+        return _find_name(batch, "labels", self.label_name, _LABEL_NAMES, 1)
 
     def check_names(self, batch: Any) -> None:
         """Raise if parts would be transformed that are not yielded.
@@ -162,7 +169,7 @@ class BatchSpec:
         """
         is_sequence = isinstance(item, (tuple, list)) and isinstance(batch, (tuple, list))
         if is_sequence and len(batch) == len(item) + 2 and isinstance(batch[-1], float):
-            name: Name = 1 if self.labels is None else self.labels
+            name: Name = 1 if self.label_name is None else self.label_name
             labels: Any = batch[1:]
         else:
             name = self.find_labels(batch)
@@ -184,6 +191,16 @@ class BatchSpec:
                 "to mix examples (MixUp, CutMix), which copies would then be made of. Mix in the "
                 "loop, after the loader: for x, y in loader: x, y = mixup(x, y)."
             )
+
+    @property
+    def label_name(self) -> Name | None:
+        """The labels' name or position, if there is one."""
+        return None if isinstance(self.labels, Tensor) else self.labels
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The class of every example, if it was given; ``(n,)`` int64."""
+        return class_labels(self.labels) if isinstance(self.labels, Tensor) else None
 
     @property
     def _has_many_inputs(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class DatasetInfo:
         dataset: The user's.
         num_examples: n.
         classes: Class of each example, ``(n,)`` int64, negative for unlabelled ones; ``None`` if
-            labels are not class indices.
+            labels are not class indices, or are not shown and not needed.
         are_shown: Whether the dataset shows these classes as attributes.
         targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
         digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
@@ -56,7 +56,7 @@ class DatasetInfo:
 
     @property
     def groups(self) -> Tensor:
-        """Class of each example; a single group if labels are not class indices."""
+        """Class of each example; a single group if there are no classes, or none known."""
         if self.classes is None:
             return torch.zeros(self.num_examples, dtype=torch.int64)
         return self.classes
@@ -100,7 +100,8 @@ def inspect_dataset(
     Args:
         source: Fetches the examples.
         pipeline: Prepares them for the model.
-        probe: Tried on two of them; ``None`` if the selector needs no gradients.
+        probe: Tried on two of them; ``None`` if the selector needs no gradients, and therefore no
+            classes.
         progress: Show a bar if all examples have to be fetched for their classes.
     """
     samples = [(batch, unpack(keys)[2]) for batch, keys in source.fetch_samples(_NUM_DIGESTED)]
@@ -120,22 +121,17 @@ def inspect_dataset(
             "fetching an example twice gives different results: a checkpoint cannot recognise "
             "this dataset by its examples, only by its length and labels"
         )
-    classes = shown = None
-    if is_classes(y):
-        shown = find_labels(source.dataset)
-        fetched = ((pipeline.spec.split(batch).labels, rows) for batch, rows in samples)
-        if shown is not None and any(not torch.equal(y, shown[rows]) for y, rows in fetched):
-            _log.info("items carry other labels than .targets or .labels show")
-            shown = None
-        classes = _gather_classes(source, pipeline, progress) if shown is None else shown
-        if not bool((classes >= 0).any()):
-            raise ValueError(_NO_LABELS)
+    classes, are_shown = _find_classes(source, pipeline, samples)
+    if classes is None and is_classes(y) and probe is not None:
+        classes = _gather_classes(source, pipeline, progress)
+    if classes is not None and not bool((classes >= 0).any()):
+        raise ValueError(_NO_LABELS)
     targets = find_targets(source.dataset) if classes is None else classes
     return DatasetInfo(
         source.dataset,
         len(source),
         classes,
-        shown is not None,
+        are_shown,
         None if targets is None else _digest_tensor(targets),
         digest if digest == again else None,
     )
@@ -187,6 +183,32 @@ def _get_attribute(dataset: Any, name: str) -> Any:
         return getattr(dataset, name, None)
     except Exception:  # noqa: BLE001 - a property may raise anything
         return None
+
+
+def _find_classes(
+    source: Source, pipeline: BatchPipeline, samples: Sequence[tuple[Any, Tensor]]
+) -> tuple[Tensor | None, bool]:
+    """Return classes that are given or shown, if items carry them too; and whether it was shown.
+
+    Raises:
+        ValueError: If classes are given that are not those of the items.
+    """
+    given = pipeline.spec.classes
+    known = find_labels(source.dataset) if given is None else given
+    if known is None:
+        return None, False
+    fetched = ((pipeline.spec.split(batch).labels, rows) for batch, rows in samples)
+    if len(known) == len(source) and all(
+        is_classes(labels) and torch.equal(labels, known[rows]) for labels, rows in fetched
+    ):
+        return known, given is None
+    if given is not None:
+        raise ValueError(
+            f"labels must be the classes of the {len(source)} items, in their order, got "
+            f"{len(given)} classes, or others than some items carry."
+        )
+    _log.info("items carry other labels than .targets or .labels show")
+    return None, False
 
 
 def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> Tensor:

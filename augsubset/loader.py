@@ -122,7 +122,8 @@ class SubsetAugmentLoader:
         :func:`~augsubset.select_coreset`); a batch its copies' augmentation and about 0.1 ms of
         bookkeeping; an epoch one wait for the device, to check the model's weights. Construction
         fetches two examples, and eight twice, by which a checkpoint recognises the dataset; all of
-        them if no ``targets``, ``labels`` or tensors hold the classes that these items have.
+        them if the selector needs gradients and no ``targets``, ``labels`` or tensors hold the
+        classes that these items have.
 
     Example:
         >>> from torch.utils.data import TensorDataset

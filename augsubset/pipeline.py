@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -58,7 +59,8 @@ class BatchCheck:
     """
 
     def __init__(self, spec: BatchSpec, normalization: Normalization) -> None:
-        self._spec, self._normalization = spec, normalization
+        self._spec = replace(spec, labels=spec.label_name)  # workers need no tensor of all labels
+        self._normalization = normalization
 
     def __call__(self, batch: Any, keys: Tensor, item: Any = None) -> None:
         """Check a collated batch; ``item`` is its first, as the dataset returned it."""

@@ -205,6 +205,8 @@ def test_strange_labels_train_report_and_resume(name, selector):
     if loss is not None:
         options["probe"] = GradientProbe(model, loss=loss)
     loader = make(data, model, **options)
+    if loader.info.classes is None:  # not shown, and not needed
+        num_classes, num_candidates = 1, N
     assert (loader.info.num_classes, len(loader.info.candidates)) == (num_classes, num_candidates)
     assert loader.plan.budget == max(num_classes, round(num_candidates / 4))
     assert sum(len(x) for x, *_ in loader) == N + 2 * loader.plan.budget
@@ -284,3 +286,66 @@ def test_tensors_assigned_anew_are_seen_at_the_next_epoch(dataset, workers):
         assert torch.equal(y, CLASSES[index] + 1)
     assert loader.counts.classes == [1, 2, 3]
     assert loader.info.classes.tolist() == (CLASSES + 1).tolist()
+
+
+# How often a dataset without labels of its own is read.
+
+
+class Counting(Items):
+    """Counts what is fetched of it."""
+
+    def __init__(self, items, **shown):
+        super().__init__(items, **shown)
+        self.count = 0
+
+    def __getitem__(self, index):
+        self.count += 1
+        return super().__getitem__(index)
+
+
+MANY = [index % 3 for index in range(200)]
+FEW = 20  # two examples, and eight twice, at most
+
+
+@pytest.mark.parametrize(
+    ("shown", "options", "most"),
+    [
+        ({}, {"selector": RandomSelector()}, FEW),
+        ({}, {"fraction": 1.0}, FEW),
+        ({}, {"batch": BatchSpec(labels=torch.tensor(MANY))}, FEW),
+        ({"targets": MANY}, {}, FEW),
+        ({"targets": MANY}, {"selector": MaxLossSelector()}, FEW),
+        ({}, {"selector": MaxLossSelector()}, FEW + 200),
+    ],
+)
+def test_a_dataset_is_read_only_for_labels_that_are_needed(shown, options, most):
+    data = Counting(MANY, **shown)
+    loader = make(data, **options)
+    assert data.count <= most
+    for _, y in loader:
+        assert set(y.tolist()) <= {0, 1, 2}
+
+
+def test_labels_that_are_given_may_be_unlabelled_and_are_those_of_the_items():
+    labels = mark(0, 1, 9)
+    loader = make(Items(labels.tolist()), batch=BatchSpec(labels=labels), selector=RandomSelector())
+    assert sum(len(x) for x, _ in loader) == len(loader.plan)
+    assert len(loader.info.candidates) == N - 3
+    assert torch.isin(loader.selection.indices, loader.info.candidates).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "reason"),
+    [
+        (CLASSES[1:], ValueError, "labels must be the classes of the 24 items.*got 23 classes"),
+        (CLASSES.flip(0), ValueError, "labels must be the classes of the 24 items"),
+        (
+            CLASSES.float(),
+            TypeError,
+            "labels must be a name, a position or a tensor of one integer",
+        ),
+    ],
+)
+def test_given_labels_that_are_not_the_items_are_refused(labels, error, reason):
+    with pytest.raises(error, match=reason):
+        make(Items(CLASSES.tolist()), batch=BatchSpec(labels=labels))
