@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import io
 import os
@@ -18,6 +17,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows, where killed writes leave their files
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["is_checkpoint", "load_checkpoint", "save_checkpoint", "write_whole"]
 
@@ -53,8 +57,9 @@ def _create_partial(target: Path) -> IO[bytes]:
     """Return a new file beside the target, with a lock that ends with its process at the latest."""
     while True:
         file = target.with_name(f"{target.name}.{secrets.token_hex(8)}.partial").open("xb")
-        with suppress(OSError):  # not every file system has locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl is not None:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
         if Path(file.name).exists():
             return file
         file.close()  # before it was locked, another write removed it
@@ -62,6 +67,8 @@ def _create_partial(target: Path) -> IO[bytes]:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove partial files that nobody has locked: their processes were killed."""
+    if fcntl is None:
+        return
     pattern = f"{glob.escape(target.name)}.{'[0-9a-f]' * 16}.partial"
     for partial in target.parent.glob(pattern):
         with suppress(OSError), partial.open("r+b") as file:
