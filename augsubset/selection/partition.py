@@ -256,9 +256,7 @@ class PickIndex:
 def _distance_outside(below: FloatArray, above: FloatArray) -> Float64Array:
     """Return Euclidean distances to a box from the excess on either side; negative is inside."""
     outside = np.maximum(np.maximum(below, above), 0).astype(np.float64)
-    exponent = np.frexp(outside.max(initial=0))[
-        1
-    ]  # of squares only those too small to count vanish
+    _, exponent = np.frexp(outside.max(initial=0))  # only squares too small to count vanish
     lengths = np.sqrt(np.square(np.ldexp(outside, -exponent)).sum(1))
     scaled: Float64Array = np.ldexp(lengths, exponent)
     return scaled
