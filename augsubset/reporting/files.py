@@ -16,7 +16,7 @@ import torch
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.reporting.page import render
 from augsubset.reporting.pictures import Picture, make_pictures, measure_spectrum
-from augsubset.reporting.summary import summarize
+from augsubset.reporting.summary import refuse_malformed_states, summarize
 from augsubset.utils.checkpoint import write_whole
 from augsubset.utils.checks import AugsubsetError, check_int
 from augsubset.utils.rng import forked_rng
@@ -124,10 +124,25 @@ def write_report(
         Path of the page.
 
     Raises:
+        ValueError: If the figures are of a malformed state; nothing is written.
         OSError: If a file cannot be written; none is left incomplete.
     """
+    with refuse_malformed_states():
+        contents = _format_files(figures, counts, pictures or {}, labels)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return folder / "index.html"
+
+
+def _format_files(
+    figures: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    pictures: Mapping[str, Sequence[Picture]],
+    labels: Sequence[int] | None,
+) -> dict[str, bytes]:
+    """Return the content of each file."""
     scalars = [
         {key: value for key, value in entry.items() if not isinstance(value, (list, dict))}
         for entry in figures["selections"]
@@ -136,15 +151,13 @@ def write_report(
     times, mass = counts["times"].tolist(), counts["mass"].tolist()
     columns = ["index", "times_selected", "mass"] + ([] if labels is None else ["label"])
     rows = zip(range(len(times)), times, mass, *([] if labels is None else [labels]), strict=True)
-    page = folder / "index.html"
-    write_whole(folder / "report.json", json.dumps(figures, indent=1).encode())
-    write_whole(
-        folder / "selections.csv",
-        _format_csv(names, ([entry.get(name, "") for name in names] for entry in scalars)),
-    )
-    write_whole(folder / "examples.csv", _format_csv(columns, rows))
-    write_whole(page, render(figures, pictures or {}).encode())
-    return page
+    selections = ([entry.get(name, "") for name in names] for entry in scalars)
+    return {
+        "report.json": json.dumps(figures, indent=1).encode(),
+        "selections.csv": _format_csv(names, selections),
+        "examples.csv": _format_csv(columns, rows),
+        "index.html": render(figures, pictures).encode(),
+    }
 
 
 def _format_csv(columns: Sequence[str], rows: Any) -> bytes:

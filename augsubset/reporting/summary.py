@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -11,12 +12,37 @@ import torch
 from augsubset.reporting.cost_model import EpochCounts, Savings, count_epoch
 from augsubset.sampling import EpochPlan
 
-__all__ = ["BUCKETS", "summarize"]
+__all__ = ["BUCKETS", "refuse_malformed_states", "summarize"]
 
 BUCKETS = ("selection", "loading", "augmentation", "step")
 _SETTING = ("budget", "copies", "originals", "weights", "layout", "batch_size", "seed")
 
 
+_MALFORMED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+    ValueError,
+)
+
+
+@contextmanager
+def refuse_malformed_states() -> Iterator[None]:
+    """Raise one kind of error for whatever a malformed state makes the block raise.
+
+    Nothing beside a state is read here, and a check of every value would be as long as its use.
+
+    Raises:
+        ValueError: In place of any of these.
+    """
+    try:
+        yield
+    except _MALFORMED as error:
+        raise ValueError(
+            "state must be as a loader's state_dict() returned it, got one that cannot be reported "
+            f"({type(error).__name__}: {error}). It was altered, damaged or of another version."
+        ) from error
+
+
+@refuse_malformed_states()
 def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, Any]:
     """Return the figures of a report; JSON can hold them.
 
@@ -30,6 +56,9 @@ def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, An
         0, 1, 2, ... times; ``most``, ``least``, ``never``: examples, as dicts of index, times
         selected and mass, the sum of weights; ``seconds`` by bucket; ``savings``, ``None`` before
         the first copy.
+
+    Raises:
+        ValueError: If the state is malformed.
     """
     history, counts = state["history"], state["counts"]
     times, mass = counts["times"].long(), counts["mass"]

@@ -1,5 +1,6 @@
 """The report: figures checked by hand, complete files, a self-contained page."""
 
+import copy
 import csv
 import json
 import re
@@ -409,3 +410,61 @@ def test_the_command_refuses_a_checkpoint_without_a_loader(tmp_path, capsys, con
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "run.pt")])
     assert reason in capsys.readouterr().err
+
+
+def delete(*path):
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return change
+
+
+def put(value, *path):
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value
+
+    return change
+
+
+MALFORMED = {  # of history 0 is a selection, 1 an epoch
+    "no budget": delete("budget"),
+    "no times": delete("counts", "times"),
+    "no sizes": delete("counts", "class_sizes"),
+    "too few sizes": delete("counts", "class_sizes", 0),
+    "no event": delete("history", 0, "event"),
+    "no share": delete("history", 0, "covered"),
+    "no seconds": delete("history", 1, "loading_seconds"),
+    "no rows": delete("history", 1, "num_rows"),
+    "another layout": put("spiral", "layout"),
+    "other originals": put("some", "originals"),
+    "no examples": put(0, "num_examples"),
+    "an infinite time": put(float("inf"), "history", 1, "total_seconds"),
+    "an infinite error": put(float("inf"), "history", 0, "error"),
+    "an error that is none": put(float("nan"), "history", 0, "error"),
+    "an error of text": put("small", "history", 0, "error"),
+    "a history of text": put("long ago", "history"),
+    "an entry of text": put("long ago", "history", 0),
+    "counts of text": put("many", "counts"),
+    "too few counts": put(torch.zeros(3), "counts", "mass"),
+    "a tensor for a number": put(torch.zeros(3), "history", 0, "overlap"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved():
+    return run(2).state_dict()
+
+
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_state_is_refused_with_one_kind_of_error(tmp_path, capsys, saved, change):
+    state = copy.deepcopy(saved)
+    change(state)
+    save_checkpoint(tmp_path / "run.ckpt", loader=state)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "run.ckpt"), "--out", str(tmp_path / "out")])
+    assert "state must be as a loader's state_dict() returned it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
