@@ -63,7 +63,7 @@ class SubsetAugmentLoader:
         model: The model in training: its gradients are measured, and batches go to its device.
 
         augment: *What to augment.* The strong policy ``(x, rows) -> x``; it sees copies only.
-        fraction: Share of the examples to augment, in (0, 1]; at least one per class. 1.0 takes
+        fraction: Share of the examples to augment, in (0, 1]; no fewer than the classes. 1.0 takes
             everything: nothing is probed, and ``selector`` is not used. Negative labels mark
             unlabelled examples: these are originals only, and not counted here.
         copies: Augmented copies of each selected example, r.

@@ -185,7 +185,8 @@ class SelectionSchedule:
         if selector is None:
             return lambda: Selection.equally_weighted(candidates, n, epoch=epoch)
         if not selector.needs_gradients:
-            gradients = replace(LastLayerGradients.unprobed(n), indices=candidates)
+            unprobed = LastLayerGradients.unprobed(n, self._info.groups[candidates])
+            gradients = replace(unprobed, indices=candidates)
         elif ranks is None:
             every = n == self._info.num_examples
             gradients, entry["num_recycled"] = self._prober.measure(None if every else candidates)

@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from augsubset import (
     BatchSpec,
+    CoresetSelector,
     CropFlip,
     GradientProbe,
     KorniaModule,
     LoaderOptions,
+    MaxLossSelector,
     RandomOps,
     RandomSelector,
     Selection,
@@ -578,3 +580,29 @@ def test_a_selection_made_on_an_accelerator_is_kept_on_the_cpu():
     assert moved.digest == kept.digest
     assert weights.device == keys.device
     assert sorted(set(weights.cpu().tolist())) == [1, N / 2]
+
+
+RARE = torch.tensor([0] * 20 + [1] * 17 + [2] * 2 + [3])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [TensorDataset(X, RARE), Items(lambda index: (X[index], int(RARE[index])))],
+    ids=["labels known", "labels read"],
+)
+@pytest.mark.parametrize(
+    "selector",
+    [CoresetSelector(), RandomSelector(stratified=True), MaxLossSelector("class")],
+    ids=lambda selector: type(selector).__name__,
+)
+def test_every_class_is_selected_from_in_any_seed(data, selector):
+    model = make_model(outputs=4)
+    for seed in range(20):
+        loader = make(data, model=model, seed=seed, fraction=0.1, selector=selector)
+        assert sorted(RARE[loader.reselect().indices].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_random_subset_may_leave_a_class_out():
+    data = TensorDataset(X, RARE)
+    loaders = [make(data, seed=s, fraction=0.1, selector=RandomSelector()) for s in range(20)]
+    assert any(len(RARE[loader.reselect().indices].unique()) < 4 for loader in loaders)

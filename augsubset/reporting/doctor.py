@@ -144,7 +144,7 @@ def _time_selection(
         return past[-1]["probe_seconds"], past[-1]["solve_seconds"], latest
     if selector is None:
         return 0.0, 0.0, Selection.equally_weighted(torch.arange(n), n)
-    gradients, probe = LastLayerGradients.unprobed(n), 0.0
+    gradients, probe = LastLayerGradients.unprobed(n, loader.info.groups), 0.0
     if selector.needs_gradients:
         gradients, probe = _time_probe(loader, num_rows, device)
     share = len(gradients) / n

@@ -121,9 +121,9 @@ class LastLayerGradients:
         )
 
     @classmethod
-    def unprobed(cls, n: int) -> LastLayerGradients:
+    def unprobed(cls, n: int, labels: Tensor | None = None) -> LastLayerGradients:
         """Return a placeholder for n examples, for selectors that need no gradients."""
-        return cls.from_residual(torch.zeros(n, 0))
+        return cls.from_residual(torch.zeros(n, 0), labels)
 
     @classmethod
     def merged(cls, shards: Sequence[LastLayerGradients]) -> LastLayerGradients:

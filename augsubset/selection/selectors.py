@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from augsubset.selection.budget import sainte_lague_order
-from augsubset.selection.coreset import group_by_class, select_coreset
+from augsubset.selection.coreset import select_coreset
 from augsubset.selection.distributed import select_coreset_distributed
 from augsubset.selection.facility_location import Similarity
 from augsubset.selection.gradients import LastLayerGradients
@@ -24,6 +24,8 @@ from augsubset.utils.rng import mix_seed
 
 __all__ = ["CoresetSelector", "MaxLossSelector", "RandomSelector", "Selector"]
 
+Int64Array = npt.NDArray[np.int64]
+
 
 @runtime_checkable
 class Selector(Protocol):
@@ -31,7 +33,7 @@ class Selector(Protocol):
 
     Attributes:
         needs_gradients: Whether the model is probed before :meth:`select`. If not, the gradients
-            passed are placeholders with n rows and no columns.
+            passed are placeholders with n rows, their labels and no columns.
     """
 
     @property
@@ -128,9 +130,18 @@ class CoresetSelector:
 
 
 class RandomSelector:
-    """The baseline: a uniform subset without replacement, drawn for each (seed, epoch)."""
+    """The baseline: a uniform subset without replacement, drawn for each (seed, epoch).
+
+    Args:
+        stratified: Whether classes get Sainte-Lague budgets, at least one example each; if not, a
+            small subset may leave a class out.
+    """
 
     needs_gradients = False
+
+    def __init__(self, *, stratified: bool = False) -> None:
+        check_choice("stratified", stratified, (False, True))
+        self._stratified = stratified
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
@@ -138,16 +149,17 @@ class RandomSelector:
         """Return ``budget`` examples with a weight of n / budget each."""
         rng = np.random.default_rng(mix_seed(seed, epoch))
         _check_budget(budget, gradients)
-        chosen = rng.permutation(len(gradients))[:budget]
-        return _select_equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+        ranked = rng.permutation(len(gradients))
+        return _select_highest(gradients, ranked, budget, epoch, per_class=self._stratified)
 
 
 class MaxLossSelector:
     """The examples with the highest loss (after Kuchnik & Smith, 2019); ties to the lowest index.
 
     Args:
-        scope: ``"global"`` ranks all examples together; ``"class"`` ranks within each class, with
-            Sainte-Lague budgets. The paper does not say which one it used.
+        scope: ``"global"`` ranks all examples together, and may leave classes out; ``"class"``
+            ranks within each class, with Sainte-Lague budgets, at least one example each. The paper
+            does not say which one it used.
     """
 
     needs_gradients = True
@@ -160,18 +172,9 @@ class MaxLossSelector:
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
     ) -> Selection:
         """Return the ``budget`` examples of highest loss with a weight of n / budget each."""
-        losses, indices = gradients.losses.numpy(), gradients.indices.numpy()
-        if self._scope == "global":
-            _check_budget(budget, gradients)
-            chosen = np.lexsort((indices, -losses))[:budget]
-        else:
-            _, members = group_by_class(gradients)
-            class_of = sainte_lague_order(np.array([len(m) for m in members]), budget)
-            chosen = np.empty(budget, np.int64)
-            for c, positions in enumerate(members):
-                hardest = positions[np.argsort(-losses[positions], kind="stable")]
-                chosen[class_of == c] = hardest[: int((class_of == c).sum())]
-        return _select_equally_weighted(gradients, torch.from_numpy(chosen), epoch)
+        _check_budget(budget, gradients)
+        ranked = np.lexsort((gradients.indices.numpy(), -gradients.losses.numpy()))
+        return _select_highest(gradients, ranked, budget, epoch, per_class=self._scope == "class")
 
 
 def _check_budget(budget: int, gradients: LastLayerGradients) -> None:
@@ -182,8 +185,17 @@ def _check_budget(budget: int, gradients: LastLayerGradients) -> None:
         )
 
 
-def _select_equally_weighted(
-    gradients: LastLayerGradients, positions: Tensor, epoch: int
+def _select_highest(
+    gradients: LastLayerGradients, ranked: Int64Array, budget: int, epoch: int, *, per_class: bool
 ) -> Selection:
-    indices = gradients.indices[positions]
+    """Select the first of these positions, of all or of each class, with equal weights."""
+    chosen = ranked[:budget]
+    if per_class:
+        labels = gradients.labels.numpy()[ranked]
+        _, sizes = np.unique(labels, return_counts=True)
+        members = np.split(ranked[np.argsort(labels, kind="stable")], np.cumsum(sizes)[:-1])
+        heads = [iter(positions) for positions in members]
+        class_of = sainte_lague_order(sizes, budget)
+        chosen = np.fromiter((next(heads[c]) for c in class_of), np.int64, budget)
+    indices = gradients.indices[torch.from_numpy(chosen)]
     return Selection.equally_weighted(indices, len(gradients), epoch=epoch)

@@ -114,3 +114,63 @@ def test_only_selectors_that_use_gradients_need_them():
 def test_bad_values_are_refused(make, budget, reason):
     with pytest.raises(ValueError, match=reason):
         select(make(), budget=budget)
+
+
+# Classes.
+
+KEEPS_CLASSES = [CoresetSelector(), RandomSelector(stratified=True), MaxLossSelector("class")]
+IMBALANCED = torch.tensor([7] * 100 + [-2] * 30 + [0] * 3 + [9])
+
+
+def draw_imbalanced(seed):
+    """Rows in any order, with indices and labels that are no positions."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(IMBALANCED)
+    return LastLayerGradients(
+        residual=torch.randn(n, 3, generator=generator),
+        inputs=None,
+        labels=IMBALANCED[torch.randperm(n, generator=generator)],
+        indices=1000 + torch.randperm(n, generator=generator),
+        losses=torch.rand(n, generator=generator),
+    )
+
+
+def select_labels(selector, seed, budget):
+    gradients = draw_imbalanced(seed)
+    found = selector.select(gradients, budget=budget, seed=seed, epoch=0).indices
+    label_of = dict(zip(gradients.indices.tolist(), gradients.labels.tolist(), strict=True))
+    return [label_of[index] for index in found.tolist()]
+
+
+@pytest.mark.parametrize("selector", KEEPS_CLASSES, ids=lambda selector: type(selector).__name__)
+@pytest.mark.parametrize("seed", range(25))
+def test_every_class_has_its_quota_of_a_small_budget(selector, seed):
+    labels = select_labels(selector, seed, budget=8)
+    assert [labels.count(label) for label in (7, -2, 0, 9)] == [5, 1, 1, 1]
+
+
+@pytest.mark.parametrize("selector", [RandomSelector(), MaxLossSelector()])
+def test_a_subset_of_all_examples_leaves_classes_out(selector):
+    missed = [len(set(select_labels(selector, seed, budget=8))) < 4 for seed in range(25)]
+    assert any(missed)
+
+
+def test_a_stratified_selection_is_uniform_within_classes():
+    chosen = torch.zeros(40)
+    selector = RandomSelector(stratified=True)
+    for epoch in range(400):
+        chosen[select(selector, budget=8, epoch=epoch).indices] += 1
+    assert chosen.view(10, 4).sum(0).tolist() == [800] * 4
+    assert chosen.min() > 45  # 80 are expected of each, with a standard deviation of 8
+    assert chosen.max() < 115
+
+
+@pytest.mark.parametrize("selector", [RandomSelector(stratified=True), MaxLossSelector("class")])
+def test_fewer_than_one_example_a_class_are_refused(selector):
+    with pytest.raises(ValueError, match="budget must be at least the number of classes 4"):
+        select(selector, budget=3)
+
+
+def test_stratified_is_a_bool():
+    with pytest.raises(ValueError, match="stratified must be one of False, True, got"):
+        RandomSelector(stratified="class")
