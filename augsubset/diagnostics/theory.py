@@ -160,8 +160,11 @@ def coreset_gradient_error(
         weights: Cluster sizes. ``(k,)``
         clusters: Representative of each example, as a position in ``chosen``. ``(n,)``
     """
-    error = gradients.sum(0) - weights @ gradients[chosen]
-    distances = np.linalg.norm(gradients - gradients[chosen][clusters], axis=1)
+    differences = gradients - gradients[chosen][clusters]
+    sizes = np.bincount(clusters, minlength=len(chosen))
+    # Not a difference of totals, whose rounding can exceed the bound where norms span decades.
+    error = differences.sum(0) + (sizes - weights) @ gradients[chosen]
+    distances = np.linalg.norm(differences, axis=1)
     frobenius = float(np.sqrt(np.square(distances).sum()))
     return Inequality(float(np.linalg.norm(error)), float(distances.sum()), frobenius)
 

@@ -118,6 +118,14 @@ def test_the_summed_distances_bound_the_gradient_error(seed, n):
     assert coreset_gradient_error(gradients, chosen, weights, clusters).holds
 
 
+def test_the_error_of_a_coreset_is_not_lost_beside_large_gradients():
+    """Regression: 64 was missed beside totals of 1e18."""
+    gradients = np.array([[1e18], [1e18], [64.0], [0.0]])
+    chosen, clusters = np.array([0, 3]), np.array([0, 0, 1, 1])
+    found = coreset_gradient_error(gradients, chosen, np.array([2.0, 2.0]), clusters)
+    assert found == (64.0, 64.0, 64.0)
+
+
 def test_the_frobenius_norm_of_a_6_is_not_a_bound():
     gradients = np.zeros((100, 2))
     gradients[1:, 0] = 1
