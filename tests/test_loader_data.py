@@ -270,6 +270,77 @@ def test_a_policy_that_loses_what_goes_along_is_refused():
 # Other inputs.
 
 
+class Tagged(torch.Tensor):
+    """A tensor that knows where it is from, which operations keep, like MONAI's MetaTensor."""
+
+    source = None
+
+    def __new__(cls, values, source):
+        tensor = torch.as_tensor(values).as_subclass(cls)
+        tensor.source = source
+        return tensor
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(found, cls):
+            found.source = "a batch"
+        return found
+
+
+def make_meta_tensor(values, source):
+    monai = pytest.importorskip("monai.data")
+    return monai.MetaTensor(values, meta={"filename_or_obj": source})
+
+
+@pytest.mark.parametrize("kind", [Tagged, make_meta_tensor])
+@pytest.mark.parametrize("selector", [None, RandomSelector()])
+def test_images_of_a_tensor_subclass_are_images(kind, selector):
+    expected = make(REFERENCE, selector=selector, base=CropFlip(1))
+    data = Items(lambda i: (kind(X[i], f"{i}.png"), int(Y[i])))
+    data.targets = Y
+    loader = make(data, selector=selector, base=CropFlip(1))
+    for (x, y), (same, also) in zip(loader, expected, strict=True):
+        assert torch.equal(torch.Tensor(x), same)
+        assert torch.equal(y, also)
+
+
+class Table(Dataset):
+    """Columns whose rows go through a transform in batches, like those of Hugging Face datasets."""
+
+    def __init__(self, columns):
+        self.columns, self.transform = columns, lambda rows: rows
+
+    def set_transform(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.columns["label"])
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        rows = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        rows = self.transform(rows)
+        return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+
+
+def make_table(columns):
+    return pytest.importorskip("datasets").Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize("kind", [Table, make_table])
+def test_a_table_whose_rows_are_transformed_when_they_are_read(kind):
+    data = kind({"place": list(range(N)), "label": Y.tolist()})
+    data.set_transform(
+        lambda rows: {"image": [X[i] for i in rows["place"]], "label": rows["label"]}
+    )
+    for (x, y), (same, also) in zip(make(data), make(REFERENCE), strict=True):
+        assert torch.equal(x, same)
+        assert torch.equal(y, also)
+
+
 def test_text_is_augmented_by_a_plain_callable():
     ids = torch.randint(1, 50, (N, 12), generator=GENERATOR)
     model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 3))
