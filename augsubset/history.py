@@ -92,9 +92,9 @@ class SelectionCounts:
             "class_sizes": self.class_sizes,
         }
 
-    def check_state(self, state: Any) -> dict[str, Tensor]:
+    def check_state(self, state: Any) -> dict[str, Any]:
         """Return what :meth:`restore` takes of a saved state, or raise if it does not fit."""
-        check_state("counts", state, ("times", "mass", "previous"))
+        check_state("counts", state, ("times", "mass", "previous", "classes", "class_sizes"))
         current = {"times": self.times, "mass": self.mass, "previous": self._previous}
         for name, mine in current.items():
             value = state[name]
@@ -102,12 +102,15 @@ class SelectionCounts:
                 raise ValueError(
                     f"counts must hold {name} of shape {tuple(mine.shape)} and dtype {mine.dtype}."
                 )
-        return {name: state[name].clone() for name in current}
+        checked = {name: state[name].clone() for name in current}
+        # The dataset of this run may not have been read for its classes yet.
+        return checked | {name: state[name] for name in ("classes", "class_sizes")}
 
-    def restore(self, checked: Mapping[str, Tensor]) -> None:
+    def restore(self, checked: Mapping[str, Any]) -> None:
         """Take over what :meth:`check_state` returned."""
         self.times, self.mass = checked["times"], checked["mass"]
         self._previous = checked["previous"]
+        self.classes, self.class_sizes = checked["classes"], checked["class_sizes"]
 
 
 class EpochTimer:

@@ -17,6 +17,7 @@ from augsubset.batch import BatchParts, class_labels, is_classes, take_rows
 from augsubset.pipeline import BatchPipeline
 from augsubset.probe import GradientProbe
 from augsubset.sampling import Source, unpack
+from augsubset.selection import budget_from_fraction
 from augsubset.utils.checks import AugsubsetError
 from augsubset.utils.progress import progress_bar
 from augsubset.utils.torch_utils import map_tensors
@@ -39,8 +40,9 @@ class DatasetInfo:
     Args:
         dataset: The user's.
         num_examples: n.
+        has_classes: Whether labels are class indices.
         classes: Class of each example, ``(n,)`` int64, negative for unlabelled ones; ``None`` if
-            labels are not class indices, or are not shown and not needed.
+            there are none, or they are not shown and nothing has needed them yet.
         are_shown: Whether the dataset shows these classes as attributes.
         targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
         digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
@@ -49,6 +51,7 @@ class DatasetInfo:
 
     dataset: Any
     num_examples: int
+    has_classes: bool
     classes: Tensor | None
     are_shown: bool
     targets_digest: str | None
@@ -70,6 +73,26 @@ class DatasetInfo:
     def num_classes(self) -> int:
         """Number of classes, or 1 group."""
         return len(torch.unique(self.groups[self.candidates]))
+
+    def learn(self, indices: Tensor, labels: Tensor) -> bool:
+        """Take over the labels of all examples; return whether some are unlabelled.
+
+        Raises:
+            ValueError: If all are.
+        """
+        self.classes = torch.empty_like(labels)
+        self.classes[indices] = labels
+        if not len(self.candidates):
+            raise ValueError(_NO_LABELS)
+        missing = self.num_examples - len(self.candidates)
+        if missing:
+            _log.warning(
+                "%d of %d examples are unlabelled, which was not known at construction: the "
+                "fraction was taken of all. Pass batch=BatchSpec(labels=...) for one of the others",
+                missing,
+                self.num_examples,
+            )
+        return missing > 0
 
     def refresh(self) -> None:
         """Take over labels that the dataset shows and that have changed since they were read.
@@ -93,7 +116,11 @@ class DatasetInfo:
 
 
 def inspect_dataset(
-    source: Source, pipeline: BatchPipeline, probe: GradientProbe | None, progress: bool
+    source: Source,
+    pipeline: BatchPipeline,
+    probe: GradientProbe | None,
+    fraction: float,
+    progress: bool,
 ) -> DatasetInfo:
     """Fetch a few examples as training will, and raise what would otherwise fail later.
 
@@ -102,14 +129,15 @@ def inspect_dataset(
         pipeline: Prepares them for the model.
         probe: Tried on two of them; ``None`` if the selector needs no gradients, and therefore no
             classes.
+        fraction: Of the examples to select: where it holds one of each possible class, how many
+            there are need not be known yet, and the first probe tells.
         progress: Show a bar if all examples have to be fetched for their classes.
     """
     samples = [(batch, unpack(keys)[2]) for batch, keys in source.fetch_samples(_NUM_DIGESTED)]
     batch, *spread = (batch for batch, _ in samples)
     pipeline.spec.check_names(batch)
     x, y = pipeline.prepare_originals(batch)
-    if probe is not None:
-        probe.check(x, y)
+    most_classes = None if probe is None else probe.check(x, y)
     pipeline.check_masks(batch)
     half = len(spread) // 2
     digest, again = (
@@ -122,7 +150,9 @@ def inspect_dataset(
             "this dataset by its examples, only by its length and labels"
         )
     classes, are_shown = _find_classes(source, pipeline, samples)
-    if classes is None and is_classes(y) and probe is not None:
+    enough = budget_from_fraction(fraction, len(source), 1)
+    can_wait = probe is None or (most_classes is not None and enough >= most_classes)
+    if classes is None and is_classes(y) and not can_wait:
         classes = _gather_classes(source, pipeline, progress)
     if classes is not None and not bool((classes >= 0).any()):
         raise ValueError(_NO_LABELS)
@@ -130,6 +160,7 @@ def inspect_dataset(
     return DatasetInfo(
         source.dataset,
         len(source),
+        is_classes(y),
         classes,
         are_shown,
         None if targets is None else _digest_tensor(targets),

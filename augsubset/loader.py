@@ -122,8 +122,8 @@ class SubsetAugmentLoader:
         :func:`~augsubset.select_coreset`); a batch its copies' augmentation and about 0.1 ms of
         bookkeeping; an epoch one wait for the device, to check the model's weights. Construction
         fetches two examples, and eight twice, by which a checkpoint recognises the dataset; all of
-        them if the selector needs gradients and no ``targets``, ``labels`` or tensors hold the
-        classes that these items have.
+        them if no ``targets``, ``labels`` or tensors hold the classes that these items have, and
+        the first probe would be too late: where ``fraction`` is below one of each class.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -205,7 +205,7 @@ class SubsetAugmentLoader:
         if needs_probe and ranks is not None:
             probe.check_alone()
         tried = probe if needs_probe else None
-        self.info = inspect_dataset(self.source, self.pipeline, tried, progress)
+        self.info = inspect_dataset(self.source, self.pipeline, tried, fraction, progress)
 
         candidates = len(self.info.candidates)
         budget = budget_from_fraction(fraction, candidates, self.info.num_classes)
@@ -235,7 +235,7 @@ class SubsetAugmentLoader:
                 f"drop_last must leave at least one batch, got {len(self.row_sampler)} rows per "
                 f"rank for batch_size={loader.batch_size}."
             )
-        if options.recycle is not None and self.info.classes is None:
+        if options.recycle is not None and not self.info.has_classes:
             raise ValueError(
                 "recycle must be None where labels are not one class index per example, got "
                 f"recycle={options.recycle}."

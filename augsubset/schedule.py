@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -190,10 +190,16 @@ class SelectionSchedule:
         elif ranks is None:
             every = n == self._info.num_examples
             gradients, entry["num_recycled"] = self._prober.measure(None if every else candidates)
+            if self._learn_classes([(gradients.indices, gradients.labels)]):
+                return self._probe(selector, epoch, entry)
         else:
             indices = self._choose_shard(ranks, candidates)
             with ranks.phase("probing its shard"):
                 shard, entry["num_recycled"] = self._prober.measure(indices)
+            if self._info.has_classes and self._info.classes is None:
+                parts = ranks.gather((shard.indices, shard.labels))
+                if self._learn_classes(parts):
+                    return self._probe(selector, epoch, entry)
             together = getattr(selector, "select_on_ranks", None)
             if together is not None:
                 return lambda: together(
@@ -203,6 +209,13 @@ class SelectionSchedule:
         if ranks is None:
             return lambda: selector.select(gradients, **arguments)
         return lambda: _select_on_each(ranks, lambda: selector.select(gradients, **arguments))
+
+    def _learn_classes(self, parts: Sequence[tuple[Tensor, Tensor]]) -> bool:
+        """Take over labels that the first probe saw; return whether it has to be repeated."""
+        if not self._info.has_classes or self._info.classes is not None:
+            return False
+        indices, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        return self._info.learn(indices, labels)
 
     def _include_unlabelled(self, selection: Selection) -> Selection:
         """Return a selection among the candidates as one of the dataset."""

@@ -25,7 +25,7 @@ ALLOWED = {
     "probe": {"batch", "selection"},
     "history": {"selection"},
     "pipeline": {"augment", "batch", "history", "normalization", "sampling"},
-    "labels": {"batch", "pipeline", "probe", "sampling"},
+    "labels": {"batch", "pipeline", "probe", "sampling", "selection"},
     "options": {"batch", "probe", "sampling", "selection"},
     "prober": {"pipeline", "probe", "sampling", "selection"},
     "state": {"selection"},

@@ -205,11 +205,13 @@ def test_strange_labels_train_report_and_resume(name, selector):
     if loss is not None:
         options["probe"] = GradientProbe(model, loss=loss)
     loader = make(data, model, **options)
+    is_read = loader.info.classes is not None or loss is not None
+    budget = max(num_classes, round((num_candidates if is_read else N) / 4))
+    assert loader.plan.budget == budget
+    assert sum(len(x) for x, *_ in loader) == N + 2 * budget
     if loader.info.classes is None:  # not shown, and not needed
         num_classes, num_candidates = 1, N
     assert (loader.info.num_classes, len(loader.info.candidates)) == (num_classes, num_candidates)
-    assert loader.plan.budget == max(num_classes, round(num_candidates / 4))
-    assert sum(len(x) for x, *_ in loader) == N + 2 * loader.plan.budget
     chosen = loader.selection
     assert torch.isin(chosen.indices, loader.info.candidates).all()
     assert float(chosen.weights.sum()) == pytest.approx(num_candidates)
@@ -250,6 +252,7 @@ def test_concatenated_parts_whose_items_are_shifted_are_read_through():
         ]
     )
     loader = make(parts, make_model(6))
+    list(loader)  # the first probe tells
     assert loader.info.num_classes == 6
     assert loader.info.classes.tolist() == [*CLASSES.tolist(), *(CLASSES + 3).tolist()]
 
@@ -315,15 +318,18 @@ FEW = 20  # two examples, and eight twice, at most
         ({}, {"batch": BatchSpec(labels=torch.tensor(MANY))}, FEW),
         ({"targets": MANY}, {}, FEW),
         ({"targets": MANY}, {"selector": MaxLossSelector()}, FEW),
-        ({}, {"selector": MaxLossSelector()}, FEW + 200),
+        ({}, {"selector": MaxLossSelector()}, FEW),
+        ({}, {"fraction": 0.01}, FEW + 200),
     ],
 )
 def test_a_dataset_is_read_only_for_labels_that_are_needed(shown, options, most):
     data = Counting(MANY, **shown)
     loader = make(data, **options)
     assert data.count <= most
+    data.count = 0
     for _, y in loader:
         assert set(y.tolist()) <= {0, 1, 2}
+    assert data.count <= 200 + len(loader.plan)  # one probe
 
 
 def test_labels_that_are_given_may_be_unlabelled_and_are_those_of_the_items():
@@ -349,3 +355,19 @@ def test_labels_that_are_given_may_be_unlabelled_and_are_those_of_the_items():
 def test_given_labels_that_are_not_the_items_are_refused(labels, error, reason):
     with pytest.raises(error, match=reason):
         make(Items(CLASSES.tolist()), batch=BatchSpec(labels=labels))
+
+
+def test_labels_that_the_first_probe_tells_select_what_known_ones_do(caplog):
+    labels = mark(5, 17).tolist()
+    known = make(Items(labels, targets=labels), fraction=0.3)
+    unknown = make(Items(labels), fraction=0.3)
+    assert unknown.info.classes is None
+    for loader in (known, unknown):
+        assert sum(len(x) for x, _ in loader) == len(loader.plan)
+    assert "2 of 24 examples are unlabelled" in caplog.text
+    assert known.selection.digest == unknown.selection.digest
+    assert known.history[0]["class_counts"] == unknown.history[0]["class_counts"]
+    state = unknown.state_dict()
+    again = make(Items(labels), fraction=0.3)
+    again.load_state_dict(state)
+    assert again.counts.class_sizes == known.counts.class_sizes

@@ -506,7 +506,10 @@ def test_tensors_gathered_at_once_are_what_their_items_would_be():
 
 
 def test_labels_are_gathered_with_a_bar_when_asked(capsys):
-    make(Items(lambda i: (X[i], int(Y[i]))), progress=True)
+    data = Items(lambda i: (X[i], int(Y[i])))
+    make(data, progress=True)  # the first probe is early enough
+    assert "gathering labels" not in capsys.readouterr().err
+    make(data, progress=True, fraction=0.05)
     assert "gathering labels" in capsys.readouterr().err
     make(REFERENCE, progress=True)
     assert "gathering labels" not in capsys.readouterr().err

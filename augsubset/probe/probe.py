@@ -329,11 +329,16 @@ class GradientProbe:
 
     # One batch.
 
-    def check(self, x: Any, y: Any) -> None:
-        """Run one batch, and raise what a scan would raise; the model is left as it was."""
+    def check(self, x: Any, y: Any) -> int | None:
+        """Run one batch, and raise what a scan would raise; the model is left as it was.
+
+        Returns:
+            The most classes that labels can have, if the loss says so.
+        """
         device = self._device or get_model_device(self.model)
         with evaluation_mode(self.model, device):
-            self.measure(*map_tensors(lambda part: part.to(device), (x, y)))
+            measured = self.measure(*map_tensors(lambda part: part.to(device), (x, y)))
+        return measured.residual.shape[1] if isinstance(self._loss, str) else None
 
     @torch.no_grad()
     def measure(self, x: Any, y: Any) -> BatchGradients:

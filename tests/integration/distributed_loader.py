@@ -112,6 +112,23 @@ def losses(monkeypatch):
         assert len(digests) == 2
 
 
+def unshown(monkeypatch):
+    """Labels that the first probe tells select what known ones do, also where one is missing."""
+    for missing in ([], [7]):
+        labels = Y.clone()
+        labels[missing] = -1
+        digests = set()
+        for data in (list(zip(X, labels, strict=True)), TensorDataset(X, labels)):
+            loader = make(make_model(), 8, data=data)
+            assert (loader.info.classes is None) == isinstance(data, list)
+            for _ in loader:
+                pass
+            assert loader.info.classes.tolist() == labels.tolist()
+            assert not set(missing) & set(loader.selection.indices.tolist())
+            digests.add(loader.selection.digest)
+        assert len(digests) == 1
+
+
 def printed(monkeypatch):
     """The loop as printed, over every kind of data, with and without workers."""
     for name, num_workers in itertools.product(printed_loop.DATASETS, (0, 2)):

@@ -84,7 +84,7 @@ def a_worker_that_is_killed_while_probing(folder):
 def a_worker_that_is_killed_while_labels_are_gathered(folder):
     """At construction."""
     with killed():
-        a_loader(DyingUnlabelled())
+        a_loader(DyingUnlabelled(), fraction=0.01)
 
 
 def fill_the_disk():

@@ -90,7 +90,7 @@ def test_an_item_that_raises_while_probing_or_gathering_labels_is_named(num_work
     assert len(list(loader)) == len(loader)
     broken.fetch, broken.targets = raising, None
     with pytest.raises(OSError, match="file 30 is truncated"):
-        make(broken, num_workers=num_workers)
+        make(broken, num_workers=num_workers, fraction=0.01)
 
 
 @pytest.mark.parametrize(
