@@ -94,14 +94,14 @@ class DatasetInfo:
             )
         return missing > 0
 
-    def refresh(self) -> None:
-        """Take over labels that the dataset shows and that have changed since they were read.
+    def refresh(self) -> bool:
+        """Take over labels that the dataset shows; return whether they have changed.
 
         Digests stay: they identify the dataset that the run began with.
         """
         now = find_labels(self.dataset) if self.are_shown else None
         if now is None or now.shape != self.groups.shape or torch.equal(now, self.groups):
-            return
+            return False
         before, self.classes = self.num_classes, now
         _log.info("labels of the dataset have changed since they were read last")
         if not len(self.candidates):
@@ -113,6 +113,7 @@ class DatasetInfo:
                 self.num_classes,
                 before,
             )
+        return True
 
 
 def inspect_dataset(

@@ -354,7 +354,8 @@ class SubsetAugmentLoader:
 
     def _check_unchanged(self) -> None:
         """Raise if the dataset's length or the number of ranks changed since construction."""
-        self.source.refresh(self._batches)
+        if self.source.refresh(self._batches):
+            self.prober.forget()
         if world_size() != self.world_size:
             raise AugsubsetError(
                 f"the number of ranks must stay {self.world_size}, got {world_size()}. Construct "

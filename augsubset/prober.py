@@ -126,6 +126,10 @@ class Prober:
         if self.recycle is not None:
             self._cache.expect(batch.originals, batch.labels)
 
+    def forget(self) -> None:
+        """Reuse nothing that was recorded so far: examples or their labels have changed."""
+        self._cache.clear()
+
     def state_dict(self, share: Mapping[str, int]) -> dict[str, Any] | None:
         """Return the recorded logits and this rank's share; ``None`` if nothing is reused."""
         return None if self.recycle is None else {**self._cache.state_dict(), **share}

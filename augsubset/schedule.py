@@ -177,7 +177,8 @@ class SelectionSchedule:
     ) -> Callable[[], Selection]:
         """Measure gradients where the selector needs them, and return what is left to do."""
         ranks = self._ranks
-        self._info.refresh()
+        if self._info.refresh():
+            self._prober.forget()
         candidates = self._info.candidates
         n = len(candidates)
         budget = min(self._budget, n)

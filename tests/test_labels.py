@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from augsubset import (
+    AugsubsetError,
     BatchSpec,
     GradientProbe,
+    LoaderOptions,
     MaxLossSelector,
     RandomOps,
     RandomSelector,
@@ -289,6 +291,37 @@ def test_tensors_assigned_anew_are_seen_at_the_next_epoch(dataset, workers):
         assert torch.equal(y, CLASSES[index] + 1)
     assert loader.counts.classes == [1, 2, 3]
     assert loader.info.classes.tolist() == (CLASSES + 1).tolist()
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES.flip(0)])
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES.flip(0)])
+def test_nothing_recorded_of_other_tensors_is_recycled(images, classes):
+    data, model = TensorDataset(IMAGES, CLASSES), make_model()
+    options = LoaderOptions(recycle=2)
+    loader = make(data, model, every=1, options=options)
+    for epoch in range(3):
+        if epoch == 2:
+            data.tensors = (images, classes)
+        for x, _ in loader:
+            model(x)
+    recycled = [e["num_recycled"] for e in loader.history if e["event"] == "selection"]
+    assert recycled == [0, N, 0]
+
+
+def test_classes_that_change_are_said(caplog):
+    data = TensorDataset(IMAGES, CLASSES)
+    loader = make(data, every=1)
+    list(loader)
+    data.tensors = (IMAGES, mark(0, classes=CLASSES // 2))
+    list(loader)
+    assert "the dataset now has 2 classes, not 3" in caplog.text
+    assert 0 not in loader.selection.indices
+    data.tensors = (IMAGES, torch.full((N,), -1))
+    with pytest.raises(AugsubsetError, match="labels must name the class of at least one example"):
+        list(loader)
+    data.tensors = (IMAGES[1:], CLASSES[1:])
+    with pytest.raises(AugsubsetError, match="must keep its length 24, got 23"):
+        list(loader)
 
 
 # How often a dataset without labels of its own is read.

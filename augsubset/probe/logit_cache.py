@@ -72,6 +72,10 @@ class LogitCache:
         """Device of the logits: that of the model in the first pass, the CPU before."""
         return self._values[0].device if self._values else torch.device("cpu")
 
+    def clear(self) -> None:
+        """Forget what was recorded, because the examples are no longer the same."""
+        self._seen.fill_(-1)
+
     def expect(self, indices: Tensor, labels: Tensor) -> None:
         """Announce the examples of the next training pass; replaces an earlier announcement.
 

@@ -214,8 +214,11 @@ class Source:
         if isinstance(self._keyed, TensorBatches):
             self._keyed.to(device)
 
-    def refresh(self, loader: DataLoader[Any]) -> None:
-        """Take over tensors that were assigned to the dataset anew, for a loader made here.
+    def refresh(self, loader: DataLoader[Any]) -> bool:
+        """Take over tensors that were assigned to the dataset anew; return whether there were any.
+
+        Args:
+            loader: Made here; its persistent workers, which hold the old ones, are given up.
 
         Raises:
             AugsubsetError: If the dataset's length has changed since construction.
@@ -226,8 +229,10 @@ class Source:
                 f"the dataset must keep its length {len(self)}, got {n}: indices would no "
                 "longer mean the same examples. Construct a new loader."
             )
-        if isinstance(self._keyed, TensorBatches) and self._keyed.refresh():
-            loader._iterator = None  # persistent workers hold the old ones
+        is_new = isinstance(self._keyed, TensorBatches) and self._keyed.refresh()
+        if is_new:
+            loader._iterator = None
+        return is_new
 
     def make_loader(
         self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
