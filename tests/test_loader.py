@@ -783,7 +783,7 @@ def test_dict_items_yield_the_same_batches_and_labels_are_gathered_once():
     assert len(list(named)) == len(named)
 
 
-def test_dict_items_are_fetched_once_for_their_labels():
+def test_dict_items_are_fetched_for_their_labels_only_where_these_are_needed():
     class Counting(Dicts):
         fetched = 0
 
@@ -793,9 +793,12 @@ def test_dict_items_are_fetched_once_for_their_labels():
 
     dataset = Counting()
     loader = make(dataset, selector=RandomSelector(), fraction=0.1, copies=1, originals="none")
-    assert dataset.fetched == 2 + 16 + N  # checked; known again by, twice; everybody's label
+    assert dataset.fetched == 2 + 16  # checked; known again by, twice
     list(loader)
-    assert dataset.fetched == 2 + 16 + N + 6
+    assert dataset.fetched == 2 + 16 + 6
+    dataset.fetched = 0
+    make(dataset, fraction=0.01)
+    assert dataset.fetched == 2 + 16 + N  # everybody's label, once
 
 
 def test_base_and_strong_policy_of_one_class_draw_apart():
