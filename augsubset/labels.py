@@ -120,6 +120,7 @@ def inspect_dataset(
     source: Source,
     pipeline: BatchPipeline,
     probe: GradientProbe | None,
+    needs_labels: bool,
     fraction: float,
     progress: bool,
 ) -> DatasetInfo:
@@ -128,8 +129,8 @@ def inspect_dataset(
     Args:
         source: Fetches the examples.
         pipeline: Prepares them for the model.
-        probe: Tried on two of them; ``None`` if the selector needs no gradients, and therefore no
-            classes.
+        probe: Tried on two of them; ``None`` if the selector needs no gradients.
+        needs_labels: Whether a selector without gradients needs classes.
         fraction: Of the examples to select: where it holds one of each possible class, how many
             there are need not be known yet, and the first probe tells.
         progress: Show a bar if all examples have to be fetched for their classes.
@@ -152,7 +153,8 @@ def inspect_dataset(
         )
     classes, are_shown = _find_classes(source, pipeline, samples)
     enough = budget_from_fraction(fraction, len(source), 1)
-    can_wait = probe is None or (most_classes is not None and enough >= most_classes)
+    can_wait = most_classes is not None and enough >= most_classes
+    can_wait = can_wait if probe is not None else not needs_labels
     if classes is None and is_classes(y) and not can_wait:
         classes = _gather_classes(source, pipeline, progress)
     if classes is not None and not bool((classes >= 0).any()):

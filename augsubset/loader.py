@@ -205,7 +205,10 @@ class SubsetAugmentLoader:
         if needs_probe and ranks is not None:
             probe.check_alone()
         tried = probe if needs_probe else None
-        self.info = inspect_dataset(self.source, self.pipeline, tried, fraction, progress)
+        needs_labels = selector is not None and getattr(selector, "needs_labels", True)
+        self.info = inspect_dataset(
+            self.source, self.pipeline, tried, needs_labels, fraction, progress
+        )
 
         candidates = len(self.info.candidates)
         budget = budget_from_fraction(fraction, candidates, self.info.num_classes)

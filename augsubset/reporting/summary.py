@@ -77,6 +77,7 @@ def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, An
     chosen = rank[times[rank] > 0]
     never = torch.nonzero(times == 0).squeeze(1)
     sample = never[torch.linspace(0, max(len(never) - 1, 0), min(len(never), num_listed)).long()]
+    classes = dict(zip(counts["classes"], counts["class_sizes"], strict=True))
     seconds = {
         bucket: sum(entry[f"{bucket}_seconds"] for entry in epochs)
         for bucket in (*BUCKETS, "total")
@@ -84,8 +85,8 @@ def summarize(state: Mapping[str, Any], *, num_listed: int = 12) -> dict[str, An
     return {
         "version": 1,
         "num_examples": len(times),
-        "classes": list(counts["classes"]),
-        "class_sizes": list(counts["class_sizes"]),
+        "classes": list(classes),
+        "class_sizes": list(classes.values()),
         # The batch size is in the state only if the order depends on it.
         "setting": {name: state[name] for name in _SETTING if state[name] is not None},
         "selections": selections,

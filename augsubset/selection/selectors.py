@@ -33,7 +33,8 @@ class Selector(Protocol):
 
     Attributes:
         needs_gradients: Whether the model is probed before :meth:`select`. If not, the gradients
-            passed are placeholders with n rows, their labels and no columns.
+            passed are placeholders with n rows, their labels and no columns. An attribute
+            ``needs_labels = False`` spares reading labels that the dataset does not show.
     """
 
     @property
@@ -141,7 +142,7 @@ class RandomSelector:
 
     def __init__(self, *, stratified: bool = False) -> None:
         check_choice("stratified", stratified, (False, True))
-        self._stratified = stratified
+        self.needs_labels = stratified  # else a dataset that does not show them is not read
 
     def select(
         self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
@@ -150,7 +151,7 @@ class RandomSelector:
         rng = np.random.default_rng(mix_seed(seed, epoch))
         _check_budget(budget, gradients)
         ranked = rng.permutation(len(gradients))
-        return _select_highest(gradients, ranked, budget, epoch, per_class=self._stratified)
+        return _select_highest(gradients, ranked, budget, epoch, per_class=self.needs_labels)
 
 
 class MaxLossSelector:
