@@ -80,7 +80,7 @@ def _use_closed_form(logits: Tensor, labels: Any, loss: str) -> tuple[Tensor, Te
 def _use_autograd(logits: Tensor, labels: Any, loss: Loss) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        losses = loss(leaf, labels)
+        losses = loss(leaf.clone(), labels)  # it may work in place
         if not isinstance(losses, Tensor) or losses.shape != (len(logits),):
             raise ValueError(
                 f"loss must return one value per example ({len(logits)},), got "

@@ -205,8 +205,17 @@ def _make_training_step(model: nn.Module, forward: Callable[..., Any]) -> Callab
 
     DistributedDataParallel and SyncBatchNorm in training mode wait for other ranks: the copy is
     of the module inside the former, with layers of the latter in evaluation mode.
+
+    Raises:
+        ValueError: If the model cannot be copied.
     """
-    twin = copy.deepcopy(unwrap_model(model)).train()
+    try:
+        twin = copy.deepcopy(unwrap_model(model)).train()
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"model must be one that copy.deepcopy() can copy, got {type(model).__name__} "
+            f"({str(error).partition('. ')[0]}). Pass step=, a function that trains on a batch."
+        ) from error
     for module in twin.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()
