@@ -30,11 +30,13 @@ class ReadyBatch(NamedTuple):
 
     Args:
         output: What the training loop gets.
+        inputs: The model's, which are a part of it.
         keys: ``(B,)`` int64.
         labels: As fetched.
     """
 
     output: Any
+    inputs: Any
     keys: Tensor
     labels: Any
 
@@ -145,7 +147,8 @@ class BatchPipeline:
         output = self._arrange(batch, BatchParts(x, parts.labels, others), device)
         output += [] if weights is None else [move(weights, device)]
         output += [move(index, device)] if self.spec.return_index else []
-        return ReadyBatch(output[0] if len(output) == 1 else tuple(output), keys, parts.labels)
+        yielded = output[0] if len(output) == 1 else tuple(output)
+        return ReadyBatch(yielded, x, keys, parts.labels)
 
     def _arrange(self, batch: Any, parts: BatchParts, device: torch.device) -> list[Any]:
         """Return ``[x, y]``, or ``[batch]`` in its own structure."""

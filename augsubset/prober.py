@@ -115,8 +115,9 @@ class Prober:
             yield
         if self._cache.passes == before:
             _log.warning(
-                "recycle=%d recorded nothing in epoch %d: no batch went through the model that "
-                "the loader was given, in training mode. All examples will be probed anew",
+                "recycle=%d recorded nothing in epoch %d: the model that the loader was given did "
+                "not get the yielded inputs themselves, in training mode. Mixed or converted ones "
+                "do not count. All examples will be probed anew",
                 self.recycle,
                 epoch,
             )
@@ -124,7 +125,7 @@ class Prober:
     def expect(self, batch: ReadyBatch) -> None:
         """Announce the batch that the model is about to see."""
         if self.recycle is not None:
-            self._cache.expect(batch.originals, batch.labels)
+            self._cache.expect(batch.originals, batch.labels, batch.inputs)
 
     def forget(self) -> None:
         """Reuse nothing that was recorded so far: examples or their labels have changed."""

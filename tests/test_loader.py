@@ -688,6 +688,23 @@ def test_a_hook_that_raises_does_not_count_a_selection_twice():
     assert loader.counts.times.max() == 1
 
 
+def test_what_is_recycled_does_not_depend_on_other_batches_that_the_model_sees():
+    def train(see_others):
+        model = make_model()
+        loader = make(model=model, every=1, fraction=0.1, options=LoaderOptions(recycle=1))
+        for _ in range(3):
+            for x, y in loader:
+                if see_others:
+                    model(torch.rand(5, 3, 6, 6))  # of another size
+                    model(x.flip(0))  # and of the same
+                loss = nn.functional.cross_entropy(model(x), y)
+                with torch.no_grad():
+                    model[1].weight -= 0.01 * torch.autograd.grad(loss, model[1].weight)[0]
+        return [entry["digest"] for entry in events(loader, "selection")]
+
+    assert train(see_others=True) == train(see_others=False)
+
+
 def test_recycled_originals_are_not_probed_again():
     model = make_model()
     loader = make(model=model, every=2, fraction=0.1, options=LoaderOptions(recycle=1))

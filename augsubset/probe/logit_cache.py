@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from augsubset.utils.checks import AugsubsetError, check_int, check_state
-from augsubset.utils.torch_utils import to_device_async
+from augsubset.utils.torch_utils import map_tensors, to_device_async
 
 __all__ = ["LogitCache", "assign_to_rank"]
 
@@ -47,6 +47,7 @@ class LogitCache:
         self._labels = torch.zeros(num_examples, dtype=torch.int64)
         self._values: list[Tensor] = []
         self._expected: tuple[Tensor, Tensor] | None = None
+        self._inputs: list[Tensor] = []
 
     def __len__(self) -> int:
         """Return the size of the dataset, n."""
@@ -57,10 +58,13 @@ class LogitCache:
         """Training passes since each example was recorded, -1 if it never was; ``(n,)`` int64."""
         return torch.where(self._seen < 0, -1, self.passes - self._seen)
 
-    @property
-    def is_expecting(self) -> bool:
-        """Whether :meth:`expect` was called for a pass that has not run yet."""
-        return self._expected is not None
+    def is_expecting(self, inputs: Any) -> bool:
+        """Return whether a pass on these inputs was announced, and has not run yet."""
+        given: list[Tensor] = []
+        map_tensors(given.append, inputs)
+        return self._expected is not None and (
+            not self._inputs or any(_is_same(a, b) for a in given for b in self._inputs)
+        )
 
     @property
     def has_inputs(self) -> bool:
@@ -76,13 +80,15 @@ class LogitCache:
         """Forget what was recorded, because the examples are no longer the same."""
         self._seen.fill_(-1)
 
-    def expect(self, indices: Tensor, labels: Tensor) -> None:
+    def expect(self, indices: Tensor, labels: Tensor, inputs: Any = None) -> None:
         """Announce the examples of the next training pass; replaces an earlier announcement.
 
         Args:
             indices: Dataset index of each row, -1 for rows not to record (augmented copies,
                 padding). ``(B,)`` ints, best on the CPU: on another device this call synchronises.
             labels: Class of each row, likewise.
+            inputs: Tensors of any nesting, one of which the model will be given: passes on
+                others in between are not recorded. ``None``: the next pass is meant.
 
         Raises:
             TypeError: If either is not an integer tensor.
@@ -101,11 +107,12 @@ class LogitCache:
                 f"indices must be in -1..{len(self) - 1}, got {int(indices.min())} to "
                 f"{int(indices.max())}."
             )
-        self._expected = (indices.long(), labels.long())
+        self._expected, self._inputs = (indices.long(), labels.long()), []
+        map_tensors(self._inputs.append, inputs)
 
     def cancel(self) -> None:
         """Undo :meth:`expect`."""
-        self._expected = None
+        self._expected, self._inputs = None, []
 
     def record(self, values: Sequence[Tensor]) -> None:
         """Store the outputs of an announced training pass; does nothing if none was announced.
@@ -120,11 +127,12 @@ class LogitCache:
         if self._expected is None:
             return
         indices, labels = self._expected
-        self._expected = None
+        self.cancel()
         if len(values[0]) != len(indices):
             raise AugsubsetError(
-                f"the forward pass must have the {len(indices)} rows announced by expect(), got "
-                f"{len(values[0])}. Call expect() right before the model."
+                f"the model must return logits of the {len(indices)} rows of its batch, got "
+                f"{len(values[0])}. With recycle=, give it the batch as the loader yielded it; "
+                "with attached(), call expect() right before the model."
             )
         # The last row of a repeated example: assigning all would leave the winner to the device.
         distinct, from_end = np.unique(indices.numpy()[::-1], return_index=True)
@@ -178,7 +186,15 @@ class LogitCache:
         self.passes = check_int("passes", state["passes"], 0)
         self._seen, self._labels = state["seen"].clone(), state["labels"].clone()
         self._values = [value.clone() for value in state["values"]]
-        self._expected = None
+        self.cancel()
+
+
+def _is_same(tensor: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are one, also as views: DistributedDataParallel passes a view."""
+    if tensor is other or tensor.shape != other.shape:
+        return tensor is other
+    are_plain = tensor.layout == other.layout == torch.strided
+    return are_plain and 0 != tensor.data_ptr() == other.data_ptr()
 
 
 def assign_to_rank(ages: Sequence[Tensor], rank: int) -> Tensor:

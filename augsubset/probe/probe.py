@@ -282,8 +282,8 @@ class GradientProbe:
                     "recycle= in the middle of an epoch or another attached(). Close that first."
                 )
 
-        def record_pass(module: nn.Module, args: Any, output: Any) -> None:
-            if self.model.training and cache.is_expecting:
+        def record_pass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self.model.training and cache.is_expecting((args, kwargs)):
                 logits = captured.get_logits(output, verify=cache.passes == 0)
                 check_logits(logits, None, "Pass as layer= the Linear layer that outputs them.")
                 cache.record([logits] if captured.inputs is None else [logits, captured.inputs])
@@ -293,7 +293,8 @@ class GradientProbe:
             _recorded_models.add(self.model)
             hooks.callback(_recorded_models.discard, self.model)
             hooks.callback(self.model.register_forward_pre_hook(captured.reset).remove)
-            hooks.callback(self.model.register_forward_hook(record_pass).remove)
+            hook = self.model.register_forward_hook(record_pass, with_kwargs=True)
+            hooks.callback(hook.remove)
             yield cache
 
     def _check_cache(self, cache: LogitCache, n: int) -> None:

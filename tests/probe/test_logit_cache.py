@@ -193,10 +193,23 @@ def test_a_cache_can_be_continued_and_drops_an_announcement_without_a_pass(model
 def test_a_pass_with_another_number_of_rows_is_refused_and_hooks_are_removed(model):
     with GradientProbe(model, kind="last_layer").attached(30) as cache:
         cache.expect(torch.arange(4), Y[:4])
-        with pytest.raises(AugsubsetError, match=r"the 4 rows announced by expect\(\), got 3"):
+        with pytest.raises(AugsubsetError, match="the 4 rows of its batch, got 3"):
             model(X[:3])
         model(X[:3])  # no longer announced
     assert_no_hooks(model)
+
+
+def test_a_pass_on_other_inputs_than_announced_is_not_recorded(model):
+    with GradientProbe(model).attached(30) as cache:
+        batch = X[[3, 4]]
+        cache.expect(torch.tensor([3, 4]), Y[[3, 4]], {"image": batch})
+        model(X[:5])  # an unlabelled batch, in a semi-supervised loop
+        model(batch.clone())
+        assert cache.passes == 0
+        model(batch.view_as(batch))
+        model(batch)  # a second pass on it
+    assert cache.passes == 1
+    assert torch.nonzero(cache.ages == 0).flatten().tolist() == [3, 4]
 
 
 class Scaled(Network):
