@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from augsubset.probe import GradientProbe, LogitCache
 from augsubset.sampling import Source
 from augsubset.selection import LastLayerGradients
 from augsubset.utils.checks import check_int
-from augsubset.utils.torch_utils import get_model_device
+from augsubset.utils.torch_utils import get_model_device, map_tensors
 
 __all__ = ["Prober"]
 
 _log = logging.getLogger(__name__)
+
+_NUM_COMPARED = 8  # images of which the first training pass is compared with what was yielded
 
 
 class Prober:
@@ -55,6 +58,8 @@ class Prober:
         self.recycle = None if recycle is None else check_int("recycle", recycle, 1)
         self._source, self._pipeline = source, pipeline
         self._device, self._progress = device, progress
+        self._watch: tuple[Any, Tensor] | None = None
+        self._has_watched = probe.has_own_forward  # which may normalise by itself
         self._cache = LogitCache(len(source))
         self._max_age = (self.recycle or 0) * batches_per_epoch
         if recycle is not None:
@@ -107,13 +112,14 @@ class Prober:
     @contextmanager
     def observe_epoch(self, epoch: int) -> Iterator[None]:
         """Record the logits of training passes inside the block, if they are reused at all."""
-        if self.recycle is None:
-            yield
-            return
         before = self._cache.passes
-        with self.probe.attached(into=self._cache):
-            yield
-        if self._cache.passes == before:
+        recording = self.probe.attached(into=self._cache) if self.recycle else nullcontext()
+        try:
+            with recording:
+                yield
+        finally:
+            self._stop_watching()
+        if self.recycle is not None and self._cache.passes == before:
             _log.warning(
                 "recycle=%d recorded nothing in epoch %d: the model that the loader was given did "
                 "not get the yielded inputs themselves, in training mode. Mixed or converted ones "
@@ -124,8 +130,37 @@ class Prober:
 
     def expect(self, batch: ReadyBatch) -> None:
         """Announce the batch that the model is about to see."""
+        self._stop_watching()
         if self.recycle is not None:
             self._cache.expect(batch.originals, batch.labels, batch.inputs)
+        if not self._has_watched and _are_float_images(batch.inputs):
+            # Of a few images a copy, since the loop may normalise in place.
+            hook = self.model.register_forward_pre_hook(self._compare_inputs, with_kwargs=True)
+            self._watch = (hook, batch.inputs[:_NUM_COMPARED].clone())
+
+    def _compare_inputs(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Warn if the first training pass is on the yielded images, but normalised further."""
+        given: list[Tensor] = []
+        map_tensors(given.append, (args, kwargs))
+        if self._watch is None or not model.training or not given:
+            return
+        _, images = self._watch
+        self._stop_watching()
+        self._has_watched = True
+        found = _find_normalization(images, given[0][:_NUM_COMPARED])
+        if found is not None:
+            warnings.warn(
+                "the model is given the yielded images normalised further, which the probe does "
+                "not do: it measures gradients of other inputs. Take that out of the loop, and "
+                f"pass to the loader what amounts to (mean, std) = {found}, as normalize= or with "
+                "it, or give the probe a forward= that does it too.",
+                stacklevel=2,
+            )
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch[0].remove()
+            self._watch = None
 
     def forget(self) -> None:
         """Reuse nothing that was recorded so far: examples or their labels have changed."""
@@ -154,3 +189,29 @@ class Prober:
     def restore(self, cache: LogitCache) -> None:
         """Take over what :meth:`check_state` returned."""
         self._cache = cache
+
+
+def _are_float_images(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point()
+
+
+def _find_normalization(images: Tensor, given: Tensor) -> tuple[list[float], list[float]] | None:
+    """Return the (mean, std) per channel that lead from images to what the model was given.
+
+    ``None`` if that is the same up to rounding, or something else, such as mixed images.
+    """
+    if given.shape != images.shape or len(images) < 2:
+        return None
+    x, z = (part.detach().transpose(0, 1).flatten(1).double().cpu() for part in (images, given))
+    x_mean, z_mean = x.mean(1, keepdim=True), z.mean(1, keepdim=True)
+    scale = ((x - x_mean) * (z - z_mean)).sum(1, keepdim=True) / (x - x_mean).square().sum(
+        1, keepdim=True
+    )
+    shift = z_mean - scale * x_mean
+    error = (x * scale + shift - z).abs().amax(1, keepdim=True)
+    spread = z.amax(1, keepdim=True) - z.amin(1, keepdim=True)
+    is_affine = bool((error <= 0.01 * spread).all() and (scale > 0).all())  # half precision rounds
+    if not is_affine or bool(((z - x).abs() <= 0.01 * spread).all()):
+        return None
+    mean, std = -shift / scale, 1 / scale
+    return [round(float(m), 4) for m in mean], [round(float(s), 4) for s in std]

@@ -1,5 +1,7 @@
 """Any data through the loader: other structures, other targets, other inputs, on the device."""
 
+import re
+import warnings
 from typing import NamedTuple
 
 import kornia.augmentation as K
@@ -680,3 +682,65 @@ def test_a_random_subset_may_leave_a_class_out():
     data = TensorDataset(X, RARE)
     loaders = [make(data, seed=s, fraction=0.1, selector=RandomSelector()) for s in range(20)]
     assert any(len(RARE[loader.reselect().indices].unique()) < 4 for loader in loaders)
+
+
+# What the loop does to images that the model then gets.
+
+MEANS, STDS = [0.4, 0.5, 0.3], [0.2, 0.25, 0.5]
+
+
+def normalise(x):
+    return (x - torch.tensor(MEANS)[:, None, None]) / torch.tensor(STDS)[:, None, None]
+
+
+IN_THE_LOOP = {
+    "nothing": (lambda x: x, False),
+    "a copy in another memory format": (
+        lambda x: x.clone(memory_format=torch.channels_last),
+        False,
+    ),
+    "rounding": (lambda x: x.bfloat16().float(), False),
+    "mixup": (lambda x: 0.7 * x + 0.3 * x.flip(0), False),
+    "another size": (lambda x: x[:, :, 1:], False),
+    "contrast of each image": (
+        lambda x: x * torch.linspace(0.5, 1, len(x))[:, None, None, None],
+        False,
+    ),
+    "normalised": (normalise, True),
+    "normalised in place": (lambda x: x.copy_(normalise(x)), True),
+    "normalised in bfloat16": (lambda x: normalise(x).bfloat16().float(), True),
+    "back to 255": (lambda x: x * 255, True),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_LOOP)
+def test_normalisation_in_the_loop_is_warned_of_once(name):
+    change, is_warned = IN_THE_LOOP[name]
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+    loader = make(TensorDataset(X, Y), selector=RandomSelector(), model=model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            for x, _ in loader:
+                model.eval()(x)
+                model.train()(change(x))
+    assert len(caught) == is_warned
+    assert not model._forward_pre_hooks
+    if name.startswith("normalised"):
+        numbers = re.findall(r"\d\.\d+", str(caught[0].message))
+        assert [float(number) for number in numbers] == pytest.approx(MEANS + STDS, abs=0.01)
+
+
+def test_no_training_pass_leaves_no_hook_behind():
+    model = make_model()
+    loader = make(TensorDataset(X, Y), model=model)
+    next(iter(loader))
+    loader.close()
+    assert not model._forward_pre_hooks
+
+
+def test_a_probe_with_a_forward_of_its_own_may_normalise_too():
+    model = make_model()
+    probe = GradientProbe(model, forward=lambda model, x: model(normalise(x)))
+    for x, _ in make(TensorDataset(X, Y), model=model, probe=probe):
+        model(normalise(x))  # no warning, which would be an error here

@@ -115,6 +115,7 @@ class GradientProbe:
         if self._layer is not None:
             self.layer_name = self._layer[0]
         self.forward = forward if forward is not None else _call_model
+        self.has_own_forward = forward is not None
         self._device = None if device is None else torch.device(device)
 
     def check_alone(self) -> None:
