@@ -497,7 +497,8 @@ class SubsetAugmentLoader:
         """Go on where :meth:`state_dict` was called, on any number of workers or ranks.
 
         The next ``iter()`` yields the rest of the epoch: nothing if the state was made at its
-        last batch. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
+        last batch. On other ranks a later selection can differ in close calls: residuals depend in
+        the last bits on the sizes of the batches that are probed. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
 
         Raises:
             AugsubsetError: While an epoch runs.
