@@ -119,9 +119,10 @@ class DatasetInfo:
 def inspect_dataset(
     source: Source,
     pipeline: BatchPipeline,
-    probe: GradientProbe | None,
-    needs_labels: bool,
+    probe: GradientProbe,
+    selector: Any,
     fraction: float,
+    device: torch.device,
     progress: bool,
 ) -> DatasetInfo:
     """Fetch a few examples as training will, and raise what would otherwise fail later.
@@ -129,19 +130,23 @@ def inspect_dataset(
     Args:
         source: Fetches the examples.
         pipeline: Prepares them for the model.
-        probe: Tried on two of them; ``None`` if the selector needs no gradients.
-        needs_labels: Whether a selector without gradients needs classes.
+        probe: Tried on two of them, if the selector needs gradients.
+        selector: Chooses the subset; ``None`` if there is nothing to choose.
         fraction: Of the examples to select: where it holds one of each possible class, how many
             there are need not be known yet, and the first probe tells.
+        device: Where the policies are tried.
         progress: Show a bar if all examples have to be fetched for their classes.
     """
     samples = [(batch, unpack(keys)[2]) for batch, keys in source.fetch_samples(_NUM_DIGESTED)]
     batch, *spread = (batch for batch, _ in samples)
     pipeline.spec.check_names(batch)
-    x, y = pipeline.prepare_originals(batch)
-    most_classes = None if probe is None else probe.check(x, y)
-    pipeline.check_masks(batch)
     half = len(spread) // 2
+    for each in (batch, *spread[:half]):
+        pipeline.try_policies(each, device)
+    x, y = pipeline.prepare_originals(batch)
+    needs_probe = selector is not None and selector.needs_gradients
+    most_classes = probe.check(x, y) if needs_probe else None
+    pipeline.check_masks(batch)
     digest, again = (
         _digest_first_rows(map(pipeline.spec.split, each))
         for each in (spread[:half], spread[half:])
@@ -154,7 +159,8 @@ def inspect_dataset(
     classes, are_shown = _find_classes(source, pipeline, samples)
     enough = budget_from_fraction(fraction, len(source), 1)
     can_wait = most_classes is not None and enough >= most_classes
-    can_wait = can_wait if probe is not None else not needs_labels
+    if not needs_probe:
+        can_wait = selector is None or not getattr(selector, "needs_labels", True)
     if classes is None and is_classes(y) and not can_wait:
         classes = _gather_classes(source, pipeline, progress)
     if classes is not None and not bool((classes >= 0).any()):

@@ -15,7 +15,7 @@ from augsubset.distributed import Ranks, world_size
 from augsubset.history import EpochTimer, Event, SelectionCounts
 from augsubset.labels import inspect_dataset
 from augsubset.normalization import MeanStd, Normalization
-from augsubset.options import LoaderOptions, check_types
+from augsubset.options import LoaderOptions, check_batches, check_types
 from augsubset.pipeline import BatchCheck, BatchPipeline, Policy, ReadyBatch
 from augsubset.probe import GradientProbe
 from augsubset.prober import Prober
@@ -33,7 +33,7 @@ from augsubset.selection import CoresetSelector, Selection, Selector, budget_fro
 from augsubset.state import make_state, restore_state
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
 from augsubset.utils.rng import MAX_SEED
-from augsubset.utils.torch_utils import check_weights_finite
+from augsubset.utils.torch_utils import check_weights_finite, get_model_device
 
 __all__ = ["LoaderOptions", "SubsetAugmentLoader", "Weights"]
 
@@ -201,15 +201,12 @@ class SubsetAugmentLoader:
         self.pipeline = BatchPipeline(
             spec, normalization, augment, base, seed=self.seed, owns_batches=owns_batches
         )
-        needs_probe = selector is not None and selector.needs_gradients
-        if needs_probe and ranks is not None:
+        if ranks is not None and selector is not None and selector.needs_gradients:
             probe.check_alone()
-        tried = probe if needs_probe else None
-        needs_labels = selector is not None and getattr(selector, "needs_labels", True)
+        where = device or get_model_device(model)
         self.info = inspect_dataset(
-            self.source, self.pipeline, tried, needs_labels, fraction, progress
+            self.source, self.pipeline, probe, selector, fraction, where, progress
         )
-
         candidates = len(self.info.candidates)
         budget = budget_from_fraction(fraction, candidates, self.info.num_classes)
         self.row_sampler = WeightedCoresetSampler(
@@ -233,11 +230,7 @@ class SubsetAugmentLoader:
         self.num_workers, self.pin_memory = loader.num_workers, loader.pin_memory
         self.collate_fn, self.generator = loader.collate_fn, loader.generator
         self._batches = self.source.make_loader(self.row_sampler, drop_last=loader.drop_last)
-        if len(self._batches) == 0:
-            raise ValueError(
-                f"drop_last must leave at least one batch, got {len(self.row_sampler)} rows per "
-                f"rank for batch_size={loader.batch_size}."
-            )
+        check_batches(model, len(self.row_sampler), self.batch_size, self.drop_last)
         if options.recycle is not None and not self.info.has_classes:
             raise ValueError(
                 "recycle must be None where labels are not one class index per example, got "
@@ -497,8 +490,9 @@ class SubsetAugmentLoader:
         """Go on where :meth:`state_dict` was called, on any number of workers or ranks.
 
         The next ``iter()`` yields the rest of the epoch: nothing if the state was made at its
-        last batch. On other ranks a later selection can differ in close calls: residuals depend in
-        the last bits on the sizes of the batches that are probed. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
+        last batch. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on. On other ranks
+        a later selection can differ in close calls: the last bits of residuals depend on the sizes
+        of the batches that are probed.
 
         Raises:
             AugsubsetError: While an epoch runs.

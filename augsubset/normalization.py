@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from augsubset.utils.torch_utils import check_range
+
 __all__ = ["MeanStd", "Normalization"]
 
 MeanStd = tuple[Sequence[float], Sequence[float]]
 
-# A quarter of an 8-bit level: the rounding error of normalising and undoing it.
-_ROUNDING = 1e-3
 _BITS_OF_ONE = np.float32(1).view(np.uint32)
 
 
@@ -28,7 +27,7 @@ class Normalization:
         channels_last: Whether the model gets its images in that memory format.
 
     Raises:
-        ValueError: If both are given, or a mean is not finite or a std not positive.
+        ValueError: If both are given, a mean is outside [0, 1], or a std outside (0, 1].
     """
 
     def __init__(
@@ -48,13 +47,8 @@ class Normalization:
         self._statistics: tuple[Tensor, Tensor] | None = None
         statistics = normalize if denormalize is None else denormalize
         if statistics is not None:
-            mean, std = (torch.tensor(part, dtype=torch.float64).view(-1) for part in statistics)
-            finite = math.isfinite(mean.sum()) and math.isfinite(std.sum())
-            if len(mean) != len(std) or not finite or not bool((std > 0).all()):
-                raise ValueError(
-                    "normalize and denormalize must be (mean, std), one finite mean and one "
-                    f"positive std per channel, got mean={mean.tolist()}, std={std.tolist()}."
-                )
+            name = "normalize" if denormalize is None else "denormalize"
+            mean, std = _read_statistics(name, statistics)
             self._statistics = mean[:, None, None], std[:, None, None]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,10 +78,12 @@ class Normalization:
                     f"images must be (B, C, H, W) with C = {channels}, the number of means, got "
                     f"shape {tuple(x.shape)}. Pass one mean and one std per channel."
                 )
-        if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        elif x.shape[1] not in (1, 3) and x.shape[2] > 3 and x.shape[3] in (1, 3):
+            zeros = f"([0] * {x.shape[1]}, [1] * {x.shape[1]})"
             raise ValueError(
                 f"images must be (B, C, H, W), got shape {tuple(x.shape)}, which looks like "
-                "channels last. Permute the dataset's images with permute(2, 0, 1)."
+                "channels last. Permute the dataset's images with permute(2, 0, 1); if channels "
+                f"are first, say how many there are: normalize={zeros} changes nothing."
             )
         if x.dtype == torch.uint8 and not self._arrives_normalised:
             return
@@ -97,33 +93,46 @@ class Normalization:
                 f"dtype {x.dtype}."
             )
         if not self._arrives_normalised:
-            if _is_unit(x):
-                return
-            low, high = (float(bound) for bound in x.aminmax())
-            if not (low >= 0 and high <= 1):  # written so that NaN fails
-                raise ValueError(
-                    f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. If the "
-                    "dataset normalises, pass denormalize=(mean, std); else return uint8, or "
-                    "divide by 255."
+            if not _is_unit(x):
+                low, high = x.aminmax()
+                check_range(
+                    "images must be in [0, 1]",
+                    low,
+                    high,
+                    "If the dataset normalises, pass denormalize=(mean, std); else return uint8, "
+                    "divide by 255, or end the dataset's transforms in clamp(0, 1).",
                 )
             return
         assert self._statistics is not None
         mean, std = self._statistics
-        low = float((x.amin((0, 2, 3))[:, None, None] * std + mean).min())
-        high = float((x.amax((0, 2, 3))[:, None, None] * std + mean).max())
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-            raise ValueError(
-                f"images must be in [0, 1] once denormalised, got values from {low:.4g} to "
-                f"{high:.4g}. Pass the mean and std that the dataset used as denormalize, and "
-                "let no transform after its Normalize leave the range."
+        check_range(
+            "images must be in [0, 1] once denormalised",
+            (x.amin((0, 2, 3))[:, None, None] * std + mean).min(),
+            (x.amax((0, 2, 3))[:, None, None] * std + mean).max(),
+            "Pass the mean and std that the dataset used as denormalize, and let no transform "
+            "after its Normalize leave the range.",
+        )
+
+    def check_augmented(self, name: str, x: Any) -> None:
+        """Raise if a policy's images left [0, 1], where they are normalised later."""
+        if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and x.numel():
+            low, high = x.aminmax()
+            check_range(
+                f"{name} must return images in [0, 1]",
+                low,
+                high,
+                "Normalise by normalize=(mean, std), not in a policy (after denormalize, the same "
+                "is applied again); otherwise end the policy in clamp(0, 1).",
             )
 
     def to_unit(self, x: Any) -> Any:
         """Return images as policies take them: uint8, or float in [0, 1]."""
-        if not self._arrives_normalised:
+        if self._arrives_normalised:
+            mean, std = self._on(x)
+            x = x * std + mean
+        elif not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             return x
-        mean, std = self._on(x)
-        return (x * std + mean).clamp(0, 1)  # checked before: this removes rounding errors only
+        return x.clamp(0, 1)  # checked before: this removes rounding errors only
 
     def to_model(self, x: Any) -> Any:
         """Return images as the model takes them: float, normalised if there are statistics.
@@ -158,6 +167,21 @@ class Normalization:
             mean, std = (part.to(x.device, dtype) for part in self._statistics)
             self._kept[x.device, dtype] = mean, std
         return self._kept[x.device, dtype]
+
+
+def _read_statistics(name: str, statistics: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per channel, or raise on what is no pair of them."""
+    rule = f"{name} must be (mean, std): one mean in [0, 1] and one std in (0, 1] per channel"
+    parts = list(statistics) if isinstance(statistics, Iterable) else []
+    if len(parts) != 2:
+        raise ValueError(f"{rule}, got {name}={statistics!r}.")
+    mean, std = (torch.as_tensor(part, dtype=torch.float64).view(-1) for part in parts)
+    are_pixels = (mean >= 0).all() and (mean <= 1).all() and (std > 0).all() and (std <= 1).all()
+    if len(mean) != len(std) or not are_pixels:
+        is_large = bool((torch.cat([mean, std]) > 1).any())
+        hint = " Divide statistics of values from 0 to 255 by 255." if is_large else ""
+        raise ValueError(f"{rule}, got mean={mean.tolist()}, std={std.tolist()}.{hint}")
+    return mean, std
 
 
 def _is_unit(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from augsubset.batch import BatchSpec
 from augsubset.probe import GradientProbe
@@ -15,7 +16,7 @@ from augsubset.sampling import Layout
 from augsubset.selection import Selector
 from augsubset.utils.checks import check_choice, check_int
 
-__all__ = ["LoaderOptions", "check_types"]
+__all__ = ["LoaderOptions", "check_batches", "check_types"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,29 @@ def check_types(
             "selector must have .needs_gradients and .select(gradients, *, budget, seed, epoch), "
             f"got {type(selector).__name__}."
         )
+
+
+def check_batches(model: nn.Module, num_rows: int, batch_size: int, drop_last: bool) -> None:
+    """Raise if an epoch of so many rows per rank has no batch, or one that BatchNorm fails on.
+
+    Raises:
+        ValueError: If ``drop_last`` leaves no batch, or the last one would hold a single row, which
+            BatchNorm in training cannot normalise.
+    """
+    if drop_last:
+        if num_rows < batch_size:
+            raise ValueError(
+                f"drop_last must leave at least one batch, got {num_rows} rows per rank for "
+                f"batch_size={batch_size}."
+            )
+    elif num_rows % batch_size == 1 < batch_size:
+        for name, module in model.named_modules():
+            is_frozen = model.training and not module.training
+            is_local = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            if is_local and not is_frozen:
+                raise ValueError(
+                    "the last batch must hold at least two rows for BatchNorm, which has no "
+                    f"variance in a single value, got {num_rows} rows per rank for "
+                    f"batch_size={batch_size} and the {type(module).__name__} {name!r}. Pass "
+                    "another batch_size or drop_last=True to the DataLoader, or other copies=."
+                )

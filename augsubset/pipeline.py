@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
@@ -17,7 +17,7 @@ from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_row
 from augsubset.history import EpochTimer
 from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, unpack
-from augsubset.utils.rng import mix_seed
+from augsubset.utils.rng import forked_rng, mix_seed
 from augsubset.utils.torch_utils import map_tensors, to_device_async
 
 __all__ = ["BatchCheck", "BatchPipeline", "Policy", "ReadyBatch", "check_policy", "move"]
@@ -201,6 +201,28 @@ class BatchPipeline:
         ]
         return replaced[0], tuple(replaced[1:])
 
+    def try_policies(self, batch: Any, device: torch.device) -> None:
+        """Run the policies once, as if all rows were copies, and raise what would fail later.
+
+        The batch and the global generators are left as they are.
+
+        Raises:
+            ValueError: If a policy changes shapes or dtypes, or its images leave [0, 1].
+        """
+        device = torch.device("cpu") if device.type == "meta" else device
+        parts = self.spec.split(batch)
+        seen = self.normalization.to_unit(move(parts.inputs, device)), *move(parts.others, device)
+        index = torch.arange(num_rows(parts.inputs))
+        on_device = to_device_async(index, get_device(seen[0]))
+        x, *rest = (take_rows(part, index, on_device) for part in seen)  # policies may overwrite
+        others = tuple(rest)
+        policies = ("augment", self._augment, self._seed), ("base", self._base, self._base_seed)
+        with forked_rng(self._seed, [device]):
+            for name, policy, seed in policies:
+                if policy is not None:
+                    x, others = _apply(name, policy, x, RowKeys(seed, 0, index, 1), others)
+                    self.normalization.check_augmented(name, x)
+
     def prepare_originals(self, batch: Any) -> tuple[Any, Any]:
         """Return a batch as the model sees originals without augmentation, and its labels."""
         parts = self.spec.split(batch)
@@ -277,22 +299,28 @@ def _apply(
             raise ValueError(f"{name} must return the {1 + len(others)} parts it got.")
         out, *rest = out
         new_others = tuple(rest)
-    for before, after in zip((x, *others), (out, *new_others), strict=True):
-        if not isinstance(before, Tensor):
-            if type(after) is not type(before) or num_rows(after) != num_rows(before):
-                raise ValueError(
-                    f"{name} must keep type and number of rows, {type(before).__name__} of "
-                    f"{num_rows(before)}, got {type(after).__name__}."
-                )
-            continue
-        has_dtype = isinstance(after, Tensor) and after.dtype == before.dtype
-        if not has_dtype or after.shape != before.shape:
-            expected = f"{tuple(before.shape)} {before.dtype}"
-            got = type(after).__name__
-            if isinstance(after, Tensor):
-                got = f"{tuple(after.shape)} {after.dtype}"
-            raise ValueError(f"{name} must keep shape and dtype {expected}, got {got}.")
+    pairs = zip((x, *others), (out, *new_others), strict=True)
+    for number, (before, after) in enumerate(pairs):
+        if isinstance(before, Tensor):
+            rule, is_kept = "shape and dtype", isinstance(after, Tensor)
+            is_kept = is_kept and after.shape == before.shape and after.dtype == before.dtype
+        else:
+            rule = "type and number of rows"
+            is_kept = type(after) is type(before) and num_rows(after) == num_rows(before)
+        if not is_kept:
+            is_alone = isinstance(before, Tensor) and isinstance(after, tuple) and not others
+            hint = " Return x alone." if is_alone else ""
+            raise ValueError(
+                f"{name} must keep {rule} of {f'other {number}' if number else 'the inputs'}, "
+                f"{_describe(before)}, got {_describe(after)}.{hint}"
+            )
     return out, new_others
+
+
+def _describe(part: Any) -> str:
+    if isinstance(part, Tensor):
+        return f"{tuple(part.shape)} {part.dtype}"
+    return type(part).__name__ + (f" of {len(part)}" if isinstance(part, Sized) else "")
 
 
 def _record_use(stream: torch.cuda.Stream, output: Any) -> None:

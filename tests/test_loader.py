@@ -4,12 +4,15 @@ import copy
 import gc
 import inspect
 import os
+import random
 import re
 import signal
 import threading
 import time
 from itertools import islice, pairwise
 
+import kornia.augmentation as K
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,6 +36,7 @@ from augsubset import (
     CoresetSelector,
     CropFlip,
     GradientProbe,
+    KorniaModule,
     LoaderOptions,
     MaxLossSelector,
     RandomOps,
@@ -311,7 +315,9 @@ def test_base_runs_on_every_row_after_the_strong_policy():
         order.append(("base", len(x)))
         return x
 
-    list(make(policy=strong, base=base, fraction=0.1, copies=1))
+    loader = make(policy=strong, base=base, fraction=0.1, copies=1)
+    order.clear()
+    list(loader)
     assert [name for name, _ in order].count("base") == 9
     assert sum(count for name, count in order if name == "base") == 66
     assert sum(count for name, count in order if name == "strong") == 6
@@ -1161,13 +1167,164 @@ def test_a_collate_that_drops_rows_later_is_refused_in_the_main_process():
         (lambda x, rows: x[:-1], r"torch.uint8, got \("),
         (lambda x, rows: x.float(), r"got \(.*torch.float32"),
         (lambda x, rows: None, "got NoneType"),
+        (lambda x, rows: (x, rows), r"got tuple of 2\. Return x alone"),
     ],
 )
 def test_policies_that_change_shape_or_dtype_are_refused(name, policy, got):
     policies = {"policy": blacken, "base": None}
     policies["policy" if name == "augment" else "base"] = policy
-    with pytest.raises(ValueError, match=f"{name} must keep shape and dtype.*{got}"):
-        list(make(**policies, originals="selected"))
+    with pytest.raises(ValueError, match=f"{name} must keep shape and dtype of the inputs.*{got}"):
+        make(**policies, originals="selected")
+
+
+class Untouched(nn.Module):
+    def forward(self, x):
+        raise AssertionError("policies are tried before the model")
+
+
+UNIT = X.float() / 255
+FLOATS = TensorDataset(UNIT, Y)
+STATISTICS = ([0.5, 0.4, 0.3], [0.25, 0.2, 0.5])
+MEAN, STD = (torch.tensor(part)[:, None, None] for part in STATISTICS)
+NORMALISED = TensorDataset((UNIT - MEAN) / STD, Y)
+FOUR_CHANNELS = TensorDataset(X[:, [0, 1, 2, 0]], Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "policy", "options", "reason"),
+    [
+        (FLOATS, lambda x, rows: x * 3 - 1, {}, "augment must return images in .* from -1"),
+        (FLOATS, KorniaModule(lambda x: (x - 0.5) / 0.1), {}, r"augment .* clamp\(0, 1\)"),
+        (FLOATS, lambda x, rows: x / 0, {}, "augment must return images in .* from nan"),
+        (FLOATS, blacken, {"base": lambda x, rows: x - 1}, "base must return images in .* from -1"),
+        (
+            NORMALISED,
+            KorniaModule(K.Normalize(*map(torch.tensor, STATISTICS))),
+            {"denormalize": STATISTICS},
+            "augment must return images in .* not in a policy",
+        ),
+        (FOUR_CHANNELS, None, {}, "images must have 1 or 3 channels for 'brightness', got 4"),
+        (
+            FOUR_CHANNELS,
+            None,
+            {"options": LoaderOptions(resident=True)},
+            "images must have 1 or 3 channels for 'brightness', got 4",
+        ),
+    ],
+)
+def test_policies_are_tried_at_construction(data, policy, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        make(data, policy, model=Untouched(), **options)
+
+
+@pytest.mark.parametrize("data", [DATA, FLOATS, [(x, int(y)) for x, y in FLOATS]])
+def test_the_trial_of_policies_leaves_no_trace(data):
+    def scribble(x, rows):
+        np.random.seed(1)
+        random.seed(1)
+        torch.manual_seed(1)
+        return x.zero_()
+
+    before = [x.clone() for x, _ in data]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    loader = make(data, scribble, base=scribble, model=make_model())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert all(torch.equal(*pair) for pair in zip([x for x, _ in data], before, strict=True))
+    assert loader.history == []
+    assert int(loader.counts.times.sum()) == 0
+
+
+@pytest.mark.parametrize("value", [1 + 2e-7, -1e-4])
+def test_rounding_outside_the_range_does_not_stop_an_epoch(value):
+    """Nor where a policy rounds, before the base policy checks again."""
+    late = UNIT.clone()
+    late[50] = value
+
+    def blur(x, rows):
+        return x * (1 + 2e-7)
+
+    loader = make(TensorDataset(late, Y), blur, base=RandomOps.paper(), fraction=1.0)
+    for x, _ in loader:
+        assert float(x.min()) >= 0
+        assert float(x.max()) <= 1
+
+
+def halve_in_place(items):
+    for image, _ in items:
+        image *= 0.5
+    return default_collate(items)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("form", ["tensor", "array"])
+def test_a_collate_function_may_work_in_place_on_items_of_several_rows(form, num_workers):
+    class Fresh(Dataset):
+        targets = Y.tolist()
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            image = UNIT[index].clone()
+            return image if form == "tensor" else image.numpy(), self.targets[index]
+
+    def load(collate_fn):
+        data = DataLoader(Fresh(), 8, shuffle=True, collate_fn=collate_fn, num_workers=num_workers)
+        policy = KorniaModule(lambda x: x)
+        loader = SubsetAugmentLoader(
+            data,
+            make_model(),
+            policy,
+            fraction=0.2,
+            selector=RandomSelector(),
+            options=LoaderOptions(layout="grouped"),
+        )
+        return torch.cat([x for x, _ in loader])
+
+    assert torch.equal(load(halve_in_place), 0.5 * load(default_collate))
+
+
+def make_normed(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Flatten(), nn.Linear(64, 3))
+
+
+@pytest.mark.parametrize(
+    ("copies", "options", "norm", "is_refused"),
+    [
+        (7, {}, nn.BatchNorm2d, True),  # 60 + 7 * 3 rows: the last of 11 batches has 1
+        (6, {}, nn.BatchNorm2d, False),
+        (7, {"drop_last": True}, nn.BatchNorm2d, False),
+        (7, {}, nn.Identity, False),
+        (7, {}, lambda channels: nn.BatchNorm2d(channels).eval(), False),
+    ],
+)
+def test_a_last_batch_of_one_is_refused_for_batch_norm(copies, options, norm, is_refused):
+    def construct():
+        return make(
+            model=make_normed(norm),
+            selector=RandomSelector(),
+            fraction=0.05,
+            copies=copies,
+            **options,
+        )
+
+    if is_refused:
+        with pytest.raises(ValueError, match=r"BatchNorm.*81 rows.*'1'. Pass another batch_size"):
+            construct()
+    else:
+        construct()
+
+
+def test_images_of_several_sizes_are_named_to_a_policy_that_takes_one():
+    ragged = [(UNIT[i, :, : 3 + i % 3], int(Y[i])) for i in range(N)]
+
+    def keep_apart(items):
+        return [image for image, _ in items], torch.tensor([label for _, label in items])
+
+    with pytest.raises(TypeError, match=r"images must be one tensor \(B, C, H, W\), got list"):
+        make(ragged, collate_fn=keep_apart, selector=RandomSelector())
 
 
 def test_a_selector_that_returns_no_selection_is_refused():

@@ -256,15 +256,8 @@ def test_labels_per_pixel_move_with_their_images_or_are_refused(policies):
 
 
 def test_a_policy_that_loses_what_goes_along_is_refused():
-    loader = make(
-        REFERENCE,
-        lambda x, rows, y: x,
-        selector=RandomSelector(),
-        originals="none",
-        batch=BatchSpec(others=[1]),
-    )
     with pytest.raises(ValueError, match="augment must return the 2 parts it got"):
-        list(loader)
+        make(REFERENCE, lambda x, rows, y: x, batch=BatchSpec(others=[1]))
     with pytest.raises(TypeError, match="does not take two arguments and 1 others"):
         make(REFERENCE, lambda x, rows: x, batch=BatchSpec(others=[1]))
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_int
+from augsubset.utils.torch_utils import check_range
 
 __all__ = ["AUGMIX", "CROP_FLIP", "MODULE", "RANDOM_OPS", "check_batch", "check_images"]
-__all__ += ["check_unit_range", "disable_grad_and_autocast", "get_stream", "move_masks"]
+__all__ += ["clamp_rounding", "disable_grad_and_autocast", "get_stream", "move_masks"]
 
 # Policies of different classes draw independently, even on the same rows and the same `stream=`.
 AUGMIX, RANDOM_OPS, CROP_FLIP, MODULE = range(4)
@@ -26,6 +27,11 @@ def get_stream(policy_class: int, stream: int) -> int:
 
 def check_batch(x: Tensor) -> None:
     """Raise unless ``x`` is a batch of images of a supported dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"images must be one tensor (B, C, H, W), got {type(x).__name__}. Give images one size "
+            "in the dataset, or write a policy (x, rows) -> x for theirs."
+        )
     if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
         raise ValueError(
             "images must be (B, C, H, W), uint8 or float in [0, 1], got "
@@ -75,16 +81,16 @@ def move_masks(
     return moved
 
 
-def check_unit_range(x: Tensor) -> None:
-    """Raise if floats on the CPU leave [0, 1]. On a GPU the check would force a synchronisation."""
+def clamp_rounding(x: Tensor) -> Tensor:
+    """Return images in [0, 1]; raise if floats on the CPU leave it by more than rounding.
+
+    On a GPU the check would force a synchronisation.
+    """
     if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0:
-        return
-    low, high = (float(end) for end in torch.aminmax(x.detach()))
-    if not (low >= 0 and high <= 1):  # also true for NaN
-        raise ValueError(
-            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}. Augment before "
-            "normalising, or pass uint8."
-        )
+        return x
+    low, high = torch.aminmax(x.detach())
+    check_range("images must be in [0, 1]", low, high, "Augment before normalising, or pass uint8.")
+    return x if low >= 0 and high <= 1 else x.clamp(0, 1)
 
 
 @contextmanager

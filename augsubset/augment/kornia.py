@@ -11,7 +11,7 @@ from torch import Tensor
 from augsubset.augment.checks import (
     MODULE,
     check_images,
-    check_unit_range,
+    clamp_rounding,
     disable_grad_and_autocast,
 )
 from augsubset.augment.random import RowKeys, hash_rows
@@ -74,7 +74,7 @@ class KorniaModule:
     def __call__(self, x: Tensor, rows: RowKeys, *others: Tensor) -> Any:
         """Return the batch after one call of the module."""
         check_images(x, rows)
-        check_unit_range(x)
+        x = clamp_rounding(x)
         if len(x) == 0:
             return (x, *others) if others else x
         # Chained, not summed, so that the same rows in another order get another seed.

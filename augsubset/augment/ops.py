@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from augsubset.augment import kernels
-from augsubset.augment.checks import check_batch, check_unit_range
+from augsubset.augment.checks import check_batch, clamp_rounding
 from augsubset.augment.params import (
     WARP_FORM,
     Array,
@@ -108,7 +108,7 @@ class Op:
             ValueError: If the images are not supported, or a magnitude is outside ``limits``.
         """
         check_batch(x)
-        check_unit_range(x)
+        x = clamp_rounding(x)
         self.check_channels("the operation", x)
         magnitude = torch.as_tensor(magnitude, dtype=torch.float32)
         if magnitude.shape not in ((), (1,), (len(x),)):

@@ -16,7 +16,7 @@ from augsubset.augment.checks import (
     AUGMIX,
     RANDOM_OPS,
     check_images,
-    check_unit_range,
+    clamp_rounding,
     disable_grad_and_autocast,
     get_stream,
     move_masks,
@@ -289,7 +289,7 @@ class RandomOps:
     def __call__(self, x: Tensor, rows: RowKeys, *masks: Tensor) -> Any:
         """Return the augmented batch, and masks moved with their images."""
         check_images(x, rows)
-        check_unit_range(x)
+        x = clamp_rounding(x)
         for name, op in self.ops.items():
             op.check_channels(repr(name), x)
         if len(x) == 0:

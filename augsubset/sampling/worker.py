@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.data import (
 from augsubset.sampling.keys import MAX_INDEX, unpack
 from augsubset.utils.checks import check_int
 from augsubset.utils.rng import MAX_SEED, forked_rng, mix_seed, seed_cpu
-from augsubset.utils.torch_utils import to_device_async
+from augsubset.utils.torch_utils import map_leaves, to_device_async
 
 __all__ = [
     "KeyedCollate",
@@ -92,7 +93,8 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
     one seed derived from (seed, first key), for torch, numpy and random alike: random transforms
     inside the user's dataset give the same results whenever the batch is fetched, in any worker.
     The caller's own generators are left as they were. Each distinct index is fetched once per
-    batch and its item shared among the rows, so a collate function must not modify items in place.
+    batch. Further rows get copies of the tensors, arrays, PIL images and containers in its item, on
+    which a collate function may work in place; objects of other types are shared.
 
     Args:
         dataset: Any map-style dataset; its own ``__getitems__`` is used if it has one. This
@@ -150,7 +152,22 @@ class SubsetAugmentDataset(Dataset[tuple[Any, int]]):
                 "from its __getitems__."
             )
         by_index = dict(zip(distinct, items, strict=True))
-        return [(by_index[index], int(key)) for index, key in zip(indices, keys, strict=True)]
+        rows, used = [], set()
+        for index, key in zip(indices, keys, strict=True):
+            item = by_index[index]
+            rows.append((map_leaves(_copy_leaf, item) if index in used else item, int(key)))
+            used.add(index)
+        return rows
+
+
+def _copy_leaf(leaf: Any) -> Any:
+    """Return a copy of a tensor, or of what says how to copy it, as arrays and PIL images do.
+
+    deepcopy would copy all that a tensor is a view of: of a row, the whole dataset.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    return copy.copy(leaf) if hasattr(leaf, "__copy__") else leaf
 
 
 @contextmanager

@@ -15,14 +15,19 @@ from torch.utils.data import DataLoader
 from augsubset.utils.checks import AugsubsetError
 
 __all__ = [
+    "check_range",
     "check_weights_finite",
     "get_model_device",
+    "map_leaves",
     "map_tensors",
     "read_options",
     "rebuild_loader",
     "to_device_async",
     "unwrap_model",
 ]
+
+# A quarter of an 8-bit level: what resizing adds in rounding, or normalising and undoing it.
+_ROUNDING = 1e-3
 
 _OPTIONS = (
     *("batch_size", "num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor"),
@@ -41,12 +46,31 @@ def to_device_async(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+def check_range(rule: str, low: Tensor, high: Tensor, hint: str) -> None:
+    """Raise if values leave [0, 1] by more than rounding.
+
+    Args:
+        rule: Begins the message.
+        low: The least value.
+        high: The largest.
+        hint: Ends the message.
+
+    Raises:
+        ValueError: If they do, or are NaN.
+    """
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # written so that NaN fails
+        raise ValueError(f"{rule}, got values from {float(low):.6g} to {float(high):.6g}. {hint}")
+
+
 def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
     """Return a nested structure with the function applied to each tensor in it."""
-    if isinstance(part, Tensor):
-        return function(part)
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, part)
+
+
+def map_leaves(function: Callable[[Any], Any], part: Any) -> Any:
+    """Return a nested structure with the function applied to all but its containers."""
     if isinstance(part, Mapping):
-        mapped = {name: map_tensors(function, value) for name, value in part.items()}
+        mapped = {name: map_leaves(function, value) for name, value in part.items()}
         if type(part) is dict or not isinstance(part, MutableMapping):
             return mapped
         result: Any = copy.copy(part)  # keeps a custom type and its other attributes
@@ -54,10 +78,10 @@ def map_tensors(function: Callable[[Tensor], Any], part: Any) -> Any:
             result[name] = value
         return result
     if isinstance(part, tuple) and hasattr(part, "_replace"):
-        return type(part)(*(map_tensors(function, value) for value in part))
+        return type(part)(*(map_leaves(function, value) for value in part))
     if isinstance(part, (list, tuple)):
-        return type(part)(map_tensors(function, value) for value in part)
-    return part
+        return type(part)(map_leaves(function, value) for value in part)
+    return function(part)
 
 
 def read_options(loader: DataLoader[Any]) -> dict[str, Any]:
