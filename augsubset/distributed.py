@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from augsubset.utils.checks import AugsubsetError
+from augsubset.utils.checks import AugsubsetError, check_int
+from augsubset.utils.rng import MAX_SEED
 
-__all__ = ["Ranks", "world_size"]
+__all__ = ["Ranks", "choose_seed", "world_size"]
 
 
 def world_size() -> int:
@@ -170,3 +172,20 @@ class Ranks:
                     f"rank {other} must begin with its share of the order, got other rows: "
                     "something else shards this loader a second time."
                 )
+
+
+def choose_seed(seed: int | None, found: int | None, ranks: Ranks | None) -> int:
+    """Return the seed of a run: as given, as found, or torch's; of these two rank 0's on all ranks.
+
+    Nothing is drawn: torch tells what it was seeded with, be it by nobody.
+
+    Args:
+        seed: The loader's argument.
+        found: What the user's DataLoader was seeded with.
+        ranks: The processes that train together; a collective call where there are any.
+    """
+    if found is None:
+        found = torch.initial_seed() & MAX_SEED
+    if ranks is not None:
+        found = ranks.gather(found)[0]
+    return found if seed is None else check_int("seed", seed, 0, MAX_SEED)

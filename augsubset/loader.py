@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from augsubset.batch import BatchSpec
-from augsubset.distributed import Ranks, world_size
+from augsubset.distributed import Ranks, choose_seed, world_size
 from augsubset.history import EpochTimer, Event, SelectionCounts
 from augsubset.labels import inspect_dataset
 from augsubset.normalization import MeanStd, Normalization
@@ -26,13 +26,13 @@ from augsubset.sampling import (
     WeightedCoresetSampler,
     fresh_iterator,
     read_order,
+    unpack_batch_sampler,
 )
 from augsubset.sampling.keys import MAX_EPOCHS
 from augsubset.schedule import NewSelection, SelectionSchedule
 from augsubset.selection import CoresetSelector, Selection, Selector, budget_from_fraction
 from augsubset.state import make_state, restore_state
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
-from augsubset.utils.rng import MAX_SEED
 from augsubset.utils.torch_utils import check_weights_finite, get_model_device
 
 __all__ = ["LoaderOptions", "SubsetAugmentLoader", "Weights"]
@@ -90,7 +90,8 @@ class SubsetAugmentLoader:
             one of the two.
 
         every: *When.* Epochs between selections, R.
-        seed: Distinguishes runs.
+        seed: Distinguishes runs. ``None``: what your DataLoader's generator or DistributedSampler
+            was seeded with, else ``torch.initial_seed()``; a loaded state brings its own.
 
         progress: *Rarely needed.* Show bars while probing and gathering labels (needs tqdm).
         on_event: Called with each entry of :attr:`history` as it is made.
@@ -132,12 +133,12 @@ class SubsetAugmentLoader:
         >>> data = TensorDataset(images, torch.arange(40) % 4)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
         >>> loader = DataLoader(data, batch_size=8, shuffle=True)
-        >>> loader = SubsetAugmentLoader(loader, model, RandomOps.randaugment(), fraction=0.1)
+        >>> loader = SubsetAugmentLoader(loader, model, RandomOps.randaugment(), seed=0)
         >>> for x, y in loader:
         ...     loss = nn.functional.cross_entropy(model(x), y)
         >>> loader
         SubsetAugmentLoader(56 rows in 7 batches: 40 originals and 4 copies of each of 4 examples,
-            selected by CoresetSelector every 20 epochs; weights='uniform', next epoch 1)
+            selected by CoresetSelector every 20 epochs; weights='uniform', seed=0, next epoch 1)
 
     Reference:
         Liu & Mirzasoleiman, *Data-Efficient Augmentation for Training Neural Networks*, 2022
@@ -163,18 +164,18 @@ class SubsetAugmentLoader:
         denormalize: MeanStd | None = None,
         batch: BatchSpec | None = None,
         probe: GradientProbe | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         progress: bool = False,
         on_event: Callable[[Event], None] | None = None,
         options: LoaderOptions = LoaderOptions(),  # noqa: B008 - frozen
     ) -> None:
+        loader = unpack_batch_sampler(loader)
         order = read_order(loader)
         check_choice("weights", weights, tuple(_ROW_WEIGHTS))
         check_choice("progress", progress, (False, True))
         check_types(model, probe, selector, batch, options, on_event)
         self.model = model
         self.weights: Weights = weights
-        self.seed = check_int("seed", seed, 0, MAX_SEED)
         self.options = options
         self.history: list[Event] = []
         self._on_event = on_event or (lambda entry: None)
@@ -188,6 +189,7 @@ class SubsetAugmentLoader:
         if self.world_size > 1:
             # Two groups: shards are checked while a selection may run in a thread.
             ranks, self._guard = (Ranks.make_group(options.timeout) for _ in range(2))
+        self.seed, self.is_seed_given = choose_seed(seed, order.seed, ranks), seed is not None
 
         spec = BatchSpec() if batch is None else batch
         normalization = Normalization(normalize, denormalize, options.channels_last)
@@ -197,9 +199,9 @@ class SubsetAugmentLoader:
         n = len(self.source)
         if ranks is not None:
             order = order.share_among(ranks.world_size, ranks.rank, n)
-        owns_batches = self.source.owns_batches
+        owns = self.source.owns_batches
         self.pipeline = BatchPipeline(
-            spec, normalization, augment, base, seed=self.seed, owns_batches=owns_batches
+            spec, normalization, augment, base, seed=self.seed, owns_batches=owns
         )
         if ranks is not None and selector is not None and selector.needs_gradients:
             probe.check_alone()
@@ -263,6 +265,8 @@ class SubsetAugmentLoader:
         # out over all ranks. They differ while an epoch runs and after one that was broken off.
         self._at = self._next = (0, 0)
         self.is_running = False
+        # A DistributedSampler whose set_epoch a script calls decides the epoch.
+        self._sampler, self._sampler_epoch = loader.sampler, 0
         self._iterators: WeakSet[Generator[Any, None, None]] = WeakSet()
         self._is_guarded = False
 
@@ -280,6 +284,7 @@ class SubsetAugmentLoader:
                 "this loader already has a live iterator, and each iterator is an epoch of its "
                 "own. Finish it, end it by loader.close(), or construct a second loader."
             )
+        self._follow_sampler()
         self._check_unchanged()
         self._at = epoch, begin = self._next
         device = self.prober.device
@@ -359,6 +364,13 @@ class SubsetAugmentLoader:
                 "train_dataloader()."
             )
 
+    def _follow_sampler(self) -> None:
+        """Start the epoch that the user's DistributedSampler was set to, if it was set anew."""
+        epoch = getattr(self._sampler, "epoch", self._sampler_epoch)
+        if epoch != self._sampler_epoch:
+            self._sampler_epoch = epoch
+            self.set_epoch(epoch)
+
     def _check_shards(self, keys: Tensor, begin: int) -> None:
         """Compare the ranks' first batches: each must have its own share of one order."""
         self._is_guarded = True
@@ -407,7 +419,9 @@ class SubsetAugmentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set which epoch the next ``iter()`` starts; without it, the one after the last.
 
-        Nothing changes for the epoch that :meth:`load_state_dict` was in the middle of.
+        Nothing changes for the epoch that :meth:`load_state_dict` was in the middle of. Calling
+        ``set_epoch`` of your DataLoader's DistributedSampler does the same. A key has room for
+        8,192 epochs.
         """
         epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
         if epoch != self._next[0]:
@@ -465,7 +479,8 @@ class SubsetAugmentLoader:
             f"SubsetAugmentLoader({len(plan):,} rows{ranks} in {len(self):,} batches: "
             f"{plan.num_originals(k):,} originals and {copies} of each of {chosen}"
             f"{'' if schedule.selector is None else f',{chr(10)}    {how}'}; "
-            f"weights={self.weights!r}, {'' if self.is_running else 'next '}epoch {self.epoch})"
+            f"weights={self.weights!r}, seed={self.seed}, "
+            f"{'' if self.is_running else 'next '}epoch {self.epoch})"
         )
 
     def __reduce__(self) -> Any:

@@ -107,11 +107,15 @@ class BatchPipeline:
             check_policy("base", base, len(spec.others))
         self.spec, self.normalization = spec, normalization
         self._augment, self._base = augment, base
+        self.set_seed(seed)
+        self._owns_batches = owns_batches
+        self._stream: torch.cuda.Stream | None = None
+
+    def set_seed(self, seed: int) -> None:
+        """Seed the rows of batches from now on."""
         self._seed = seed
         # Policies of one class draw the same numbers for a row, so the base has its own seed.
         self._base_seed = mix_seed(seed, 1)
-        self._owns_batches = owns_batches
-        self._stream: torch.cuda.Stream | None = None
 
     def process(
         self,

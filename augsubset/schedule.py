@@ -96,6 +96,10 @@ class SelectionSchedule:
         """The selector's class, or "everything"."""
         return _name(self.selector)
 
+    def set_seed(self, seed: int) -> None:
+        """Seed selections from now on."""
+        self._seed = seed
+
     def before_epoch(self, epoch: int) -> Iterator[NewSelection]:
         """Yield the selections that are due before an epoch: a pending one, then a new one."""
         pending = self._pending

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from augsubset.selection import Certificate, Selection
-from augsubset.utils.checks import check_state
+from augsubset.utils.checks import check_int, check_state
+from augsubset.utils.rng import MAX_SEED
 from augsubset.utils.torch_utils import map_tensors
 
 __all__ = ["make_state", "pack_selection", "restore_state", "unpack_selection"]
@@ -61,6 +62,9 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
         )
     state = map_tensors(Tensor.cpu, state)  # from torch.load(map_location=) on an accelerator
     check_state("state_dict", state, (*_PARTS, *identity))
+    seed = check_int("seed", state["seed"], 0, MAX_SEED)
+    if not loader.is_seed_given:
+        del identity["seed"]
     # Digests are compared where both sides have one: not of labels that nothing has read.
     here = {**identity, "example_digest": loader.info.digest}
     same = {
@@ -78,6 +82,8 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
     logits = loader.prober.check_state(state["logits"], sampler.share)
     counts = loader.counts.check_state(state["counts"])
     history = [dict(entry) for entry in state["history"]]
+    if seed != loader.seed:
+        _set_seed(loader, seed)
     if active is not None:
         sampler.set_selection(active)
     sampler.seek(epoch, position)  # in the middle of an epoch it goes on with the active one
@@ -88,6 +94,16 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
     loader.counts.restore(counts)
     loader.history[:] = history
     return epoch, position
+
+
+def _set_seed(loader: Any, seed: int) -> None:
+    """Let everything that draws go on with a checkpoint's seed."""
+    loader.seed = seed
+    for part in (loader.source, loader.pipeline, loader.row_sampler, loader.schedule):
+        part.set_seed(seed)
+    loader.plan = loader.row_sampler.plan
+    # Workers that persist hold a copy of the dataset with the seed before.
+    loader._batches = loader.source.make_loader(loader.row_sampler, drop_last=loader.drop_last)
 
 
 def _get_identity(loader: Any) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def train(
             **{"weights": "cluster", **options},
         },
         batch=BatchSpec(return_index=True),
+        seed=0,
         options=LoaderOptions(layout=layout, background=background, recycle=recycle),
     )
     checkpoint = folder / "checkpoint"

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torchvision.datasets import cifar
 
-from augsubset import SubsetAugmentLoader
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
 
@@ -91,13 +90,10 @@ def write_cifar_root(data: ImageData, root: Path, limit: int | None) -> None:
 
 
 def _run_here(script: str, seed: int, arguments: list[str]) -> None:
-    """Run a script with the seeds that it sets shifted, and the loader's own."""
+    """Run a script with the seeds that it sets shifted."""
     seeded = torch.manual_seed
     torch.manual_seed = lambda number: seeded(int(number) + 1000 * seed)
     torch.manual_seed(0)
-    defaults = SubsetAugmentLoader.__init__.__kwdefaults__
-    assert defaults is not None
-    defaults["seed"] = seed
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(EXAMPLES))
     warnings.simplefilter("ignore")

@@ -67,6 +67,7 @@ def compare(data: ImageData, epochs: int = 6, fraction: float = 0.1) -> dict[str
                 selector=RandomSelector(),
                 base=CropFlip(4),
                 normalize=data.mean_std,
+                seed=0,
                 options=LoaderOptions(recycle=recycle),
             )
         )

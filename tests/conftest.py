@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Seed torch, from which a loader takes its seed where it is given none."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def cifar10():
     """CIFAR-10 by AUGSUBSET_CIFAR10: skipped when unset, an error when set and unreadable."""

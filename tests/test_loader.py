@@ -124,10 +124,22 @@ def test_trainers_find_what_they_ask_a_dataloader_for(drop_last):
 
 def test_drop_last_and_sequential_order_are_taken_over():
     loader = make(fraction=0.1, copies=4, drop_last=True, shuffle=False)
-    batches = list(loader)
-    assert [len(batch[0]) for batch in batches] == [8] * len(loader) == [8] * 10
-    originals = torch.cat([batch[1] for batch in batches])[:N]
-    assert torch.equal(originals, Y)
+    assert [len(x) for x, _ in loader] == [8] * len(loader) == [8] * 10
+
+
+@pytest.mark.parametrize("copies", [1, 4, 20])  # fewer rows than originals, and more
+def test_without_shuffling_originals_keep_their_order_and_copies_are_spread_among_them(copies):
+    options = {"shuffle": False, "selector": RandomSelector(), "fraction": 0.1, "copies": copies}
+    loader = make(batch=BatchSpec(return_index=True), policy=blacken, **options)
+    found = [(x, index) for x, _, index in loader]
+    x, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    is_copy = x.flatten(1).amax(1) == 0
+    assert torch.equal(index[~is_copy], torch.arange(N))
+    share = float(is_copy.float().mean())
+    for part in is_copy.split(14):
+        assert abs(float(part.sum()) - share * len(part)) <= 2
+    for rank in range(2):  # rows go to ranks in turn
+        assert float(is_copy[rank::2].float().mean()) == pytest.approx(share, abs=0.1)
 
 
 def start_worker(worker_id):
@@ -369,6 +381,47 @@ def test_streams_of_different_seeds_differ_and_of_one_seed_do_not():
     assert not torch.equal(streams[0], streams[2])
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+# A DataLoader's arguments, and the seed that the loader takes from them.
+SEEDS = [
+    ({"shuffle": True}, 123),
+    ({}, 123),
+    ({"shuffle": True, "generator": seeded(5)}, 5),
+    ({"generator": seeded(5)}, 5),
+    ({"sampler": RandomSampler(DATA, generator=seeded(6))}, 6),
+    ({"sampler": RandomSampler(DATA)}, 123),
+    ({"shuffle": True, "generator": seeded(-1)}, 2**63 - 1),
+    ({"sampler": DistributedSampler(DATA, 1, 0, seed=7)}, 7),
+    ({"sampler": DistributedSampler(DATA, 1, 0, seed=7), "generator": seeded(8)}, 8),
+]
+
+
+@pytest.mark.parametrize(("arguments", "seed"), SEEDS)
+def test_without_a_seed_the_users_own_decides_and_nothing_is_drawn(arguments, seed):
+    model = make_model()
+    torch.manual_seed(123)
+    torch.rand(3)
+    generator = arguments.get("generator", torch.default_generator)
+    before = torch.get_rng_state(), generator.get_state()
+    given = DataLoader(DATA, batch_size=8, **arguments)
+    loader = SubsetAugmentLoader(given, model, RandomOps.paper())
+    assert loader.seed == loader.plan.seed == seed
+    assert f"seed={seed}, " in repr(loader)
+    ours = [batch[0] for batch in loader]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], generator.get_state())
+    explicit = SubsetAugmentLoader(given, model, RandomOps.paper(), seed=seed)
+    assert all(torch.equal(a, b[0]) for a, b in zip(ours, explicit, strict=True))
+
+
+def test_an_explicit_seed_goes_before_the_users_generator():
+    given = DataLoader(DATA, batch_size=8, shuffle=True, generator=seeded(5))
+    assert SubsetAugmentLoader(given, make_model(), RandomOps.paper(), seed=3).seed == 3
+
+
 def test_the_callers_generator_is_not_advanced():
     state = torch.get_rng_state()
     loader = make(model=MODEL)
@@ -475,7 +528,7 @@ def test_repr_says_rows_copies_selector_weights_and_epoch():
     assert repr(loader) == (
         "SubsetAugmentLoader(84 rows in 11 batches: 60 originals and 4 copies of each of 6 "
         "examples,\n    selected by CoresetSelector every 3 epochs; weights='uniform', "
-        "next epoch 0)"
+        "seed=0, next epoch 0)"
     )
     next(iterator := iter(loader))
     assert "epoch 0)" in repr(loader)
@@ -919,7 +972,89 @@ class Iterable(IterableDataset):
 
 
 class Subclass(DataLoader):
-    pass
+    def __iter__(self):
+        return islice(super().__iter__(), 2)
+
+
+class Convenient(DataLoader):
+    """Changes nothing but the arguments, as MONAI's does."""
+
+    def __init__(self, dataset, batch_size=8, **options):
+        super().__init__(dataset, batch_size, **options)
+
+
+class Prefetching:
+    loader = DataLoader(DATA)
+
+
+class OfFabric:
+    __module__ = "lightning.fabric.wrappers"
+
+
+HARMLESS = {
+    "a subclass with arguments of its own": lambda: Convenient(DATA, shuffle=True),
+    "a subclass of that": lambda: type("Deeper", (Convenient,), {})(DATA, shuffle=True),
+    "a plain batch sampler": lambda: DataLoader(
+        DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 8, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_nothing_of_a_dataloader_is_taken_over(name):
+    found = SubsetAugmentLoader(HARMLESS[name](), make_model(), RandomOps.paper(), fraction=0.1)
+    for ours, expected in zip(found, make(fraction=0.1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_a_plain_batch_sampler_may_drop_and_shard():
+    sampler = DistributedSampler(DATA, 2, 1)
+    given = DataLoader(DATA, batch_sampler=BatchSampler(sampler, 9, True))
+    loader = SubsetAugmentLoader(given, make_model(), RandomOps.paper(), fraction=0.1)
+    assert (loader.batch_size, loader.num_replicas, loader.drop_last) == (9, 2, True)
+    assert [len(x) for x, _ in loader] == [9] * 4  # of 42 rows
+
+
+def test_the_epoch_is_that_of_the_users_sampler_where_a_script_sets_it():
+    def load(sampler):
+        given = DataLoader(DATA, 8, sampler=sampler)
+        return SubsetAugmentLoader(given, make_model(), RandomOps.paper(), fraction=0.1)
+
+    def follow(epochs, before=None):
+        sampler = DistributedSampler(DATA, 1, 0)
+        if before is not None:
+            sampler.set_epoch(before)
+        loader, started = load(sampler), []
+        for epoch in epochs:
+            if epoch is not None:
+                sampler.set_epoch(epoch)
+            started.append([x for x, _ in loader])
+        return [entry["epoch"] for entry in events(loader, "epoch")], started
+
+    assert follow([0, 1, 2])[0] == [0, 1, 2]
+    assert follow([None] * 3)[0] == [0, 1, 2]  # a script that never calls it
+    assert follow([0, 0, 0])[0] == [0, 1, 2]  # nor is this a call, for it changes nothing
+    assert follow([10, 11])[0] == [10, 11]  # a script that resumes by itself
+    assert follow([None, None], before=10)[0] == [10, 11]
+    epochs, batches = follow([5, 3, 3])
+    assert epochs == [5, 3, 4]
+    loader = load(DistributedSampler(DATA, 1, 0))
+    loader.set_epoch(5)
+    assert all(torch.equal(x, y) for x, (y, _) in zip(batches[0], loader, strict=True))
+
+
+def test_a_state_goes_before_a_sampler_that_is_not_set():
+    sampler = DistributedSampler(DATA, 1, 0)
+    given = DataLoader(DATA, 8, sampler=sampler)
+    loader, again = (
+        SubsetAugmentLoader(given, make_model(), RandomOps.paper(), fraction=0.1) for _ in range(2)
+    )
+    list(loader)
+    next(iter(loader))
+    loader.close()
+    again.load_state_dict(loader.state_dict())
+    sampler.set_epoch(1)  # the same epoch: goes on in its middle
+    assert len(list(again)) == len(again) - 1
 
 
 class Empty(Dataset):
@@ -1032,7 +1167,7 @@ def regression_probe():
             "normalize and denormalize must not both be given",
         ),
         (lambda: make(seed=-1), ValueError, "seed must be between 0 and"),
-        (lambda: make(seed=None), TypeError, "seed must be an int, got NoneType"),
+        (lambda: make(seed="1"), TypeError, "seed must be an int, got str"),
         (lambda: make(copies=4.0), TypeError, "copies must be an int, got float"),
         (lambda: make(policy=lambda x: x), TypeError, r"pass KorniaModule\(function\)"),
         (lambda: make(policy=RandomOps.paper), TypeError, "which does not take two arguments"),
@@ -1082,20 +1217,15 @@ def regression_probe():
             "collate_fn must keep every row, got 1 rows for 2 keys",
         ),
         (
-            lambda: make(batch_sampler=BatchSampler(RandomSampler(DATA), 4, False)),
-            ValueError,
-            "must not have a batch_sampler of its own",
-        ),
-        (
             lambda: make(batch_sampler=[[0, 1], [2]]),
             ValueError,
-            "must not have a batch_sampler of its own",
+            "must not have a batch_sampler of its own.*layout='grouped'",
         ),
         (lambda: make(batch_size=None), ValueError, "or batch_size=None"),
         (
             lambda: make(sampler=WeightedRandomSampler([1.0] * N, N)),
             ValueError,
-            "must not have a sampler of its own, got sampler=WeightedRandomSampler",
+            "must not have a sampler of its own, got sampler=WeightedRandomSampler.*copies=",
         ),
         (
             lambda: make(sampler=RandomSampler(DATA, replacement=True)),
@@ -1120,12 +1250,22 @@ def regression_probe():
         (
             lambda: SubsetAugmentLoader(Subclass(DATA), make_model(), blacken),
             TypeError,
-            "got the subclass Subclass",
+            r"got the subclass tests\.test_loader\.Subclass",
         ),
         (
             lambda: SubsetAugmentLoader(DATA, make_model(), blacken),
             TypeError,
             "loader must be a torch DataLoader, got TensorDataset",
+        ),
+        (
+            lambda: SubsetAugmentLoader(Prefetching(), make_model(), blacken),
+            TypeError,
+            r"got Prefetching\. Pass its inner DataLoader, \.loader\.",
+        ),
+        (
+            lambda: SubsetAugmentLoader(OfFabric(), make_model(), blacken),
+            TypeError,
+            r"Wrap the DataLoader before fabric\.setup_dataloaders\(\)",
         ),
         (
             lambda: make(model=nn.Conv2d(3, 3, 1)),
@@ -1225,9 +1365,10 @@ def test_the_trial_of_policies_leaves_no_trace(data):
         torch.manual_seed(1)
         return x.zero_()
 
+    model = make_model()
     before = [x.clone() for x, _ in data]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    loader = make(data, scribble, base=scribble, model=make_model())
+    loader = make(data, scribble, base=scribble, model=model)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
     assert all(torch.equal(*pair) for pair in zip([x for x, _ in data], before, strict=True))

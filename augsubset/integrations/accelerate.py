@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
@@ -184,8 +185,11 @@ _states: WeakKeyDictionary[Any, _States] = WeakKeyDictionary()
 def _take_over_shard(accelerator: Any, loader: Any) -> DataLoader[Any]:
     """Let accelerate shard a DataLoader, and return it with the same shard as we represent it."""
     given = loader
+    generator = None
     if not issubclass(type(loader), DataLoaderAdapter):
-        read_order(loader)  # refuses a loader that we cannot rebuild, before accelerate changes it
+        # Refuses a loader that we cannot rebuild, before accelerate changes it and its generator.
+        if (seed := read_order(loader).seed) is not None:
+            generator = torch.Generator().manual_seed(seed)
         # Without workers: a StatefulDataLoader would start its own.
         loader = accelerator.prepare_data_loader(
             DataLoader(
@@ -215,7 +219,9 @@ def _take_over_shard(accelerator: Any, loader: Any) -> DataLoader[Any]:
         )
     sampler: Any = batches.sampler
     if type(sampler) is SeedableRandomSampler:
+        generator = generator or torch.Generator().manual_seed(sampler.initial_seed)
         sampler = RandomSampler(sampler.data_source, sampler.replacement, len(sampler))
     batch_size, drop_last = batches.batch_size // split, batches.drop_last
-    original = rebuild_loader(given, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
+    changes = {"batch_size": batch_size, "drop_last": drop_last, "generator": generator}
+    original = rebuild_loader(given, sampler=sampler, **changes)
     return shard_loader(original, num_replicas, rank)

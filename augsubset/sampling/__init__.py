@@ -8,6 +8,7 @@ from augsubset.sampling.rebuild import (
     fresh_iterator,
     read_order,
     shard_loader,
+    unpack_batch_sampler,
 )
 from augsubset.sampling.sampler import WeightedCoresetSampler
 from augsubset.sampling.worker import (
@@ -35,4 +36,5 @@ __all__ = [
     "read_order",
     "shard_loader",
     "unpack",
+    "unpack_batch_sampler",
 ]

@@ -19,7 +19,8 @@ Layout = Literal["mixed", "grouped"]
 Keys = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_DRAWS, _GROUPS, _FILLERS = 1, 2, 3  # random streams beside the one that shuffles
+# Random streams beside the one that shuffles.
+_DRAWS, _GROUPS, _FILLERS, _SPREAD = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class EpochPlan:
         weights: Whether rows are weighted, all weigh 1, or copies are drawn by cluster size.
         layout: Whether the rows of one example share a batch.
         batch_size: For ``layout="grouped"``, whose order consists of whole batches.
-        shuffle: Whether the order changes from epoch to epoch.
+        shuffle: Whether the order changes from epoch to epoch. If not, originals keep theirs, and
+            copies are spread evenly among them.
         seed: Distinguishes runs.
     """
 
@@ -102,7 +104,8 @@ class EpochPlan:
             return self._group(keys, num_rows, epoch, selected)
         if self.shuffle:
             np.random.default_rng(mix_seed(self.seed, epoch)).shuffle(keys)
-        return keys
+            return keys
+        return self._spread(keys, self.num_originals(len(selected)))
 
     def make_fillers(
         self, epoch: int, selected: Keys, sizes: Floats, first: int, count: int
@@ -161,6 +164,22 @@ class EpochPlan:
             copies = 1 + _count_earlier(drawn) % MAX_COPIES
             keys[begin:end] = pack(epoch, copies, drawn)
         return end
+
+    def _spread(self, keys: Keys, num_originals: int) -> Keys:
+        """Return originals in their order, with the copies after them spread evenly among them.
+
+        The fewer of both get one place in each of equal stretches; a random one, since at regular
+        distances a single rank might get them all.
+        """
+        few, many = sorted((keys[:num_originals], keys[num_originals:]), key=len)
+        edges = np.arange(len(few) + 1) * len(keys) // max(1, len(few))
+        rng = np.random.default_rng(mix_seed(self.seed, _SPREAD))
+        places = edges[:-1] + (rng.random(len(few)) * np.diff(edges)).astype(np.int64)
+        is_few = np.zeros(len(keys), bool)
+        is_few[places] = True
+        spread = np.empty_like(keys)
+        spread[is_few], spread[~is_few] = few, many
+        return spread
 
     def _count_rows(self, epoch: int, sizes: Floats, per_example: int) -> Keys:
         """Return how many rows each selected example gets: equally many, or drawn by size.

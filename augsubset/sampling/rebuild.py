@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +27,17 @@ from augsubset.sampling.worker import (
     is_plain_tensors,
 )
 from augsubset.utils.checks import AugsubsetError
+from augsubset.utils.rng import MAX_SEED
 from augsubset.utils.torch_utils import map_tensors, read_options, rebuild_loader
 
+# What a subclass of DataLoader may define without changing what it yields.
+_HARMLESS = {
+    *("__annotations__", "__doc__", "__firstlineno__", "__init__", "__module__", "__orig_bases__"),
+    *("__parameters__", "__qualname__", "__static_attributes__", "__len__", "__repr__"),
+}
+
 __all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_order", "shard_loader"]
+__all__ += ["unpack_batch_sampler"]
 
 
 class LoaderOrder(NamedTuple):
@@ -39,12 +48,14 @@ class LoaderOrder(NamedTuple):
         num_replicas: Ranks that share the order; ``None`` if the loader is not sharded.
         rank: This one; ``None`` likewise.
         drop_last: Whether sharding drops an uneven tail.
+        seed: Of its generator or DistributedSampler; ``None`` if it was given neither.
     """
 
     shuffle: bool
     num_replicas: int | None = None
     rank: int | None = None
     drop_last: bool = False
+    seed: int | None = None
 
     def share_among(self, world_size: int, rank: int, num_examples: int) -> LoaderOrder:
         """Return the order as several ranks share it: as it says, otherwise evenly.
@@ -68,6 +79,20 @@ class LoaderOrder(NamedTuple):
         return self
 
 
+def unpack_batch_sampler(loader: Any) -> Any:
+    """Return a DataLoader whose plain BatchSampler was given as the arguments that would make it.
+
+    Anything else is returned as it is.
+    """
+    if type(loader) is not DataLoader or loader.batch_size is not None:
+        return loader
+    given: Any = loader.batch_sampler
+    if type(given) is not BatchSampler:
+        return loader
+    same = {name: getattr(given, name) for name in ("sampler", "batch_size", "drop_last")}
+    return rebuild_loader(loader, **same)
+
+
 def read_order(loader: Any) -> LoaderOrder:
     """Return a DataLoader's order; raise where it cannot be taken over.
 
@@ -77,23 +102,33 @@ def read_order(loader: Any) -> LoaderOrder:
         ValueError: If it has a sampler or batch sampler of its own, or does not batch.
     """
     if not isinstance(loader, DataLoader):
-        raise TypeError(f"loader must be a torch DataLoader, got {type(loader).__name__}.")
+        kind = type(loader)
+        hint = ""
+        if kind.__module__.startswith("lightning"):
+            hint = " Wrap the DataLoader before fabric.setup_dataloaders()."
+        elif isinstance(getattr(loader, "loader", None), DataLoader):
+            hint = " Pass its inner DataLoader, .loader."
+        raise TypeError(f"loader must be a torch DataLoader, got {kind.__name__}.{hint}")
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
             "loader must be over a map-style dataset, got an IterableDataset. A selection needs "
             "to address examples by index."
         )
-    if type(loader) is not DataLoader:
+    kind = type(loader)
+    added = takewhile(lambda each: each is not DataLoader, kind.__mro__)
+    if any(vars(each).keys() - _HARMLESS for each in added):
         raise TypeError(
-            f"loader must be a plain torch DataLoader, got the subclass {type(loader).__name__}. "
-            "It is rebuilt around our sampler, which would lose what the subclass adds. If "
-            "accelerate prepared it, use augsubset.integrations.accelerate.prepare."
+            "loader must be a plain torch DataLoader, got the subclass "
+            f"{kind.__module__}.{kind.__name__}. It is rebuilt around our sampler, which would "
+            "lose what the subclass adds. If accelerate prepared it, use "
+            "augsubset.integrations.accelerate.prepare."
         )
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
             "loader must not have a batch_sampler of its own or batch_size=None, got "
             f"batch_sampler={type(loader.batch_sampler).__name__}. Pass batch_size instead: which "
-            "rows an epoch has depends on the selection."
+            "rows an epoch has depends on the selection. LoaderOptions(layout='grouped') puts an "
+            "example's copies into one batch."
         )
     if not getattr(loader, "in_order", True):
         raise ValueError(
@@ -109,11 +144,14 @@ def read_order(loader: Any) -> LoaderOrder:
                 "the DistributedSampler must be over the loader's own dataset, got one of "
                 f"{sharded} examples for {n}."
             )
-        return LoaderOrder(sampler.shuffle, sampler.num_replicas, sampler.rank, sampler.drop_last)
+        seed = _find_seed(loader, sampler.seed)
+        shard = (sampler.num_replicas, sampler.rank, sampler.drop_last)
+        return LoaderOrder(sampler.shuffle, *shard, seed)
     if type(sampler) not in (SequentialSampler, RandomSampler):
         raise ValueError(
             f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. "
-            "Use shuffle=True or False: which rows an epoch has depends on the selection."
+            "Use shuffle=True or False: which rows an epoch has depends on the selection. In place "
+            "of repeated augmentation pass copies=, of sampling weights weigh the loss."
         )
     replaces = isinstance(sampler, RandomSampler) and sampler.replacement
     draws = len(sampler)
@@ -123,11 +161,23 @@ def read_order(loader: Any) -> LoaderOrder:
             f"{'with replacement ' if replaces else ''}for {n} examples. Pass shuffle=True, and a "
             "Subset of the dataset for fewer examples."
         )
-    return LoaderOrder(isinstance(sampler, RandomSampler))
+    return LoaderOrder(isinstance(sampler, RandomSampler), seed=_find_seed(loader))
+
+
+def _find_seed(loader: DataLoader[Any], seed: int | None = None) -> int | None:
+    """Return the seed of a generator that the loader or its sampler was given, else another.
+
+    A generator tells what it was seeded with; nothing is drawn from it.
+    """
+    for generator in (loader.generator, getattr(loader.sampler, "generator", None)):
+        if generator is not None:
+            seed = generator.initial_seed()
+            break
+    return None if seed is None else seed & MAX_SEED
 
 
 def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataLoader[Any]:
-    """Return a DataLoader with the same data and options for one share of the order.
+    """Return a DataLoader with the same data, options and seed for one share of the order.
 
     Raises:
         TypeError: As :func:`read_order`.
@@ -140,7 +190,12 @@ def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataL
             f"num_replicas={order.num_replicas}: each share would be sharded again."
         )
     sampler: DistributedSampler[Any] = DistributedSampler(
-        loader.dataset, num_replicas, rank, shuffle=order.shuffle, drop_last=loader.drop_last
+        loader.dataset,
+        num_replicas,
+        rank,
+        shuffle=order.shuffle,
+        seed=torch.initial_seed() & MAX_SEED if order.seed is None else order.seed,
+        drop_last=loader.drop_last,
     )
     return rebuild_loader(loader, sampler=sampler)
 
@@ -234,6 +289,12 @@ class Source:
             loader._iterator = None
         return is_new
 
+    def set_seed(self, seed: int) -> None:
+        """Seed what is fetched by loaders made from now on."""
+        self._seed = seed
+        if isinstance(self._keyed, SubsetAugmentDataset):
+            self._keyed = SubsetAugmentDataset(self.dataset, seed=seed)
+
     def make_loader(
         self, sampler: Sampler[int] | None = None, *, drop_last: bool = False, **changes: Any
     ) -> DataLoader[Any]:
@@ -261,7 +322,8 @@ class Source:
         They are fetched as in training, in a worker where there are workers: a dataset that opens
         a file on first access must not do so here and be forked afterwards. Each evenly spaced
         example fills a batch by itself, so that neither its random numbers nor its padding depend
-        on another. Both passes agree, unless the dataset draws from a generator of its own.
+        on another. Both passes agree, unless the dataset draws from a generator of its own. What
+        is random is the same whatever the seed of the run, which a checkpoint may bring along.
 
         Args:
             count: Number of evenly spaced examples, or fewer if the dataset is smaller.
@@ -271,12 +333,15 @@ class Source:
         count = min(count, n)
         spread = [place * (n - 1) // max(1, count - 1) for place in range(count)]
         indices: Any = [*range(size), *[index for index in spread * 2 for _ in range(size)]]
+        seed = self._seed
+        self.set_seed(0)
         loader = self.make_loader(
             indices,
             batch_size=size,
             num_workers=min(1, self.num_workers),
             persistent_workers=False,
         )
+        self.set_seed(seed)
         yield from ((map_tensors(Tensor.cpu, batch), keys) for batch, keys in loader)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import length_hint
 from typing import Any
 
@@ -228,6 +228,10 @@ class WeightedCoresetSampler(Sampler[int]):
         self._progress = (position, 0, iter(()))
         if position:
             self.active = self.selection
+
+    def set_seed(self, seed: int) -> None:
+        """Set the seed of epochs that start from now on."""
+        self.plan = replace(self.plan, seed=check_int("seed", seed, 0, MAX_SEED))
 
     def set_selection(self, selection: Any) -> None:
         """Set the selection for the next epoch that starts.

@@ -91,7 +91,8 @@ def read_options(loader: DataLoader[Any]) -> dict[str, Any]:
 
 def rebuild_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """Return a DataLoader with the same arguments, except for order and what is passed here."""
-    same = {name: getattr(loader, name) for name in ("dataset", "drop_last", "collate_fn")}
+    names = ("dataset", "drop_last", "collate_fn", "generator")
+    same = {name: getattr(loader, name) for name in names}
     return DataLoader(**{**same, **read_options(loader), **changes})
 
 

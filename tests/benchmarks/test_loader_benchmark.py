@@ -81,9 +81,9 @@ def test_probing_measures_what_a_loaders_selection_probes(data, monkeypatch):
     monkeypatch.setattr(loader, "build_model", lambda *arguments, **options: loader.linear())
     source, checked = BatchCheck.__call__, []
 
-    def counted(self, batch, keys):
+    def counted(self, batch, keys, item):
         checked.append(len(keys))
-        source(self, batch, keys)
+        source(self, batch, keys, item)
 
     monkeypatch.setattr(BatchCheck, "__call__", counted)
     probed, recorded = loader.probing(data, quick=True)

@@ -240,7 +240,7 @@ def test_a_nan_recorded_in_training_is_named_too():
     model = make_model()
     loader = make(model=model, every=1, options=LoaderOptions(recycle=1))
     for x, _ in loader:
-        model(x * float("nan"))
+        model(x.mul_(float("nan")))
     with pytest.raises(ValueError, match="gradients must be finite"):
         list(loader)
 

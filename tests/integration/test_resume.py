@@ -383,6 +383,32 @@ def test_recycled_gradients_are_resumed():
     assert loader.selection.digest == digests[1]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("data", [Jittered(), None])
+def test_a_state_brings_its_seed_along(data, num_workers):
+    options = {"selector": RandomSelector(), "every": 1, "num_workers": num_workers}
+    loader = make(data, **options, seed=5)
+    running = batches_from(loader, 3)
+    before = [next(running) for _ in range(3)]
+    state = saved_and_read(loader.state_dict())
+    whole = [*before, *running]
+    fresh = make(data, **options)
+    list(fresh)  # persistent workers have a copy of the dataset with another seed
+    assert fresh.seed == 0
+    fresh.load_state_dict(state)
+    assert fresh.seed == fresh.plan.seed == fresh.state_dict()["seed"] == 5
+    assert "seed=5, " in repr(fresh)
+    assert_same_batches([*before, *batches_from(fresh, 3)], whole)
+
+
+def test_a_state_of_another_seed_than_the_one_given_is_refused():
+    state = make(seed=1).state_dict()
+    fresh = make(seed=0)
+    with pytest.raises(ValueError, match="same seed, got seed=1 for seed=0 here"):
+        fresh.load_state_dict(state)
+    assert fresh.seed == 0
+
+
 def test_a_record_of_recycling_made_on_another_rank_is_named(caplog):
     def one_of(num_replicas, rank):
         return make(num_replicas=num_replicas, rank=rank, options=LoaderOptions(recycle=1))
@@ -406,7 +432,7 @@ def damaged(state, **changes):
     [
         (lambda s: None, TypeError, "state_dict must be a mapping, got NoneType"),
         (lambda s: {"version": 4}, ValueError, "state_dict must be a saved state, got one without"),
-        (lambda s: damaged(s, seed=1), ValueError, "same seed, got seed=1 for seed=0 here"),
+        (lambda s: damaged(s, seed=-1), ValueError, "seed must be between 0 and"),
         (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
         (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
         (lambda s: damaged(s, copies=4), ValueError, "same copies, got copies=4"),

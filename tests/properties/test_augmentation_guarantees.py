@@ -387,6 +387,7 @@ def test_the_strong_policy_sees_exactly_the_copies_and_originals_pass_untouched(
         fraction=fraction,
         selector=Short(),
     )
+    policy.calls.clear()  # it was tried at construction
     seen = []  # the keys of each batch, in order
     process = loader.pipeline.process
 

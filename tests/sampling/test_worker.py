@@ -146,7 +146,7 @@ def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypat
     )
     before = len(sent)
     next(iter(loader))
-    assert len(sent) - before == 3  # x, y and w
+    assert len(sent) - before == 4  # x, y, w, and which rows are copies
 
 
 def test_sparse_tensors_are_moved_too():
