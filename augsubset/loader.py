@@ -33,7 +33,7 @@ from augsubset.schedule import NewSelection, SelectionSchedule
 from augsubset.selection import CoresetSelector, Selection, Selector, budget_from_fraction
 from augsubset.state import make_state, restore_state
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
-from augsubset.utils.torch_utils import check_weights_finite, get_model_device
+from augsubset.utils.torch_utils import check_weights_finite, get_half_dtype, get_model_device
 
 __all__ = ["LoaderOptions", "SubsetAugmentLoader", "Weights"]
 
@@ -107,8 +107,9 @@ class SubsetAugmentLoader:
             composed of, from the data to the history. Read them, do not replace them.
 
     Yields:
-        ``(x, y)`` or ``(x, y, w)`` on the device: x float (inputs other than ``(B, C, H, W)``
-        images are left as they are), classes y int64, w float32.
+        ``(x, y)`` or ``(x, y, w)`` on the device: x float32, or of half precision for a model of it
+        (inputs other than ``(B, C, H, W)`` images are left as they are), classes y int64, w
+        float32.
 
     Raises:
         TypeError: If loader, model, dataset or a batch is of the wrong kind.
@@ -192,7 +193,8 @@ class SubsetAugmentLoader:
         self.seed, self.is_seed_given = choose_seed(seed, order.seed, ranks), seed is not None
 
         spec = BatchSpec() if batch is None else batch
-        normalization = Normalization(normalize, denormalize, options.channels_last)
+        dtype = get_half_dtype(model) if options.dtype is None else options.dtype
+        normalization = Normalization(normalize, denormalize, options.channels_last, dtype)
         check = BatchCheck(spec, normalization)
         self.source = Source(loader, seed=self.seed, resident=options.resident, check=check)
         self.dataset = self.source.dataset

@@ -25,6 +25,7 @@ class Normalization:
         normalize: ``(mean, std)``, one value per channel, applied last; values arrive in [0, 1].
         denormalize: ``(mean, std)`` that the dataset applied: undone first, applied again last.
         channels_last: Whether the model gets its images in that memory format.
+        dtype: Of the images that the model gets; ``None``: float32, or floats as they are.
 
     Raises:
         ValueError: If both are given, a mean is outside [0, 1], or a std outside (0, 1].
@@ -35,6 +36,7 @@ class Normalization:
         normalize: MeanStd | None,
         denormalize: MeanStd | None,
         channels_last: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if normalize is not None and denormalize is not None:
             raise ValueError(
@@ -42,7 +44,7 @@ class Normalization:
                 "already (denormalize) or it does not (normalize)."
             )
         self._arrives_normalised = denormalize is not None
-        self._channels_last = channels_last
+        self._channels_last, self._dtype = channels_last, dtype
         self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._statistics: tuple[Tensor, Tensor] | None = None
         statistics = normalize if denormalize is None else denormalize
@@ -148,6 +150,10 @@ class Normalization:
             return x
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # before the cast, on bytes
+        x = self._normalize(x)
+        return x if self._dtype is None else x.to(self._dtype)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         is_on_cpu = x.device.type == "cpu"
         if self._statistics is None:
             if x.is_floating_point():

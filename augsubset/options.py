@@ -39,6 +39,8 @@ class LoaderOptions:
             batch must go through the model in one pass. On several ranks an example is measured
             by the rank that saw it last. ``None``: probe everything.
         channels_last: Yield images in that memory format.
+        dtype: Of the images yielded; ``None``: the model's if that is float16 or bfloat16 when the
+            loader is constructed, else float32, or floats as they are.
         device: Where batches go; ``None`` asks the model at the start of each epoch.
         timeout: How long a rank waits for another before it raises.
 
@@ -53,6 +55,7 @@ class LoaderOptions:
     background: bool = False
     recycle: int | None = None
     channels_last: bool = False
+    dtype: torch.dtype | None = None
     device: torch.device | str | None = None
     timeout: timedelta = timedelta(minutes=30)
 
@@ -62,6 +65,8 @@ class LoaderOptions:
         check_choice("layout", self.layout, ("mixed", "grouped"))
         for name in ("resident", "background", "channels_last"):
             check_choice(name, getattr(self, name), (False, True))
+        floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        check_choice("dtype", self.dtype, (None, *floats))
         if self.recycle is not None:
             check_int("recycle", self.recycle, 1)
         if self.device is not None:

@@ -737,3 +737,41 @@ def test_a_probe_with_a_forward_of_its_own_may_normalise_too():
     probe = GradientProbe(model, forward=lambda model, x: model(normalise(x)))
     for x, _ in make(TensorDataset(X, Y), model=model, probe=probe):
         model(normalise(x))  # no warning, which would be an error here
+
+
+# Models of half precision.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("data", [X, X.float() / 255])
+def test_a_model_of_half_precision_is_probed_and_gets_its_own_dtype(data, dtype):
+    loader = make(TensorDataset(data, Y), model=make_model().to(dtype), normalize=(MEANS, STDS))
+    for x, _ in loader:
+        assert x.dtype == dtype
+        assert loader.model(x).dtype == dtype
+    assert loader.selection.certificate is not None
+    options = {"selector": RandomSelector(), "normalize": (MEANS, STDS)}
+    full = make(TensorDataset(data, Y), **options)
+    half = make(TensorDataset(data, Y), model=make_model().to(dtype), **options)
+    for (x, _), (expected, _) in zip(half, full, strict=True):
+        assert torch.equal(x, expected.to(dtype))
+
+
+def test_an_option_says_which_dtype_the_model_gets():
+    probe = GradientProbe(make_model().bfloat16(), forward=lambda model, x: model(x.bfloat16()))
+    options = LoaderOptions(dtype=torch.float32)
+    loader = make(TensorDataset(X, Y), model=probe.model, probe=probe, options=options)
+    assert {x.dtype for x, _ in loader} == {torch.float32}
+    options = LoaderOptions(dtype=torch.half)
+    loader = make(TensorDataset(X, Y), selector=RandomSelector(), options=options)
+    assert {x.dtype for x, _ in loader} == {torch.float16}
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        LoaderOptions(dtype=torch.int64)
+
+
+def test_a_probe_alone_gives_a_model_of_half_precision_its_dtype():
+    half = make_model().bfloat16()
+    found = GradientProbe(half, kind="last_layer").scan(TensorDataset(X.float() / 255, Y))
+    expected = GradientProbe(half.float()).scan(TensorDataset(X.float() / 255, Y))
+    assert found.residual.dtype == torch.float32
+    torch.testing.assert_close(found.residual, expected.residual, rtol=0, atol=0.02)

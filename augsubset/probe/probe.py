@@ -22,7 +22,12 @@ from augsubset.probe.residuals import Loss, check_logits, compute_residual
 from augsubset.selection.gradients import LastLayerGradients
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
 from augsubset.utils.progress import progress_bar
-from augsubset.utils.torch_utils import get_model_device, map_tensors, unwrap_model
+from augsubset.utils.torch_utils import (
+    get_half_dtype,
+    get_model_device,
+    map_tensors,
+    unwrap_model,
+)
 
 __all__ = ["GradientProbe"]
 
@@ -67,7 +72,8 @@ class GradientProbe:
         loss: ``"cross_entropy"``; ``"mse"``, half the squared distance to the one-hot label or to
             float labels, with residual f - y; or a callable
             ``(logits (B, C), labels) -> losses (B,)``, which gets labels as they are in the batch.
-        forward: ``(model, inputs) -> logits``, if ``model(inputs)`` is not enough.
+        forward: ``(model, inputs) -> logits``, if ``model(inputs)`` is not enough, which gives a
+            model of half precision inputs of its dtype.
         device: Device to move inputs to; ``None``: that of the model's first parameter.
 
     Raises:
@@ -351,6 +357,9 @@ class GradientProbe:
             torch.set_grad_enabled(bool(self._earlier)),
             force_eager() if needs_hooks else nullcontext(),
         ):
+            half = None if self.has_own_forward else get_half_dtype(self.model)
+            if half is not None:
+                x = map_tensors(lambda part: part.to(half) if part.is_floating_point() else part, x)
             try:
                 output = self.forward(self.model, x)
             except Exception as error:

@@ -17,6 +17,7 @@ from augsubset.utils.checks import AugsubsetError
 __all__ = [
     "check_range",
     "check_weights_finite",
+    "get_half_dtype",
     "get_model_device",
     "map_leaves",
     "map_tensors",
@@ -101,6 +102,15 @@ def get_model_device(model: nn.Module) -> torch.device:
     for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def get_half_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a half-precision model's first floating parameter, ``None`` for others.
+
+    Under autocast parameters are float32.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
