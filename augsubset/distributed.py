@@ -16,7 +16,7 @@ import torch.distributed as dist
 from augsubset.utils.checks import AugsubsetError, check_int
 from augsubset.utils.rng import MAX_SEED
 
-__all__ = ["Ranks", "choose_seed", "world_size"]
+__all__ = ["Ranks", "check_world_size", "choose_seed", "world_size"]
 
 
 def world_size() -> int:
@@ -40,6 +40,15 @@ def world_size() -> int:
 
 class _CollectiveError(AugsubsetError):
     """A collective failed: the other ranks raise as well, or are gone."""
+
+
+def check_world_size(expected: int) -> None:
+    """Raise if the number of ranks is another than a loader was constructed for."""
+    if world_size() != expected:
+        raise AugsubsetError(
+            f"the number of ranks must stay {expected}, got {world_size()}. Construct the loader "
+            "after init_process_group; in Lightning, by prepare() in the hook train_dataloader()."
+        )
 
 
 class Ranks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from augsubset.batch import BatchSpec
-from augsubset.distributed import Ranks, choose_seed, world_size
+from augsubset.distributed import Ranks, check_world_size, choose_seed, world_size
 from augsubset.history import EpochTimer, Event, SelectionCounts
 from augsubset.labels import inspect_dataset
 from augsubset.normalization import MeanStd, Normalization
@@ -107,9 +107,8 @@ class SubsetAugmentLoader:
             composed of, from the data to the history. Read them, do not replace them.
 
     Yields:
-        ``(x, y)`` or ``(x, y, w)`` on the device: x float32, or of half precision for a model of it
-        (inputs other than ``(B, C, H, W)`` images are left as they are), classes y int64, w
-        float32.
+        ``(x, y)`` or ``(x, y, w)`` on the device: x float32, or of half precision for such a model
+        (unless it is no ``(B, C, H, W)`` images), classes y int64, w float32.
 
     Raises:
         TypeError: If loader, model, dataset or a batch is of the wrong kind.
@@ -124,8 +123,7 @@ class SubsetAugmentLoader:
         :func:`~augsubset.select_coreset`); a batch its copies' augmentation and about 0.1 ms of
         bookkeeping; an epoch one wait for the device, to check the model's weights. Construction
         fetches two examples, and eight twice, by which a checkpoint recognises the dataset; all of
-        them if no ``targets``, ``labels`` or tensors hold the classes that these items have, and
-        the first probe would be too late: where ``fraction`` is below one of each class.
+        them if no attribute shows their classes and ``fraction`` may be below one of each class.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -173,8 +171,7 @@ class SubsetAugmentLoader:
         loader = unpack_batch_sampler(loader)
         order = read_order(loader)
         check_choice("weights", weights, tuple(_ROW_WEIGHTS))
-        check_choice("progress", progress, (False, True))
-        check_types(model, probe, selector, batch, options, on_event)
+        check_types(model, probe, selector, batch, options, on_event, progress)
         self.model = model
         self.weights: Weights = weights
         self.options = options
@@ -198,9 +195,8 @@ class SubsetAugmentLoader:
         check = BatchCheck(spec, normalization)
         self.source = Source(loader, seed=self.seed, resident=options.resident, check=check)
         self.dataset = self.source.dataset
-        n = len(self.source)
         if ranks is not None:
-            order = order.share_among(ranks.world_size, ranks.rank, n)
+            order = order.share_among(ranks.world_size, ranks.rank, len(self.source))
         owns = self.source.owns_batches
         self.pipeline = BatchPipeline(
             spec, normalization, augment, base, seed=self.seed, owns_batches=owns
@@ -211,8 +207,8 @@ class SubsetAugmentLoader:
         self.info = inspect_dataset(
             self.source, self.pipeline, probe, selector, fraction, where, progress
         )
-        candidates = len(self.info.candidates)
-        budget = budget_from_fraction(fraction, candidates, self.info.num_classes)
+        num_candidates = len(self.info.candidates)
+        budget = budget_from_fraction(fraction, num_candidates, self.info.num_classes)
         self.row_sampler = WeightedCoresetSampler(
             self.source.dataset,
             budget=budget,
@@ -235,11 +231,6 @@ class SubsetAugmentLoader:
         self.collate_fn, self.generator = loader.collate_fn, loader.generator
         self._batches = self.source.make_loader(self.row_sampler, drop_last=loader.drop_last)
         check_batches(model, len(self.row_sampler), self.batch_size, self.drop_last)
-        if options.recycle is not None and not self.info.has_classes:
-            raise ValueError(
-                "recycle must be None where labels are not one class index per example, got "
-                f"recycle={options.recycle}."
-            )
         self.prober = Prober(
             model,
             probe,
@@ -248,6 +239,7 @@ class SubsetAugmentLoader:
             device=device,
             progress=progress,
             recycle=options.recycle,
+            has_classes=self.info.has_classes,
             batches_per_epoch=len(self._batches),
         )
         self.schedule = SelectionSchedule(
@@ -267,8 +259,6 @@ class SubsetAugmentLoader:
         # out over all ranks. They differ while an epoch runs and after one that was broken off.
         self._at = self._next = (0, 0)
         self.is_running = False
-        # A DistributedSampler whose set_epoch a script calls decides the epoch.
-        self._sampler, self._sampler_epoch = loader.sampler, 0
         self._iterators: WeakSet[Generator[Any, None, None]] = WeakSet()
         self._is_guarded = False
 
@@ -286,7 +276,9 @@ class SubsetAugmentLoader:
                 "this loader already has a live iterator, and each iterator is an epoch of its "
                 "own. Finish it, end it by loader.close(), or construct a second loader."
             )
-        self._follow_sampler()
+        epoch_set = self.source.read_epoch()
+        if epoch_set is not None:
+            self.set_epoch(epoch_set)
         self._check_unchanged()
         self._at = epoch, begin = self._next
         device = self.prober.device
@@ -359,19 +351,7 @@ class SubsetAugmentLoader:
         """Raise if the dataset's length or the number of ranks changed since construction."""
         if self.source.refresh(self._batches):
             self.prober.forget()
-        if world_size() != self.world_size:
-            raise AugsubsetError(
-                f"the number of ranks must stay {self.world_size}, got {world_size()}. Construct "
-                "the loader after init_process_group; in Lightning, by prepare() in the hook "
-                "train_dataloader()."
-            )
-
-    def _follow_sampler(self) -> None:
-        """Start the epoch that the user's DistributedSampler was set to, if it was set anew."""
-        epoch = getattr(self._sampler, "epoch", self._sampler_epoch)
-        if epoch != self._sampler_epoch:
-            self._sampler_epoch = epoch
-            self.set_epoch(epoch)
+        check_world_size(self.world_size)
 
     def _check_shards(self, keys: Tensor, begin: int) -> None:
         """Compare the ranks' first batches: each must have its own share of one order."""
@@ -422,8 +402,7 @@ class SubsetAugmentLoader:
         """Set which epoch the next ``iter()`` starts; without it, the one after the last.
 
         Nothing changes for the epoch that :meth:`load_state_dict` was in the middle of. Calling
-        ``set_epoch`` of your DataLoader's DistributedSampler does the same. A key has room for
-        8,192 epochs.
+        ``set_epoch`` of your DistributedSampler does the same. There are 8,192 epochs.
         """
         epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
         if epoch != self._next[0]:
@@ -471,15 +450,12 @@ class SubsetAugmentLoader:
         )
 
     def __repr__(self) -> str:
-        plan, schedule = self.plan, self.schedule
-        k = plan.budget
-        chosen = "all examples" if k == plan.num_examples else f"{k:,} examples"
-        copies = "1 copy" if plan.copies == 1 else f"{plan.copies} copies"
+        schedule = self.schedule
         ranks = f" over {self.num_replicas} ranks" if self.num_replicas > 1 else ""
         how = f"selected by {schedule.selector_name} every {schedule.every} epochs"
         return (
-            f"SubsetAugmentLoader({len(plan):,} rows{ranks} in {len(self):,} batches: "
-            f"{plan.num_originals(k):,} originals and {copies} of each of {chosen}"
+            f"SubsetAugmentLoader({len(self.plan):,} rows{ranks} in {len(self):,} batches: "
+            f"{self.plan.describe()}"
             f"{'' if schedule.selector is None else f',{chr(10)}    {how}'}; "
             f"weights={self.weights!r}, seed={self.seed}, "
             f"{'' if self.is_running else 'next '}epoch {self.epoch})"
@@ -508,8 +484,7 @@ class SubsetAugmentLoader:
 
         The next ``iter()`` yields the rest of the epoch: nothing if the state was made at its
         last batch. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on. On other ranks
-        a later selection can differ in close calls: the last bits of residuals depend on the sizes
-        of the batches that are probed.
+        a later selection can differ in close calls, as residuals do in their last bits.
 
         Raises:
             AugsubsetError: While an epoch runs.

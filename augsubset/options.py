@@ -76,9 +76,16 @@ class LoaderOptions:
 
 
 def check_types(
-    model: Any, probe: Any, selector: Any, batch: Any, options: Any, on_event: Any
+    model: Any,
+    probe: Any,
+    selector: Any,
+    batch: Any,
+    options: Any,
+    on_event: Any,
+    progress: Any,
 ) -> None:
     """Raise if an argument of a loader is not of the type that it must be."""
+    check_choice("progress", progress, (False, True))
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     if on_event is not None and not callable(on_event):

@@ -36,6 +36,7 @@ class Prober:
         device: Where batches go; ``None`` asks the model each time.
         progress: Whether to show a bar.
         recycle: Epochs for which logits of training passes are reused; ``None``: never.
+        has_classes: Whether labels are one class index per example.
         batches_per_epoch: Training passes in an epoch.
 
     Raises:
@@ -52,8 +53,14 @@ class Prober:
         device: torch.device | None,
         progress: bool,
         recycle: int | None,
+        has_classes: bool,
         batches_per_epoch: int,
     ) -> None:
+        if recycle is not None and not has_classes:
+            raise ValueError(
+                "recycle must be None where labels are not one class index per example, got "
+                f"recycle={recycle}."
+            )
         self.model, self.probe = model, probe
         self.recycle = None if recycle is None else check_int("recycle", recycle, 1)
         self._source, self._pipeline = source, pipeline

@@ -59,6 +59,13 @@ class EpochPlan:
             "none": 0,
         }[self.originals]
 
+    def describe(self) -> str:
+        """Return what an epoch holds, in words."""
+        k = self.budget
+        chosen = "all examples" if k == self.num_examples else f"{k:,} examples"
+        copies = "1 copy" if self.copies == 1 else f"{self.copies} copies"
+        return f"{self.num_originals(k):,} originals and {copies} of each of {chosen}"
+
     def num_rows(self, num_selected: int) -> int:
         """Return the number of rows without those that fill the epoch up."""
         return self.num_originals(num_selected) + self.copies * num_selected

@@ -231,6 +231,7 @@ class Source:
         self.dataset: Any = loader.dataset
         self.owns_batches = loader.collate_fn is default_collate
         self._seed = seed
+        self._sampler, self._epoch_read = loader.sampler, 0
         self._options = read_options(loader)
         self._keyed: SubsetAugmentDataset | TensorBatches
         if is_plain_tensors(loader.dataset, loader.collate_fn):
@@ -268,6 +269,12 @@ class Source:
         """Move resident images to a device, unless they are there already."""
         if isinstance(self._keyed, TensorBatches):
             self._keyed.to(device)
+
+    def read_epoch(self) -> int | None:
+        """Return the epoch that the user's DistributedSampler was set to since it was read last."""
+        epoch: int = getattr(self._sampler, "epoch", self._epoch_read)
+        is_new, self._epoch_read = epoch != self._epoch_read, epoch
+        return epoch if is_new else None
 
     def refresh(self, loader: DataLoader[Any]) -> bool:
         """Take over tensors that were assigned to the dataset anew; return whether there were any.
