@@ -176,6 +176,7 @@ class BatchSpec:
             labels = _get_part(batch, name)
         if isinstance(labels, Tensor):
             are_mixed = labels.is_floating_point() and labels.ndim == 2
+            are_mixed = are_mixed and bool(((labels > 0) & (labels < 1)).any())  # or one-hot
             got = f"floats of shape {tuple(labels.shape)}"
         else:
             parts = labels if isinstance(labels, (tuple, list)) else ()

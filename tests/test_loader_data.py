@@ -111,6 +111,15 @@ def test_mixed_labels_in_a_dict_are_refused():
         make(data, collate_fn=collate, selector=RandomSelector())
 
 
+def test_a_collate_function_may_encode_labels():
+    def collate(items):
+        x, y = default_collate(items)
+        return x, F.one_hot(y, 3).float()
+
+    for _, y in make(REFERENCE, collate_fn=collate, selector=RandomSelector()):
+        assert torch.equal(y.sum(1), torch.ones(len(y)))
+
+
 @pytest.mark.parametrize(
     "item",
     [lambda i: (X[i], F.one_hot(Y[i], 3).float()), lambda i: (X[i], float(Y[i])), "a list of ints"],
