@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -146,6 +146,26 @@ class Ranks:
         for rank, failure in enumerate(failures):
             if failure is not None:
                 raise _CollectiveError(f"rank {rank} failed while {what}: {failure}")
+
+    def check_same(self, mine: Mapping[str, Any]) -> None:
+        """Raise on all ranks if they differ in one of these named values; a collective call.
+
+        Raises:
+            AugsubsetError: Naming the first that differs, and which ranks have what.
+        """
+        every = self.gather(dict(mine))
+        for name in mine:
+            values = [each.get(name) for each in every]
+            distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+            if len(distinct) > 1:
+                found = "; ".join(
+                    f"{value!r} on ranks {[i for i, each in enumerate(values) if each == value]}"
+                    for value in distinct
+                )
+                raise AugsubsetError(
+                    f"ranks must have the same {name}, got {found}. Give all the same arguments, "
+                    "data and checkpoint."
+                )
 
     def check_shares(self, rank: int, expected: Sequence[Sequence[int]], first: Any) -> None:
         """Check that each rank's first keys are the start of its own share of one order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakSet
 
 import torch
@@ -31,7 +31,7 @@ from augsubset.sampling import (
 from augsubset.sampling.keys import MAX_EPOCHS
 from augsubset.schedule import NewSelection, SelectionSchedule
 from augsubset.selection import CoresetSelector, Selection, Selector, budget_from_fraction
-from augsubset.state import make_state, restore_state
+from augsubset.state import get_setting, make_state, restore_state
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int
 from augsubset.utils.torch_utils import check_weights_finite, get_half_dtype, get_model_device
 
@@ -101,8 +101,8 @@ class SubsetAugmentLoader:
         history: One :data:`~augsubset.history.Event` per selection and per epoch, oldest first.
         dataset, model, num_replicas, seed, weights, options, plan: As given; ``plan`` is the shape
             of an epoch.
-        batch_size, drop_last, num_workers, pin_memory, collate_fn, generator: The DataLoader's.
-        batch_sampler: ``None``, as in a DataLoader without one.
+        batch_size, drop_last, num_workers, pin_memory, collate_fn, generator: The DataLoader's;
+            ``batch_sampler`` is ``None``.
         source, info, pipeline, row_sampler, prober, schedule, counts: The parts that the loader is
             composed of, from the data to the history. Read them, do not replace them.
 
@@ -144,8 +144,6 @@ class SubsetAugmentLoader:
         (arXiv:2210.08363), algorithm 1.
     """
 
-    batch_sampler = None
-
     def __init__(
         self,
         loader: DataLoader[Any],
@@ -172,9 +170,8 @@ class SubsetAugmentLoader:
         order = read_order(loader)
         check_choice("weights", weights, tuple(_ROW_WEIGHTS))
         check_types(model, probe, selector, batch, options, on_event, progress)
-        self.model = model
+        self.model, self.options = model, options
         self.weights: Weights = weights
-        self.options = options
         self.history: list[Event] = []
         self._on_event = on_event or (lambda entry: None)
         device = options.device if isinstance(options.device, torch.device) else None
@@ -185,7 +182,7 @@ class SubsetAugmentLoader:
         self.world_size = world_size()
         ranks = self._guard = None
         if self.world_size > 1:
-            # Two groups: shards are checked while a selection may run in a thread.
+            # Two: one for checks while a selection may run in a thread.
             ranks, self._guard = (Ranks.make_group(options.timeout) for _ in range(2))
         self.seed, self.is_seed_given = choose_seed(seed, order.seed, ranks), seed is not None
 
@@ -223,12 +220,12 @@ class SubsetAugmentLoader:
             layout=options.layout,
             batch_size=loader.batch_size,
         )
-        self.plan = self.row_sampler.plan
-        self.num_replicas = self.row_sampler.num_replicas
+        self.plan, self.num_replicas = self.row_sampler.plan, self.row_sampler.num_replicas
         assert loader.batch_size is not None
         self.batch_size, self.drop_last = loader.batch_size, loader.drop_last
         self.num_workers, self.pin_memory = loader.num_workers, loader.pin_memory
         self.collate_fn, self.generator = loader.collate_fn, loader.generator
+        self.batch_sampler = None
         self._batches = self.source.make_loader(self.row_sampler, drop_last=loader.drop_last)
         check_batches(model, len(self.row_sampler), self.batch_size, self.drop_last)
         self.prober = Prober(
@@ -255,12 +252,13 @@ class SubsetAugmentLoader:
             timeout=options.timeout,
         )
         self.counts = SelectionCounts(self.info.groups)
+        if self._guard is not None:
+            self._guard.check_same(get_setting(self))
         # Where the state stands, and where the next iter() starts: epoch, and rows of it handed
         # out over all ranks. They differ while an epoch runs and after one that was broken off.
         self._at = self._next = (0, 0)
-        self.is_running = False
+        self.is_running = self._is_guarded = False
         self._iterators: WeakSet[Generator[Any, None, None]] = WeakSet()
-        self._is_guarded = False
 
     # The main path: an epoch, a batch.
 
@@ -273,12 +271,11 @@ class SubsetAugmentLoader:
     def _iterate_epoch(self) -> Generator[Any, None, None]:
         if self.is_running:
             raise AugsubsetError(
-                "this loader already has a live iterator, and each iterator is an epoch of its "
-                "own. Finish it, end it by loader.close(), or construct a second loader."
+                "this loader already has a live iterator, an epoch of its own. Finish it, end it "
+                "by loader.close(), or construct a second loader."
             )
-        epoch_set = self.source.read_epoch()
-        if epoch_set is not None:
-            self.set_epoch(epoch_set)
+        if (epoch := self.source.read_epoch()) is not None:
+            self.set_epoch(epoch)
         self._check_unchanged()
         self._at = epoch, begin = self._next
         device = self.prober.device
@@ -348,10 +345,14 @@ class SubsetAugmentLoader:
         self._on_event(self.history[-1])  # last: it may save the state, or raise
 
     def _check_unchanged(self) -> None:
-        """Raise if the dataset's length or the number of ranks changed since construction."""
+        """Raise if the dataset's length or ranks changed since construction, or ranks differ."""
         if self.source.refresh(self._batches):
             self.prober.forget()
         check_world_size(self.world_size)
+        if self._guard is not None:
+            epoch, position = self._next
+            is_due = self.schedule.is_due(epoch)
+            self._guard.check_same({"epoch": epoch, "position": position, "selection due": is_due})
 
     def _check_shards(self, keys: Tensor, begin: int) -> None:
         """Compare the ranks' first batches: each must have its own share of one order."""
@@ -380,8 +381,8 @@ class SubsetAugmentLoader:
     def reselect(self) -> Selection:
         """Select now, with the model as it is, for the next epoch that starts.
 
-        Between epochs this replaces the selection due at the next one. While an epoch runs it does
-        not, because the model goes on training. On several ranks, call it on all.
+        Between epochs this replaces the selection due at the next one; not while an epoch runs,
+        because the model goes on training. On several ranks, call it on all.
         """
         self._check_unchanged()
         new = self.schedule.reselect(self._next[0], stands_for=self.epoch)
@@ -437,8 +438,7 @@ class SubsetAugmentLoader:
     @property
     def selection(self) -> Selection | None:
         """The latest selection, ``None`` before the first epoch."""
-        selection: Selection | None = self.row_sampler.selection
-        return selection
+        return cast(Selection | None, self.row_sampler.selection)
 
     @property
     def sampler(self) -> Any:
@@ -483,14 +483,14 @@ class SubsetAugmentLoader:
         """Go on where :meth:`state_dict` was called, on any number of workers or ranks.
 
         The next ``iter()`` yields the rest of the epoch: nothing if the state was made at its
-        last batch. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on. On other ranks
-        a later selection can differ in close calls, as residuals do in their last bits.
+        last batch. On other ranks later selections may differ in close calls, as residuals do in
+        their last bits. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
 
         Raises:
             AugsubsetError: While an epoch runs.
             TypeError: If it is not a mapping.
-            ValueError: If something is missing or damaged, or if it is of another dataset, seed,
-                shape of epoch or version. Nothing is changed then.
+            ValueError: If it is damaged, or of another dataset, seed that was given, shape of
+                epoch or version. Nothing is changed then.
         """
         if self.is_running:
             raise AugsubsetError(

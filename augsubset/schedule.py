@@ -105,7 +105,7 @@ class SelectionSchedule:
         pending = self._pending
         if pending is not None and pending.epoch < epoch:
             yield NewSelection(self._wait_for(pending), pending.entry, self._clear_pending)
-        if self._is_due(epoch):
+        if self.is_due(epoch):
             yield from self._select(
                 epoch, self._period(epoch), background=self.background and self._has_selected
             )
@@ -124,7 +124,8 @@ class SelectionSchedule:
     def _clear_pending(self) -> None:
         self._pending = None
 
-    def _is_due(self, epoch: int) -> bool:
+    def is_due(self, epoch: int) -> bool:
+        """Return whether an epoch begins with a new selection."""
         if self.selector is None:
             return not self._has_selected  # another selection of everything would be the same
         return not self._has_selected or self._period(epoch) != self._selected_period

@@ -16,7 +16,7 @@ from augsubset.utils.checks import check_int, check_state
 from augsubset.utils.rng import MAX_SEED
 from augsubset.utils.torch_utils import map_tensors
 
-__all__ = ["make_state", "pack_selection", "restore_state", "unpack_selection"]
+__all__ = ["get_setting", "make_state", "pack_selection", "restore_state", "unpack_selection"]
 
 _VERSION = 4
 _ARRAYS = ("indices", "weights", "gains", "clusters")
@@ -104,6 +104,21 @@ def _set_seed(loader: Any, seed: int) -> None:
     loader.plan = loader.row_sampler.plan
     # Workers that persist hold a copy of the dataset with the seed before.
     loader._batches = loader.source.make_loader(loader.row_sampler, drop_last=loader.drop_last)
+
+
+def get_setting(loader: Any) -> dict[str, Any]:
+    """Return what ranks that train together must have in common."""
+    return {
+        **_get_identity(loader),
+        "example_digest": loader.info.digest,
+        "batch_size": loader.batch_size,
+        "drop_last": loader.drop_last,
+        "selector": loader.schedule.selector_name,
+        "every": loader.schedule.every,
+        "start_epoch": loader.options.start_epoch,
+        "background": loader.options.background,
+        "recycle": loader.options.recycle,
+    }
 
 
 def _get_identity(loader: Any) -> dict[str, Any]:

@@ -926,7 +926,7 @@ def test_a_world_that_was_launched_but_not_introduced_is_refused(monkeypatch):
 
 def test_a_world_that_appears_later_is_refused(monkeypatch):
     loader = make()
-    monkeypatch.setattr("augsubset.loader.world_size", lambda: 2)
+    monkeypatch.setattr("augsubset.distributed.world_size", lambda: 2)
     with pytest.raises(AugsubsetError, match="number of ranks must stay 1, got 2"):
         list(loader)
 

@@ -371,6 +371,27 @@ def resumed(monkeypatch):
     assert counts.tolist() == [4 if i in selected else 1 for i in range(N)]
 
 
+class OfRank(RandomSelector):
+    def select(self, gradients, *, budget, seed, epoch):
+        return super().select(gradients, budget=budget, seed=dist.get_rank(), epoch=epoch)
+
+
+def disagreements(rank):
+    """What ranks may be given differently by mistake, by the name that the error has for it."""
+    odd = rank % 2
+    return {
+        "seed": {"seed": odd},
+        "every": {"every": 1 + odd},
+        "copies": {"copies": 1 + odd},
+        "weights": {"weights": ("uniform", "cluster")[odd]},
+        "budget": {"fraction": (0.2, 0.3)[odd]},
+        "batch_size": {"batch_size": 8 + odd},
+        "selector": {"selector": (CoresetSelector(), MaxLossSelector())[odd]},
+        "labels_digest": {"data": TensorDataset(X, Y.roll(odd))},
+        "example_digest": {"data": TensorDataset(X.roll(odd * 3, 0), Y)},
+    }
+
+
 def guards(monkeypatch):
     """Missing and double sharding are named on the first batch, on every rank."""
     rank = dist.get_rank()
@@ -390,10 +411,11 @@ def guards(monkeypatch):
     with pytest.raises(AugsubsetError, match="shards this loader a second time"):
         next(iter(twice))
     next(iter(make(make_model(), 8)))
-    other = make(make_model(), 8, seed=rank)
-    with pytest.raises(ValueError, match="arguments must be the same on every rank"):
-        next(iter(other))
-    other = make(make_model(), 8, seed=rank, selector=RandomSelector())
+    for name, options in disagreements(rank).items():
+        reason = rf"the same {name}, got .* on ranks \[0.*\]; .* on ranks \[1"
+        with pytest.raises(AugsubsetError, match=reason):
+            make(make_model(), **{"batch_size": 8, **options})
+    other = make(make_model(), 8, selector=OfRank())
     with pytest.raises(AugsubsetError, match="ranks must agree on the selection"):
         next(iter(other))
     # A loader in use that is given other checkpoints on other ranks.
@@ -404,7 +426,10 @@ def guards(monkeypatch):
         states.append(used.state_dict())
     running.close()
     used.load_state_dict(states[rank % 2])
-    with pytest.raises(AugsubsetError, match="must share one order from one position on"):
+    with pytest.raises(AugsubsetError, match="the same position, got"):
+        next(iter(used))
+    used.set_epoch(5 + rank % 2)
+    with pytest.raises(AugsubsetError, match=r"the same epoch, got 5 on ranks \[0"):
         next(iter(used))
     again = make(make_model(), 4)
     again.load_state_dict(states[0])
