@@ -28,7 +28,7 @@ from augsubset.sampling import (
     read_order,
     unpack_batch_sampler,
 )
-from augsubset.sampling.keys import MAX_EPOCHS
+from augsubset.sampling.keys import MAX_EPOCHS, check_epoch_exists
 from augsubset.schedule import NewSelection, SelectionSchedule
 from augsubset.selection import CoresetSelector, Selection, Selector, budget_from_fraction
 from augsubset.state import get_setting, make_state, restore_state
@@ -277,6 +277,7 @@ class SubsetAugmentLoader:
         if (epoch := self.source.read_epoch()) is not None:
             self.set_epoch(epoch)
         self._check_unchanged()
+        check_epoch_exists(self._next[0])
         self._at = epoch, begin = self._next
         device = self.prober.device
         timer = EpochTimer(device)
@@ -450,13 +451,12 @@ class SubsetAugmentLoader:
         )
 
     def __repr__(self) -> str:
-        schedule = self.schedule
         ranks = f" over {self.num_replicas} ranks" if self.num_replicas > 1 else ""
-        how = f"selected by {schedule.selector_name} every {schedule.every} epochs"
+        how = f"selected by {self.schedule.selector_name} every {self.schedule.every} epochs"
         return (
             f"SubsetAugmentLoader({len(self.plan):,} rows{ranks} in {len(self):,} batches: "
             f"{self.plan.describe()}"
-            f"{'' if schedule.selector is None else f',{chr(10)}    {how}'}; "
+            f"{'' if self.schedule.selector is None else f',{chr(10)}    {how}'}; "
             f"weights={self.weights!r}, seed={self.seed}, "
             f"{'' if self.is_running else 'next '}epoch {self.epoch})"
         )

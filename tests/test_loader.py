@@ -747,6 +747,22 @@ def test_a_hook_that_raises_does_not_count_a_selection_twice():
     assert loader.counts.times.max() == 1
 
 
+def test_after_the_last_epoch_that_a_key_has_room_for_a_run_ends():
+    loader, again = make(fraction=0.1), make(fraction=0.1)
+    loader.set_epoch(8191)
+    list(loader)
+    state = loader.state_dict()
+    assert (state["epoch"], state["position"]) == (8192, 0)
+    again.load_state_dict(state)
+    for each in (loader, again):
+        num_entries = len(each.history)
+        with pytest.raises(AugsubsetError, match="must end after 8,192 epochs"):
+            list(each)
+        assert len(each.history) == num_entries
+    again.set_epoch(3)
+    list(again)
+
+
 def test_what_is_recycled_does_not_depend_on_other_batches_that_the_model_sees():
     def train(see_others):
         model = make_model()

@@ -21,12 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from augsubset.utils.checks import AugsubsetError
+
 __all__ = [
     "LAST_FILLER",
     "MAX_COPIES",
     "MAX_EPOCHS",
     "MAX_INDEX",
     "PADDING",
+    "check_epoch_exists",
     "pack",
     "unpack",
 ]
@@ -41,6 +44,19 @@ LAST_FILLER = PADDING - 1
 MAX_COPIES = (1 << (_COPY_BITS - 1)) - 1
 
 Keys = TypeVar("Keys", int, Tensor, npt.NDArray[np.int64])
+
+
+def check_epoch_exists(epoch: int) -> None:
+    """Raise if a key has no room for an epoch.
+
+    Raises:
+        AugsubsetError: After epoch 8191.
+    """
+    if epoch >= MAX_EPOCHS:
+        raise AugsubsetError(
+            f"a run must end after {MAX_EPOCHS:,} epochs, which a key has room for, got epoch "
+            f"{epoch}. Go on with a new loader and another seed."
+        )
 
 
 def pack(epoch: int, copy: Keys | int, index: Keys) -> Keys:

@@ -429,7 +429,7 @@ class WeightedCoresetSampler(Sampler[int]):
             ValueError: If one is missing or out of range, or the position is inside a unit.
         """
         check_state("state_dict", state, ("epoch", "position", "num_replicas"))
-        epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS - 1)
+        epoch = check_int("epoch", state["epoch"], 0, MAX_EPOCHS)  # the last: nothing is left
         num_replicas = check_int("num_replicas", state["num_replicas"], 1)
         # Filled up for those ranks, or for others before them that had one unit each.
         end = len(self.plan) + max(len(self.plan), self._unit * num_replicas)
