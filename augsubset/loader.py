@@ -58,8 +58,8 @@ class SubsetAugmentLoader:
         loader: A plain DataLoader over a map-style dataset. Its batch size, workers, collate
             function, pinning and order (shuffled, sequential or a DistributedSampler's) are taken
             over; the loader itself is not used again. The collate function must keep every row,
-            in order, and not modify items in place. Without a DistributedSampler, the ranks of
-            torch.distributed, which must be initialised, share the order.
+            in order. Without a DistributedSampler, the ranks of torch.distributed, which must be
+            initialised, share the order.
         model: The model in training: its gradients are measured, and batches go to its device.
 
         augment: *What to augment.* The strong policy ``(x, rows) -> x``; it sees copies only.
