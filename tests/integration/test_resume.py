@@ -440,7 +440,7 @@ def damaged(state, **changes):
         (lambda s: damaged(s, position=129), ValueError, "got position=129"),
         (lambda s: damaged(s, num_replicas=0), ValueError, "num_replicas must be at least 1"),
         (lambda s: damaged(s, position=1.5), TypeError, "position must be an int"),
-        (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8191"),
+        (lambda s: damaged(s, epoch=1 << 20), ValueError, "epoch must be between 0 and 8192"),
         (
             lambda s: damaged(s, version=3),
             ValueError,
