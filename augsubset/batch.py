@@ -255,12 +255,12 @@ def get_device(part: Any) -> torch.device:
 
 
 def take_rows(part: Any, positions: Tensor, on_device: Tensor) -> Any:
-    """Return some rows; ``on_device`` holds the same positions on the part's device."""
+    """Return copies of some rows; ``on_device`` holds their positions on the part's device."""
     if isinstance(part, Tensor):
         return part.index_select(0, on_device)
     if isinstance(part, Mapping):
         return {name: take_rows(value, positions, on_device) for name, value in part.items()}
-    return [part[row] for row in positions.tolist()]
+    return [map_tensors(torch.clone, part[row]) for row in positions.tolist()]
 
 
 def put_rows(part: Any, positions: Tensor, on_device: Tensor, new: Any, in_place: bool) -> Any:

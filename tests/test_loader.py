@@ -1551,3 +1551,20 @@ def test_a_model_that_takes_something_else_than_inputs_is_told_how_to_be_called(
         make(model=OfBatches())
     (note,) = caught.value.__notes__
     assert re.match(r"Raised by the model, called on a tensor \(2, .*pass probe=Gradient", note)
+
+
+@pytest.mark.parametrize(("n", "is_refused"), [(48, False), (50, True), (49, True)])
+def test_the_last_batch_that_counts_is_that_of_each_rank(n, is_refused):
+    """48 rows are 24 a rank, and 50 or 49 are 25: one more than batches of 8 take."""
+    data = Subset(DATA, range(n))
+
+    def construct():
+        given = DataLoader(data, 8, sampler=DistributedSampler(data, 2, 1))
+        options = {"fraction": 1.0, "originals": "none", "copies": 1}
+        return SubsetAugmentLoader(given, make_normed(), blacken, **options)
+
+    if not is_refused:
+        construct()
+        return
+    with pytest.raises(ValueError, match=r"at least two rows for BatchNorm.* got 25 rows per rank"):
+        construct()

@@ -1,5 +1,6 @@
 """Any data through the loader: other structures, other targets, other inputs, on the device."""
 
+import copy
 import re
 import warnings
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from augsubset import (
     BatchSpec,
@@ -262,6 +264,79 @@ def test_labels_per_pixel_move_with_their_images_or_are_refused(policies):
         assert torch.equal((images[:, 0] * 255).round().long(), mask)
     still = make(TensorDataset(x, masks), RandomOps.noise(), selector=RandomSelector())
     assert sum(len(mask) for _, mask in still) == len(still.plan)
+
+
+SIZES = Items(lambda i: (X[i, :, : 4 + i % 3], int(Y[i])))
+
+
+def collate_list(items):
+    return [x for x, _ in items], torch.tensor([y for _, y in items])
+
+
+def test_a_policy_may_work_in_place_on_images_of_several_sizes():
+    """On copies of the images that the dataset holds, where it is tried as well as in training."""
+    before = X.clone()
+    loader = make(
+        SIZES,
+        lambda x, rows: [image.zero_() for image in x],
+        collate_fn=collate_list,
+        selector=RandomSelector(),
+        options=LoaderOptions(layout="grouped"),
+    )
+    assert torch.equal(X, before)
+    black = sum(bool((x == 0).all()) for images, _ in loader for x in images)
+    assert black == loader.history[-1]["num_copies"]
+    assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "reason"),
+    [
+        (RandomOps.paper(), TypeError, r"images must be one tensor .* got list\. Give images one"),
+        (CropFlip(1), TypeError, r"images must be one tensor .* got list\."),
+        (KorniaModule(K.RandomAffine(10)), TypeError, r"images must be one tensor .* got list\."),
+        (lambda x, rows: (x, rows), ValueError, "rows of the inputs, list of 2, got tuple of 2"),
+        (lambda x, rows: x[1:], ValueError, "rows of the inputs, list of 2, got list of 1"),
+    ],
+)
+def test_what_a_policy_cannot_do_to_images_of_several_sizes_is_said(policy, error, reason):
+    with pytest.raises(error, match=reason):
+        make(SIZES, policy, collate_fn=collate_list, selector=RandomSelector())
+
+
+def darken(picture):
+    picture.paste(picture.point(lambda value: value // 2))
+    return pil_to_tensor(picture)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda item: item.pop("x"),
+        lambda item: item["nested"].pop(0),
+        lambda item: item["nested"][1][0].div_(2, rounding_mode="floor"),
+        lambda item: darken(item["picture"]),
+    ],
+    ids=["dict", "list", "nested", "picture"],
+)
+def test_a_collate_function_may_work_in_place_on_containers(take):
+    """Each row of an example has containers of its own."""
+
+    def make_item(i):
+        nested = [X[i].clone(), (X[i].clone(),)]
+        return {"x": X[i].clone(), "nested": nested, "picture": to_pil_image(X[i]), "y": Y[i]}
+
+    def in_place(items):
+        return torch.stack([take(item) for item in items]), torch.stack([i["y"] for i in items])
+
+    def apart(items):
+        return in_place([copy.deepcopy(item) for item in items])
+
+    options = {"selector": RandomSelector(), "options": LoaderOptions(layout="grouped")}
+    ours, expected = (make(Items(make_item), collate_fn=fn, **options) for fn in (in_place, apart))
+    for (x, y), (same_x, same_y) in zip(ours, expected, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
 
 
 def test_a_policy_that_loses_what_goes_along_is_refused():
