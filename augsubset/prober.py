@@ -65,7 +65,7 @@ class Prober:
         self.recycle = None if recycle is None else check_int("recycle", recycle, 1)
         self._source, self._pipeline = source, pipeline
         self._device, self._progress = device, progress
-        self._watch: tuple[Any, Tensor] | None = None
+        self._watch: tuple[Any, torch.Size, Tensor] | None = None
         self._has_watched = probe.has_own_forward  # which may normalise by itself
         self._cache = LogitCache(len(source))
         self._max_age = (self.recycle or 0) * batches_per_epoch
@@ -126,6 +126,7 @@ class Prober:
                 yield
         finally:
             self._stop_watching()
+        self._has_watched = True  # a whole epoch is enough, whatever the model was given in it
         if self.recycle is not None and self._cache.passes == before:
             _log.warning(
                 "recycle=%d recorded nothing in epoch %d: the model that the loader was given did "
@@ -143,24 +144,28 @@ class Prober:
         if not self._has_watched and _are_float_images(batch.inputs):
             # Of a few images a copy, since the loop may normalise in place.
             hook = self.model.register_forward_pre_hook(self._compare_inputs, with_kwargs=True)
-            self._watch = (hook, batch.inputs[:_NUM_COMPARED].clone())
+            images = batch.inputs[:_NUM_COMPARED].clone()
+            self._watch = hook, batch.inputs.shape, images
 
     def _compare_inputs(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        """Warn if the first training pass is on the yielded images, but normalised further."""
+        """Warn if the first training pass on a batch's images has them normalised further."""
         given: list[Tensor] = []
         map_tensors(given.append, (args, kwargs))
-        if self._watch is None or not model.training or not given:
+        if self._watch is None or not model.training:
             return
-        _, images = self._watch
+        _, shape, images = self._watch
+        alike = [part for part in given if part.shape == shape]
+        if not alike:  # another batch, or resized: perhaps the next pass
+            return
         self._stop_watching()
         self._has_watched = True
-        found = _find_normalization(images, given[0][:_NUM_COMPARED])
+        found = _find_normalization(images, alike[0][:_NUM_COMPARED])
         if found is not None:
             warnings.warn(
-                "the model is given the yielded images normalised further, which the probe does "
-                "not do: it measures gradients of other inputs. Take that out of the loop, and "
-                f"pass to the loader what amounts to (mean, std) = {found}, as normalize= or with "
-                "it, or give the probe a forward= that does it too.",
+                "the model is given the yielded images scaled and shifted further, as by "
+                f"(mean, std) = {found}. The probe does not do that, so it measures gradients of "
+                "other inputs. If they are normalised in the loop, pass normalize= to the loader "
+                "instead; otherwise give the probe a forward= that does the same.",
                 stacklevel=2,
             )
 
@@ -207,7 +212,7 @@ def _find_normalization(images: Tensor, given: Tensor) -> tuple[list[float], lis
 
     ``None`` if that is the same up to rounding, or something else, such as mixed images.
     """
-    if given.shape != images.shape or len(images) < 2:
+    if len(images) < 2:
         return None
     x, z = (part.detach().transpose(0, 1).flatten(1).double().cpu() for part in (images, given))
     x_mean, z_mean = x.mean(1, keepdim=True), z.mean(1, keepdim=True)

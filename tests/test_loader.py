@@ -992,6 +992,11 @@ class Subclass(DataLoader):
         return islice(super().__iter__(), 2)
 
 
+class Shortened(DataLoader):
+    def __len__(self):
+        return 2
+
+
 class Convenient(DataLoader):
     """Changes nothing but the arguments, as MONAI's does."""
 
@@ -1267,6 +1272,11 @@ def regression_probe():
             lambda: SubsetAugmentLoader(Subclass(DATA), make_model(), blacken),
             TypeError,
             r"got the subclass tests\.test_loader\.Subclass",
+        ),
+        (
+            lambda: SubsetAugmentLoader(Shortened(DATA), make_model(), blacken),
+            TypeError,
+            "got the subclass .*Shortened",
         ),
         (
             lambda: SubsetAugmentLoader(DATA, make_model(), blacken),

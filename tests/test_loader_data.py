@@ -790,8 +790,9 @@ IN_THE_LOOP = {
 }
 
 
+@pytest.mark.parametrize("see_others", [False, True])
 @pytest.mark.parametrize("name", IN_THE_LOOP)
-def test_normalisation_in_the_loop_is_warned_of_once(name):
+def test_normalisation_in_the_loop_is_warned_of_once(name, see_others):
     change, is_warned = IN_THE_LOOP[name]
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
     loader = make(TensorDataset(X, Y), selector=RandomSelector(), model=model)
@@ -800,6 +801,8 @@ def test_normalisation_in_the_loop_is_warned_of_once(name):
         for _ in range(2):
             for x, _ in loader:
                 model.eval()(x)
+                if see_others:  # an unlabelled batch, in a semi-supervised loop
+                    model.train()(torch.rand(3, 3, 6, 6))
                 model.train()(change(x))
     assert len(caught) == is_warned
     assert not model._forward_pre_hooks
@@ -814,6 +817,8 @@ def test_no_training_pass_leaves_no_hook_behind():
     next(iter(loader))
     loader.close()
     assert not model._forward_pre_hooks
+    with pytest.warns(UserWarning, match="scaled and shifted further"):  # looked at all the same
+        [model(255 * x) for x, _ in loader]
 
 
 def test_a_probe_with_a_forward_of_its_own_may_normalise_too():

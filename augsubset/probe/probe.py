@@ -341,7 +341,8 @@ class GradientProbe:
         """Run one batch, and raise what a scan would raise; the model is left as it was.
 
         Returns:
-            The most classes that labels can have, if the loss says so.
+            The number of outputs, which no number of classes exceeds; ``None`` for a loss that is a
+            function, whose outputs need not be classes.
         """
         device = self._device or get_model_device(self.model)
         with evaluation_mode(self.model, device):

@@ -211,7 +211,7 @@ def _make_training_step(model: nn.Module, forward: Callable[..., Any]) -> Callab
     """
     try:
         twin = copy.deepcopy(unwrap_model(model)).train()
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
             f"model must be one that copy.deepcopy() can copy, got {type(model).__name__} "
             f"({str(error).partition('. ')[0]}). Pass step=, a function that trains on a batch."

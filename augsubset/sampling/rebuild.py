@@ -33,7 +33,7 @@ from augsubset.utils.torch_utils import map_tensors, read_options, rebuild_loade
 # What a subclass of DataLoader may define without changing what it yields.
 _HARMLESS = {
     *("__annotations__", "__doc__", "__firstlineno__", "__init__", "__module__", "__orig_bases__"),
-    *("__parameters__", "__qualname__", "__static_attributes__", "__len__", "__repr__"),
+    *("__parameters__", "__qualname__", "__static_attributes__", "__repr__"),
 }
 
 __all__ = ["LoaderOrder", "Source", "fresh_iterator", "read_order", "shard_loader"]
