@@ -127,7 +127,7 @@ def test_drop_last_and_sequential_order_are_taken_over():
     assert [len(x) for x, _ in loader] == [8] * len(loader) == [8] * 10
 
 
-@pytest.mark.parametrize("copies", [1, 4, 20])  # fewer rows than originals, and more
+@pytest.mark.parametrize("copies", [1, 4, 10, 20])  # fewer than originals, as many, and more
 def test_without_shuffling_originals_keep_their_order_and_copies_are_spread_among_them(copies):
     options = {"shuffle": False, "selector": RandomSelector(), "fraction": 0.1, "copies": copies}
     loader = make(batch=BatchSpec(return_index=True), policy=blacken, **options)
@@ -139,7 +139,7 @@ def test_without_shuffling_originals_keep_their_order_and_copies_are_spread_amon
     for part in is_copy.split(14):
         assert abs(float(part.sum()) - share * len(part)) <= 2
     for rank in range(2):  # rows go to ranks in turn
-        assert float(is_copy[rank::2].float().mean()) == pytest.approx(share, abs=0.1)
+        assert float(is_copy[rank::2].float().mean()) == pytest.approx(share, abs=0.2)
 
 
 def start_worker(worker_id):
