@@ -192,10 +192,10 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 def caveat(num_seeds: int) -> str:
     """Return what the number of seeds lets a reader conclude."""
     if num_seeds == 1:
-        return "One seed: no spread is known, and gaps between arms say nothing."
+        return "One seed: how much runs vary is not known, so differences may be chance."
     return (
-        f"Means of {num_seeds} seeds, seconds medians: a gap smaller than the spread is not "
-        "resolved."
+        f"Accuracy is the mean over {num_seeds} seeds, seconds are medians. A difference smaller "
+        "than the range over the seeds may be chance."
     )
 
 
