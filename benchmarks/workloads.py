@@ -614,17 +614,6 @@ def _quick_last_layer() -> Result:
     )
 
 
-def _quick_matrix_products() -> Result:
-    x, labels, products = matrix_products(20, 1300, 1000, 3)
-    seconds = times(lambda: select_coreset(x, labels, fraction=0.1), 3)
-    ratio = statistics.median(seconds) / statistics.median(products)
-    return Result(
-        [Figure("time over matrix products", ratio, "x", "lower")],
-        {"seconds": summary(seconds), "matrix_products_seconds": summary(products)},
-        [],
-    )
-
-
 def _quick_errors() -> Result:
     measured = errors(_synthetic_classes(2, 2000), repeats=1)
     figure = Figure("error over random's", measured["coreset_over_random"], "x", "lower")
@@ -636,6 +625,5 @@ QUICK: dict[str, Callable[[], Result]] = {
     "certificate": lambda: certificate_share(_synthetic_classes(2, 2000), 0.1, 15),
     "parts": lambda: partitioned_over_exact(softmax_residuals(20_000, 10), 2048, 3),
     "last-layer": _quick_last_layer,
-    "matrix-products": _quick_matrix_products,
     "errors": _quick_errors,
 }
