@@ -13,6 +13,7 @@ from augsubset.augment import (
     RandomOps,
     RowKeys,
     SubPolicies,
+    check_rows_independent,
 )
 from augsubset.batch import BatchSpec
 from augsubset.loader import LoaderOptions, SubsetAugmentLoader
@@ -58,6 +59,7 @@ __all__ = [
     "SubsetAugmentDataset",
     "SubsetAugmentLoader",
     "WeightedCoresetSampler",
+    "check_rows_independent",
     "doctor",
     "load_checkpoint",
     "report",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augsubset.augment.kornia import as_policy
 from augsubset.augment.random import RowKeys
 from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_rows, take_rows
 from augsubset.history import EpochTimer
@@ -82,8 +83,8 @@ class BatchPipeline:
     Args:
         spec: Which part of a batch is which, and in what form it is yielded.
         normalization: What values mean.
-        augment: Policy for copies.
-        base: Policy for all rows, after it; ``None``: nothing.
+        augment: Policy for copies, or a module of Kornia's.
+        base: The same for all rows, after it; ``None``: nothing.
         seed: Seeds the rows' random numbers.
         owns_batches: Whether batches share no memory with the dataset, so that rows may be
             replaced in place.
@@ -102,6 +103,7 @@ class BatchPipeline:
         seed: int,
         owns_batches: bool,
     ) -> None:
+        augment, base = as_policy(augment), as_policy(base)
         check_policy("augment", augment, len(spec.others))
         if base is not None:
             check_policy("base", base, len(spec.others))
@@ -273,7 +275,7 @@ def check_policy(name: str, policy: Any, num_others: int = 0) -> None:
     """
     if isinstance(policy, torch.nn.Module):
         raise TypeError(
-            f"{name} must be a policy (x, rows) -> x, got the module "
+            f"{name} must be a policy (x, rows) -> x or a module of Kornia's, got "
             f"{type(policy).__name__}. Wrap it: KorniaModule(module)."
         )
     if isinstance(policy, type):

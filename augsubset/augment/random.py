@@ -20,14 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["RowKeys", "draw_normals", "draw_uniforms", "hash_rows", "mix_words"]
+__all__ = ["GOLDEN", "RowKeys", "draw_normals", "draw_uniforms", "hash_rows", "mix_word"]
+__all__ += ["mix_words", "to_int64"]
 
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 # splitmix64's increment and multipliers (Steele, Lea & Flood, 2014).
-_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 
@@ -108,7 +109,7 @@ def _broadcast(parts: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tenso
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _mix(state: np.uint64) -> np.uint64:
+def mix_word(state: np.uint64) -> np.uint64:
     """Mix 64 bits bijectively (splitmix64's finaliser)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
@@ -124,12 +125,12 @@ def _hash(
     copy: Int64Array,
     words: UInt64Array,
 ) -> None:
-    golden = np.uint64(_GOLDEN)
-    first = _mix(_mix(seed + golden) + golden + np.uint64(stream))
+    golden = np.uint64(GOLDEN)
+    first = mix_word(mix_word(seed + golden) + golden + np.uint64(stream))
     for i in range(words.shape[0]):
-        state = _mix(first + golden + np.uint64(epoch[i]))
-        state = _mix(state + golden + np.uint64(index[i]))
-        words[i] = _mix(state + golden + np.uint64(copy[i]))
+        state = mix_word(first + golden + np.uint64(epoch[i]))
+        state = mix_word(state + golden + np.uint64(index[i]))
+        words[i] = mix_word(state + golden + np.uint64(copy[i]))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -143,12 +144,12 @@ def _draw(
 ) -> None:
     words = np.empty(out.shape[0], np.uint64)
     _hash(seed, stream, epoch, index, copy, words)
-    golden, unit = np.uint64(_GOLDEN), np.float32(2**-24)
+    golden, unit = np.uint64(GOLDEN), np.float32(2**-24)
     for i in range(words.shape[0]):
         state = words[i]
         for t in range(out.shape[1]):
             state += golden  # splitmix64, seeded with the row's hash
-            out[i, t] = np.float32(_mix(state) >> np.uint64(40)) * unit  # 24 bits: exact
+            out[i, t] = np.float32(mix_word(state) >> np.uint64(40)) * unit  # 24 bits: exact
 
 
 def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:
@@ -174,19 +175,19 @@ def draw_uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
     return out
 
 
-def _to_int64(word: int) -> int:
+def to_int64(word: int) -> int:
     """Return the signed integer with the same 64 bits."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
 def mix_words(state: Tensor) -> Tensor:
-    """Mix like :func:`_mix`, on any device.
+    """Mix like :func:`mix_word`, on any device.
 
     torch cannot shift uint64, so this uses int64: products wrap to the same bits, and the masks
     clear the sign bits that an arithmetic right shift copies in.
     """
-    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * _to_int64(_MIX_1)
-    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * _to_int64(_MIX_2)
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * to_int64(_MIX_1)
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * to_int64(_MIX_2)
     return state ^ ((state >> 31) & ((1 << 33) - 1))
 
 
@@ -218,8 +219,27 @@ def draw_normals(seeds: Tensor, num_draws: int) -> Tensor:
         O(B num_draws): a hash per four numbers and a lookup each.
     """
     high, low = (seeds * (1 << 24)).to(torch.int64).unbind(1)
-    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * _to_int64(_GOLDEN)
-    words = mix_words(mix_words((high << 24) | low)[:, None] + counters)
+    states = mix_words((high << 24) | low)
+    if seeds.device.type == "cpu":
+        out = np.empty((len(seeds), num_draws), np.float32)
+        _look_up(states.numpy(), _get_quantiles(seeds.device).numpy(), out)
+        return torch.from_numpy(out)
+    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * to_int64(GOLDEN)
+    words = mix_words(states[:, None] + counters)
     bins = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)  # four per word
     values: Tensor = _get_quantiles(seeds.device)[bins]
     return values
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(states: Int64Array, table: Float32Array, out: Float32Array) -> None:
+    """Fill (B, num_draws) with what the device takes from the same table."""
+    word, lowest = np.uint64(0), np.uint64(0xFFFF)
+    for i in range(out.shape[0]):
+        state = np.uint64(states[i])
+        for j in range(out.shape[1]):
+            if j % 4 == 0:
+                state += np.uint64(GOLDEN)
+                word = mix_word(state)
+            out[i, j] = table[(word & lowest) ^ np.uint64(1 << 15)]  # as int16, plus 2**15
+            word >>= np.uint64(16)
