@@ -435,15 +435,24 @@ def _randperm(draws: Draws, size: int, **kwargs: Any) -> Tensor:
     return PerRow.wrap(order, draws)
 
 
-def _bernoulli(draws: Draws, probability: Tensor, **kwargs: Any) -> Tensor:
+def _bernoulli(draws: Draws, probability: Tensor, *, generator: None = None) -> Tensor:
     x = draws.draw_uniform(probability.shape, torch.float32, probability.device)
     return (x < probability).to(probability.dtype)
 
 
 def _multinomial(
-    draws: Draws, weights: Tensor, num_samples: int, replacement: bool = False, **kwargs: Any
+    draws: Draws,
+    weights: Tensor,
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    generator: None = None,
 ) -> Tensor:
     return draws.draw_choices(weights, num_samples, replacement)
+
+
+def _refuse(draws: Draws, *args: Any, **kwargs: Any) -> Tensor:
+    raise NotImplementedError  # stands for what has no keyed form, and is never called
 
 
 _DRAWS: dict[Any, Callable[..., Tensor]] = {
@@ -458,8 +467,8 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     torch.multinomial: _multinomial,
     Tensor.multinomial: _multinomial,
 }
-_UNKEYED = {
-    getattr(owner, name)
+_DRAWS |= {
+    getattr(owner, name): _refuse
     for owner in (torch, Tensor)
     for name in (
         *("normal", "poisson", "binomial", "randint_like", "dropout", "rrelu", "_standard_gamma"),
@@ -481,18 +490,21 @@ class KeyedMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _UNKEYED or (func in _DRAWS and kwargs.get("generator") is not None):
-            own = " from a generator of its own" if func in _DRAWS else ""
-            raise RuntimeError(
-                f"module must draw by torch.rand, randn, randint, randperm, bernoulli or "
-                f"multinomial, got {func.__name__}{own}, which has no form keyed by row. Pass "
-                "KorniaModule(..., per_row=False), where a row's result depends on its batch."
-            )
-        if func not in _DRAWS:
+        draw = _DRAWS.get(func)
+        if draw is None:
             return func(*args, **kwargs)
-        args, kwargs = map_tensors(_settle, (args, kwargs))
-        drawn = _DRAWS[func](self._draws, *args, **kwargs)
-        _record(func, drawn, "choice" if isinstance(drawn, PerRow) else "row")
+        if draw is _refuse or kwargs.get("generator") is not None or "out" in kwargs:
+            raise RuntimeError(
+                "module must draw by torch.rand, randn, randint, randperm, bernoulli or "
+                f"multinomial, without generator= or out=, got {func.__name__}, which has no form "
+                "keyed by row. Pass KorniaModule(..., per_row=False), where a row's result depends "
+                "on its batch."
+            )
+        if self._draws.choices:
+            args, kwargs = map_tensors(_settle, (args, kwargs))
+        drawn = draw(self._draws, *args, **kwargs)
+        if _records:
+            _record(func, drawn, "choice" if isinstance(drawn, PerRow) else "row")
         return drawn
 
 
@@ -503,7 +515,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func in _DRAWS or func in _UNKEYED:
+        if func in _DRAWS:
             _record(func, found, "batch")
         return found
 

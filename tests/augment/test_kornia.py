@@ -484,7 +484,8 @@ def test_a_draw_that_is_mistaken_for_the_rows_is_named(monkeypatch):
     ("draw", "reason"),
     [
         (lambda: torch.empty(3).uniform_(), "got uniform_, which has no form keyed by row"),
-        (lambda: torch.rand(3, generator=torch.Generator()), "rand from a generator of its own"),
+        (lambda: torch.rand(3, generator=torch.Generator()), "without generator= or .* got rand,"),
+        (lambda: torch.randn(3, out=torch.empty(3)), "without generator= or out=, got randn,"),
         (lambda: torch.multinomial(torch.ones(2, 3), 1), "draw from 1 or 17 lines of weights"),
     ],
 )
