@@ -28,13 +28,14 @@ import kornia.augmentation as K
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.augmentation.auto import RandAugment
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from augsubset import RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
+from augsubset import KorniaModule, RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
 from augsubset.augment import OPS, kernels_cpu, policies
 from augsubset.augment.engine import Engine
 from augsubset.augment.params import PrepareContext
@@ -289,6 +290,63 @@ def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dic
     ], {share: summary(seconds) for share, seconds in raw.items()}
 
 
+def through_kornia(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Time Kornia's own modules keyed by row, beside a plain call and one seeded for the batch."""
+    figures: list[Figure] = []
+    measured: dict[str, Any] = {}
+    four = (K.RandomHorizontalFlip(), K.RandomAffine(15.0), K.RandomGrayscale(p=0.2))
+    modules: dict[str, nn.Module] = {
+        "RandomAffine": K.RandomAffine(20.0, (0.1, 0.1), (0.8, 1.2), 10.0),
+        "RandomHorizontalFlip": K.RandomHorizontalFlip(),
+        "four in a row": K.AugmentationSequential(*four, K.RandomGaussianBlur((3, 3), (0.1, 2.0))),
+        "ColorJiggle": K.ColorJiggle(0.2, 0.2, 0.2, 0.2),
+    }
+
+    def measure(name: str, calls: dict[str, Callable[[], Any]]) -> Callable[[str, str], float]:
+        for call in calls.values():
+            call()
+        raw = in_turn(calls, repeats)
+        measured[name] = {each: summary(seconds) for each, seconds in raw.items()}
+        return lambda one, other: median(raw[one]) / median(raw[other])
+
+    for num_rows, most in ((64, 1.3), (512, 1.1)):
+        floats = x[:num_rows].float() / 255
+        rows = RowKeys(0, 0, torch.arange(num_rows), 1)
+        for name, module in modules.items():
+            where = f"Kornia's {name}, {num_rows} rows: keyed over"
+            ratio = measure(
+                f"{name}, {num_rows} rows",
+                {
+                    "keyed": partial(KorniaModule(module), floats, rows),
+                    "batch": partial(KorniaModule(module, per_row=False), floats, rows),
+                    "plain": partial(module, floats),
+                },
+            )
+            is_held = name in ("RandomAffine", "four in a row")
+            target = most if is_held else None
+            figures.append(Figure(f"{where} plain", ratio("keyed", "plain"), "x", "lower", target))
+            target = 1.0 if is_held and num_rows == 64 else None
+            found = ratio("keyed", "batch")
+            figures.append(Figure(f"{where} one seed a batch", found, "x", "lower", target))
+    tenth = torch.arange(len(x) // 10)
+    affine = KorniaModule(K.RandomAffine(20.0, p=1.0))
+    auto, built_in = KorniaModule(RandAugment(2, 10)), RandomOps.randaugment()
+    ratio = measure(
+        "others",
+        {
+            "selected": partial(affine, floats[tenth], rows[tenth]),
+            "p=0.1": partial(K.RandomAffine(20.0, p=0.1), floats),
+            "auto": partial(auto, floats, rows),
+            "built in": partial(built_in, floats, rows),
+        },
+    )
+    name = "Kornia's RandomAffine, 10% of 512 rows: faster than its p=0.1"
+    figures.append(Figure(name, ratio("p=0.1", "selected"), "x", "higher", 3.0))
+    name = "Kornia's RandAugment, keyed, 512 rows: over RandomOps.randaugment"
+    figures.append(Figure(name, ratio("auto", "built in"), "x", "lower"))
+    return figures, measured
+
+
 def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     """Measure everything that needs no device."""
     torch.set_num_threads(1)
@@ -315,6 +373,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     all_peers = against_peers(images[:512], repeats, many, name, gated=True, compiled=not quick)
     add("512 at 32", all_peers)
     add("selected at 32", selected_rows(images[:512], repeats, name))
+    add("kornia", through_kornia(images[:512], repeats))
     measured["operations"] = op_by_op(images[:512], repeats)
     if not quick:
         large = F.interpolate(images[:512].float(), LARGE, mode="bilinear").round_().to(torch.uint8)
