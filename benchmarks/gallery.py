@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import kornia.augmentation as K
 import torch
 from torch import Tensor
 
-from augsubset import CropFlip, RandomOps, RowKeys
+from augsubset import CropFlip, KorniaModule, RandomOps, RowKeys
 from augsubset.augment import OPS, Op
 from benchmarks.datasets import load_cifar10, load_digits_images
 
@@ -34,6 +35,11 @@ POLICIES: Mapping[str, Callable[[Tensor, RowKeys], Tensor]] = {
     "RandomOps.augmix()": RandomOps.augmix(),
     "RandomOps.cutout()": RandomOps.cutout(),
     "RandomOps.noise()": RandomOps.noise(),
+    "K.RandomAffine, K.ColorJiggle": KorniaModule(
+        K.AugmentationSequential(
+            K.RandomAffine(20.0, scale=(0.8, 1.2)), K.ColorJiggle(0.3, 0.3, 0.3, 0.1)
+        )
+    ),
     "CropFlip(4)": CropFlip(4),
     'CropFlip(4, padding_mode="reflect")': CropFlip(4, padding_mode="reflect"),
 }

@@ -60,7 +60,8 @@ class KorniaModule:
         TypeError: If the module is not callable, or is one for videos or volumes, one that mixes
             images, or one with ``same_on_batch=True``; on a call, if it returns another type or
             dtype.
-        ValueError: On a call, if it changes the shape of the images or the number of rows.
+        ValueError: On a call, if it changes the shape of the images or the number of rows; on the
+            first, if it draws from a generator of its own, as albumentations does.
         RuntimeError: On a call, if a module of Kornia's draws what cannot be keyed by row.
 
     Shape:
@@ -94,6 +95,7 @@ class KorniaModule:
             raise TypeError(f"module must be callable, got {type(module).__name__}.")
         self.module, self._parts = module, _find_parts(module)
         self.every, self._stream = check_int("every", every, 1), get_stream(MODULE, stream)
+        self._repeats = False  # whether the same keys were seen to give the same rows
         for part in self._parts:
             _check_part(part, per_row)
         is_kornias = bool(self._parts) and all(map(_is_kornias, self._parts))
@@ -121,8 +123,6 @@ class KorniaModule:
         words = hash_rows(rows.round_epochs(self.every), self._stream)
         images = x.float() / 255 if x.dtype == torch.uint8 else x
         parts = images, *map(_to_float, others)
-        if self.strategy != "keyed":  # a module may work in place, which Kornia's do not
-            parts = tuple(map_tensors(torch.clone, part) for part in parts)
         with disable_grad_and_autocast(x.device):
             if self.strategy == "keyed":
                 found = self._run_keyed(words, parts)
@@ -142,13 +142,23 @@ class KorniaModule:
         return parts
 
     def _run_rows(self, words: UInt64Array, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        device, found = parts[0].device, []
+        device, seeds = parts[0].device, [word >> 1 for word in words.tolist()]
+
+        def run(row: int) -> tuple[Any, ...]:
+            seed_cpu(seeds[row])
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seeds[row])
+            given = (map_tensors(torch.clone, part[row : row + 1]) for part in parts)
+            return self._call(*given)
+
         with forked_rng(0, [device]):
-            for row, word in enumerate(words.tolist()):
-                seed_cpu(word >> 1)
-                if device.type == "cuda":
-                    torch.cuda.manual_seed(word >> 1)
-                found.append(self._call(*(part[row : row + 1] for part in parts)))
+            found = [run(row) for row in range(len(words))]
+            if not self._repeats:
+                _check_repeats(
+                    [each[0] for each in found[:8]],
+                    [run(row)[0] for row in range(min(8, len(words)))],
+                )
+                self._repeats = True
         return tuple(
             torch.cat(rows) if isinstance(rows[0], Tensor) else [row[0] for row in rows]
             for rows in zip(*found, strict=True)
@@ -160,10 +170,10 @@ class KorniaModule:
         for word in words.tolist():
             seed = (seed * 0x5851F42D4C957F2D + word) & ((1 << 63) - 1)
         with forked_rng(seed, [parts[0].device]):
-            return self._call(*parts)
+            return self._call(*(map_tensors(torch.clone, part) for part in parts))
 
     def _call(self, *parts: Any) -> tuple[Any, ...]:
-        """Return what the module makes of the parts, or raise if it returns something else."""
+        """Return what the module makes of copies, or raise if it returns something else."""
         found = self.module(*parts)
         if len(parts) == 1:
             found = (found,)
@@ -304,6 +314,16 @@ def _check_part(part: nn.Module, per_row: bool) -> None:
             f"{name} must have same_on_batch=False: each row draws its own parameters. For one "
             "draw a batch pass KorniaModule(..., per_row=False)."
         )
+
+
+def _check_repeats(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    for one, two in zip(first, second, strict=True):
+        if one.shape == two.shape and not torch.allclose(one, two, rtol=0, atol=1e-3):
+            raise ValueError(
+                "module must give the same row for the same seed of torch, NumPy and random, got "
+                "two different ones: it has a generator of its own. Seed that in a function which "
+                "calls the module, from torch: int(torch.randint(2**31, ()))."
+            )
 
 
 def _to_float(other: Any) -> Any:

@@ -443,7 +443,7 @@ def _load_autoaugment_table(dataset: str) -> list[list[tuple[str | Op, float, fl
     except ImportError as error:
         raise ImportError(
             "RandomOps.autoaugment needs the tables of torchvision, which is not installed. Run "
-            'pip install "augsubset[augment]".'
+            "pip install torchvision."
         ) from error
     names = {
         **{"ShearX": "shear_x", "ShearY": "shear_y", "Rotate": "rotate", "Color": "color"},

@@ -439,6 +439,21 @@ def test_everything_else_runs_row_by_row(name, dtype):
     assert torch.equal(policy(x, rows)[:4], policy(x[:4], rows[torch.arange(4)]))
 
 
+def test_a_generator_of_the_modules_own_is_noticed():
+    generator = torch.Generator()
+    policy = KorniaModule(lambda x: x * torch.rand((), generator=generator))
+    with pytest.raises(
+        ValueError, match=r"it has a generator of its own\. Seed that in a function"
+    ):
+        policy(images(), keys())
+
+    def seeded(x):
+        generator.manual_seed(int(torch.randint(2**31, ())))
+        return x * torch.rand((), generator=generator)
+
+    check(KorniaModule(seeded), images())
+
+
 def test_a_call_for_the_whole_batch_repeats_but_depends_on_it():
     module = K.RandomAffine(30.0, p=1.0)
     policy, x, rows = KorniaModule(module, per_row=False), images(), keys()

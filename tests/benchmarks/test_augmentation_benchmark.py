@@ -76,7 +76,7 @@ def test_the_gallery_shows_every_published_policy():
     }
     assert {"paper", "wu2020", "noise"} <= presets
     shown = {label.removeprefix("RandomOps.").split("(")[0] for label in gallery.POLICIES}
-    assert shown == {*presets, "CropFlip"}
+    assert shown == {*presets, "CropFlip", "K.RandomAffine, K.ColorJiggle"}
     for dataset in ("cifar10", "imagenet", "svhn"):
         assert f'RandomOps.autoaugment("{dataset}")' in gallery.POLICIES
 
