@@ -318,9 +318,10 @@ class Draws:
 
     def deliver(self, values: Tensor, shape: Sequence[int], device: Any) -> Tensor:
         """Return numbers ``(B, share)`` as the tensor that was asked for."""
-        values = values if device is None else to_device_async(values, torch.device(device))
+        if device is not None and torch.device(device).type != "cpu":
+            values = to_device_async(values, torch.device(device))
         if self.is_by_row(shape):
-            return values.reshape(tuple(shape))
+            return values.view(shape)
         return PerRow.wrap(values.reshape(len(values), *shape), self)
 
     def draw_uniform(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
@@ -332,7 +333,8 @@ class Draws:
             values = (words >> (64 - bits)) & ((1 << bits) - 1)
             return (values.to(torch.float64) * 2.0**-bits).to(dtype).reshape(tuple(shape))
         floats = self._next_floats(share, bits, np.float64 if bits > 24 else np.float32)
-        return self.deliver(torch.from_numpy(floats).to(dtype), shape, device)
+        values = torch.from_numpy(floats)
+        return self.deliver(values if bits in (24, 53) else values.to(dtype), shape, device)
 
     def draw_normal(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
         """Draw from the standard normal distribution, of 2**16 equally likely values."""
