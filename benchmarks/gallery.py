@@ -69,6 +69,7 @@ def draw(images: Tensor, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    images = images.expand(-1, 3, -1, -1)  # where they are gray, as colours
     one = images[7]  # CIFAR-10's first horse: it has colours
     strips = [(name, torch.cat([one[None], at_levels(op, one)])) for name, op in OPS.items()]
     of_policies = []

@@ -491,10 +491,10 @@ class KeyedMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         draw = _DRAWS.get(func)
-        if draw is None:
-            return func(*args, **kwargs)
+        if draw is None:  # most calls, and the cost of this mode
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
         if draw is _refuse or kwargs.get("generator") is not None or "out" in kwargs:
             raise RuntimeError(
                 "module must draw by torch.rand, randn, randint, randperm, bernoulli or "

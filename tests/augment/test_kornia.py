@@ -119,6 +119,9 @@ MODULES = {name: lambda name=name: make(name) for name in CLASSES} | {
     "ImageSequential of one to three": lambda: K.ImageSequential(
         K.RandomHorizontalFlip(), BRIGHTER, K.RandomRotation(20.0), random_apply=(1, 3)
     ),
+    "ImageSequential of four from two": lambda: K.ImageSequential(
+        K.RandomHorizontalFlip(), BRIGHTER, random_apply=4
+    ),
     "ImageSequential of filters": lambda: K.ImageSequential(
         K.RandomInvert(), __import__("kornia").filters.GaussianBlur2d((3, 3), (1.0, 1.0))
     ),

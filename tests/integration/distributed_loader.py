@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import kornia.augmentation as K
 import pytest
 import torch
 import torch.distributed as dist
@@ -62,10 +63,11 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def make(model, batch_size, *, sampler=None, data=None, **options):
+def make(model, batch_size, *, sampler=None, data=None, augment=None, **options):
     data = TensorDataset(X, Y) if data is None else data
     loader = DataLoader(data, batch_size, sampler=sampler, shuffle=None if sampler else True)
-    return SubsetAugmentLoader(loader, model, RandomOps.paper(), **{**OPTIONS, **options})
+    augment = augment or RandomOps.paper()
+    return SubsetAugmentLoader(loader, model, augment, **{**OPTIONS, **options})
 
 
 def train(model, loader, num_epochs=3):
@@ -102,13 +104,17 @@ def world():
 
 def losses(monkeypatch):
     """Losses of DDP equal those of one process: 96 rows an epoch divide evenly."""
-    for selector in (CoresetSelector(), MaxLossSelector(), RandomSelector()):
-        options = {"selector": selector}
+    kornias = K.AugmentationSequential(K.RandomAffine(20.0), K.ColorJiggle(0.2, 0.2, 0.2))
+    selectors = CoresetSelector(), MaxLossSelector(), RandomSelector()
+    for options in (
+        *({"selector": selector} for selector in selectors),
+        {"selector": RandomSelector(), "augment": kornias},
+    ):
         model = DistributedDataParallel(make_model())
         found, digests = train(model, make(model, 8, **options))
         expected, same_digests = alone(monkeypatch, **options)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-        assert digests == same_digests or type(selector) is not RandomSelector
+        assert digests == same_digests or type(options["selector"]) is not RandomSelector
         assert len(digests) == 2
 
 

@@ -107,8 +107,7 @@ FETCHES = [(False, 1), (True, 6)]
 STARTS = [("fork", *fetch) for fetch in [*FETCHES, (False, 6), (True, 1)]]
 STARTS += [
     pytest.param(start, *fetch, marks=pytest.mark.slow)
-    for start in ("spawn", "forkserver")
-    for fetch in FETCHES
+    for start, fetch in zip(("spawn", "forkserver"), FETCHES, strict=True)
 ]
 
 
