@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numba
@@ -77,7 +77,12 @@ def record_draws() -> Iterator[list[Draw]]:
 
 
 def run_keyed(
-    module: Any, words: UInt64Array, x: Tensor, others: Sequence[Any] = ()
+    module: Any,
+    words: UInt64Array,
+    x: Tensor,
+    others: Sequence[Any] = (),
+    *,
+    is_first: bool = False,
 ) -> tuple[Any, ...]:
     """Return what the module makes of the images and what belongs to them, each row on its own.
 
@@ -86,6 +91,7 @@ def run_keyed(
         words: A hash of each row's key. ``(B,)``
         x: Floats, ``(B, C, H, W)``, B at least 1.
         others: Masks, boxes, keypoints or classes; of each B rows.
+        is_first: Also look for draws while the module runs, which takes longer.
 
     Raises:
         RuntimeError: If the module draws in a way that has no keyed form.
@@ -101,7 +107,7 @@ def run_keyed(
         whole = (x, *others)
         parts = whole if len(rows) == len(x) else [_take(part, rows) for part in whole]
         try:
-            done.append((rows, _run_once(module, words[rows.numpy()], parts)))
+            done.append((rows, _run_once(module, words[rows.numpy()], parts, is_first)))
         except _Split as split:
             todo += [rows[group] for group in split.groups]
     if len(done) == 1:
@@ -110,7 +116,9 @@ def run_keyed(
     return tuple(_join(parts, order) for parts in zip(*(found for _, found in done), strict=True))
 
 
-def _run_once(module: Any, words: UInt64Array, parts: Sequence[Any]) -> tuple[Any, ...]:
+def _run_once(
+    module: Any, words: UInt64Array, parts: Sequence[Any], is_first: bool
+) -> tuple[Any, ...]:
     draws, options = Draws(words, parts[0]), {}
     plain = getattr(module, "_orig_mod", module)  # torch.compile wraps the module
     try:
@@ -118,14 +126,19 @@ def _run_once(module: Any, words: UInt64Array, parts: Sequence[Any]) -> tuple[An
             options["params"] = draw_parameters(plain, draws)
             if plain is not module:  # compiled code cannot look into a choice
                 options = map_tensors(_settle, options)
-        state = torch.default_generator.get_state()
-        found = module(*parts, **options)
-        if not torch.equal(state, torch.default_generator.get_state()):
-            raise RuntimeError(
-                f"{type(plain).__name__} must draw its random numbers in forward_parameters, got "
-                "one that also draws while it runs. Pass KorniaModule(..., per_row=False), where "
-                "a row's result depends on its batch."
-            )
+        # Compiled code would be compiled once more inside.
+        is_watched = is_first and plain is module
+        watch: AbstractContextManager[list[Draw]]
+        watch = record_draws() if is_watched else nullcontext([])
+        with watch as seen:
+            found = module(*parts, **options)
+        for draw in seen:
+            if draw.kind == "batch":
+                raise RuntimeError(
+                    f"{type(plain).__name__} must draw its random numbers in forward_parameters, "
+                    f"got {draw} while it runs. Pass KorniaModule(..., per_row=False), where a "
+                    "row's result depends on its batch."
+                )
     finally:
         draws.close()
     return tuple(found) if len(parts) > 1 else (found,)
@@ -517,7 +530,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func in _DRAWS:
+        if func in _DRAWS and not torch.compiler.is_compiling():
             _record(func, found, "batch")
         return found
 

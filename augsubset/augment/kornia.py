@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -94,11 +95,14 @@ class KorniaModule:
         if not callable(module):
             raise TypeError(f"module must be callable, got {type(module).__name__}.")
         self.module, self._parts = module, _find_parts(module)
+        data_keys = getattr(module, "data_keys", None) or ()
+        self._data_keys = [str(getattr(key, "name", key)).lower() for key in data_keys]
         self.every, self._stream = check_int("every", every, 1), get_stream(MODULE, stream)
-        self._repeats = False  # whether the same keys were seen to give the same rows
+        self._was_seen = False  # whether a first call showed that the keys decide everything
         for part in self._parts:
             _check_part(part, per_row)
-        is_kornias = bool(self._parts) and all(map(_is_kornias, self._parts))
+        pieces = *self._parts, *_unchain(module)
+        is_kornias = bool(self._parts) and all(map(_is_kornias, pieces))
         if not per_row:
             self.strategy = "whole batch"
         else:
@@ -122,7 +126,7 @@ class KorniaModule:
         self._check_sizes(x)
         words = hash_rows(rows.round_epochs(self.every), self._stream)
         images = x.float() / 255 if x.dtype == torch.uint8 else x
-        parts = images, *map(_to_float, others)
+        parts = images, *(map(_to_float, others) if self._data_keys else others)
         with disable_grad_and_autocast(x.device):
             if self.strategy == "keyed":
                 found = self._run_keyed(words, parts)
@@ -130,6 +134,7 @@ class KorniaModule:
                 found = self._run_rows(words, parts)
             else:
                 found = self._run_batch(words, parts)
+        self._was_seen = True
         # Copies of what came back as it was, so that nobody writes into the caller's.
         image = _restore_dtype(found[0], images, x)
         image = image.clone() if image is x else image
@@ -137,7 +142,8 @@ class KorniaModule:
 
     def _run_keyed(self, words: UInt64Array, parts: tuple[Any, ...]) -> tuple[Any, ...]:
         for stage in _unchain(self.module):
-            parts = run_keyed(stage, words, parts[0], parts[1:])
+            is_first = not self._was_seen
+            parts = run_keyed(stage, words, parts[0], parts[1:], is_first=is_first)
             words = words * 0x9FB21C651E98DF25 + 1  # another stage draws other numbers
         return parts
 
@@ -153,12 +159,9 @@ class KorniaModule:
 
         with forked_rng(0, [device]):
             found = [run(row) for row in range(len(words))]
-            if not self._repeats:
-                _check_repeats(
-                    [each[0] for each in found[:8]],
-                    [run(row)[0] for row in range(min(8, len(words)))],
-                )
-                self._repeats = True
+            if not self._was_seen:
+                again = [run(row)[0] for row in range(min(8, len(words)))]
+                _check_repeats([each[0] for each in found[:8]], again)
         return tuple(
             torch.cat(rows) if isinstance(rows[0], Tensor) else [row[0] for row in rows]
             for rows in zip(*found, strict=True)
@@ -190,12 +193,15 @@ class KorniaModule:
         return tuple(found)
 
     def _check_others(self, others: Sequence[Any]) -> None:
-        keys = getattr(self.module, "data_keys", None)
-        if keys is not None and len(keys) != 1 + len(others):
-            names = [str(getattr(key, "name", key)).lower() for key in keys]
+        if self._data_keys and len(self._data_keys) != 1 + len(others):
             raise ValueError(
-                f"module takes data_keys={names}, got the images and {len(others)} others. Name "
-                "the parts of a batch in the same order: batch=BatchSpec(others=[...])."
+                f"module takes data_keys={self._data_keys}, got the images and {len(others)} "
+                "others. Name the parts of a batch in the same order: BatchSpec(others=[...])."
+            )
+        if others and self.strategy == "keyed" and not self._data_keys:
+            raise ValueError(
+                f"module takes images alone, got {len(others)} others. Put it into a "
+                'K.AugmentationSequential(..., data_keys=["input", "mask"]).'
             )
 
     def _check_sizes(self, x: Tensor) -> None:
@@ -296,7 +302,7 @@ def _unchain(module: Any) -> list[nn.Module]:
     """Return the modules that a plain ``nn.Sequential`` runs one after the other."""
     if type(module) is nn.Sequential:
         return [stage for part in module for stage in _unchain(part)]
-    return [module]
+    return [] if type(module) is nn.Identity else [module]
 
 
 def _check_part(part: nn.Module, per_row: bool) -> None:
@@ -308,7 +314,7 @@ def _check_part(part: nn.Module, per_row: bool) -> None:
                     f"module must augment images one by one, got {name}, which {reason}."
                 )
     # Some classes have no such argument and set it themselves, as CenterCrop does.
-    is_argument = "same_on_batch" in type(part).__init__.__code__.co_varnames
+    is_argument = "same_on_batch" in signature(type(part).__init__).parameters
     if per_row and is_argument and getattr(part, "same_on_batch", None) is True:
         raise TypeError(
             f"{name} must have same_on_batch=False: each row draws its own parameters. For one "
@@ -318,7 +324,9 @@ def _check_part(part: nn.Module, per_row: bool) -> None:
 
 def _check_repeats(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
     for one, two in zip(first, second, strict=True):
-        if one.shape == two.shape and not torch.allclose(one, two, rtol=0, atol=1e-3):
+        if one.shape == two.shape and not torch.allclose(
+            one, two, rtol=0, atol=1e-3, equal_nan=True
+        ):
             raise ValueError(
                 "module must give the same row for the same seed of torch, NumPy and random, got "
                 "two different ones: it has a generator of its own. Seed that in a function which "
@@ -339,7 +347,7 @@ def _restore_other(after: Any, before: Any) -> Any:
         return after
     if after.ndim == before.ndim + 1 and after.shape[1] == 1:  # a channel, for masks without
         after = after.squeeze(1)
-    if not before.is_floating_point():
+    if after.dtype != before.dtype:
         after = after.round().to(before.dtype)
     return after.clone() if after is before else after
 

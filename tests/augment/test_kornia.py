@@ -359,7 +359,18 @@ def test_parts_of_rows_that_choose_apart_come_back_in_order():
     assert set(mask.unique().tolist()) == {0, 1}
 
 
+def test_a_function_gets_its_masks_as_they_are():
+    def invert(x, mask):
+        assert mask.dtype == torch.bool
+        return 1 - x, ~mask
+
+    mask = images(channels=1) > 0.5
+    assert torch.equal(KorniaModule(invert)(images(), keys(), mask)[1], ~mask)
+
+
 def test_others_that_the_module_does_not_name_are_refused():
+    with pytest.raises(ValueError, match="module takes images alone, got 1 others"):
+        KorniaModule(K.RandomInvert())(images(), keys(), images(channels=1))
     module = K.AugmentationSequential(K.RandomInvert(), data_keys=["input", "mask"])
     with pytest.raises(ValueError, match=r"data_keys=\['image', 'mask'\], got the images and 0 o"):
         KorniaModule(module)(images(), keys())
@@ -422,6 +433,7 @@ EVERYTHING_ELSE = {
     "a function": lambda x: x * torch.rand(len(x), 1, 1, 1),
     "a module": Own(),
     "a module among Kornia's": K.ImageSequential(K.RandomHorizontalFlip(), Own()),
+    "a compiled chain": torch.compile(nn.Sequential(K.RandomInvert()), backend="eager"),
     "dropout among Kornia's": nn.Sequential(K.RandomHorizontalFlip(), nn.Dropout(0.5)),
 }
 
@@ -516,7 +528,7 @@ def test_draws_without_a_keyed_form_are_refused(monkeypatch, draw, reason):
 
 def test_a_module_that_draws_while_it_runs_is_refused(monkeypatch):
     monkeypatch.setattr(Own, "__module__", "kornia.augmentation.own")
-    with pytest.raises(RuntimeError, match="Own must draw its random numbers in forward_param"):
+    with pytest.raises(RuntimeError, match=r"Own must draw .* got torch.rand of shape \(4,\) at"):
         KorniaModule(Own())(images(), keys())
 
 
