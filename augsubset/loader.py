@@ -62,14 +62,14 @@ class SubsetAugmentLoader:
             initialised, share the order.
         model: The model in training: its gradients are measured, and batches go to its device.
 
-        augment: *What to augment.* The strong policy ``(x, rows) -> x``; it sees copies only.
+        augment: *What to augment.* A policy ``(x, rows) -> x`` or Kornia's module, for copies only.
         fraction: Share of the examples to augment, in (0, 1]; no fewer than the classes. 1.0 takes
             everything: nothing is probed, and ``selector`` is not used. Negative labels mark
             unlabelled examples: these are originals only, and not counted here.
         copies: Augmented copies of each selected example, r.
         originals: Which originals an epoch holds: ``"all"``, ``"unselected"`` (copies replace the
             selected ones), ``"selected"`` or ``"none"``.
-        base: Policy for every row, after the strong one; ``None``: nothing.
+        base: The same for every row, after the strong one; ``None``: nothing.
         selector: How the subset is chosen; ``None``: :class:`~augsubset.CoresetSelector`.
         weights: ``"uniform"``: every row weighs 1, and the loader yields ``(x, y)``.
             ``"cluster"``, the paper's text: cluster size / r on each copy, 1 on each original,
