@@ -37,7 +37,7 @@ class KorniaModule:
     """Any augmentation of a batch as a policy: Kornia's modules, torchvision's, or a function.
 
     A module all of whose parts are Kornia's draws its parameters from the rows' keys
-    (:mod:`augsubset.augment.keyed`): a row's result depends on its key, its image and the module
+    (``augsubset.augment.keyed``): a row's result depends on its key, its image and the module
     alone, in one call for the batch. What such a module draws once for a batch (the order in
     ``ColorJiggle``, ``random_apply``, the operation of an ``auto`` policy) is a choice of each row:
     rows that agree go on together, and the others are run again. Anything else is called for one

@@ -220,7 +220,7 @@ def draw_normals(seeds: Tensor, num_draws: int) -> Tensor:
     """
     high, low = (seeds * (1 << 24)).to(torch.int64).unbind(1)
     states = mix_words((high << 24) | low)
-    if seeds.device.type == "cpu":
+    if seeds.device.type == "cpu" and not torch.compiler.is_compiling():
         out = np.empty((len(seeds), num_draws), np.float32)
         _look_up(states.numpy(), _get_quantiles(seeds.device).numpy(), out)
         return torch.from_numpy(out)
