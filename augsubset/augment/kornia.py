@@ -98,6 +98,7 @@ class KorniaModule:
         data_keys = getattr(module, "data_keys", None) or ()
         self._data_keys = [str(getattr(key, "name", key)).lower() for key in data_keys]
         self.every, self._stream = check_int("every", every, 1), get_stream(MODULE, stream)
+        self._seen_size: tuple[int, ...] = ()
         self._was_seen = False  # whether a first call showed that the keys decide everything
         for part in self._parts:
             _check_part(part, per_row)
@@ -206,7 +207,7 @@ class KorniaModule:
 
     def _check_sizes(self, x: Tensor) -> None:
         """Raise if some rows would leave with another size than the others."""
-        for part in self._parts:
+        for part in self._parts if x.shape[-2:] != self._seen_size else ():
             size = getattr(part, "flags", {}).get("size")
             is_sometimes = 0 < getattr(part, "p", 1) < 1 or 0 < getattr(part, "p_batch", 1) < 1
             if is_sometimes and isinstance(size, tuple) and tuple(size) != tuple(x.shape[-2:]):
@@ -214,6 +215,7 @@ class KorniaModule:
                     f"module must give all rows one shape, got {part} on images of "
                     f"{tuple(x.shape[-2:])}. A resizing operation needs p=1."
                 )
+        self._seen_size = x.shape[-2:]
 
 
 def as_policy(policy: Any) -> Any:
