@@ -129,6 +129,9 @@ MODULES = {name: lambda name=name: make(name) for name in CLASSES} | {
         *(K.RandomHorizontalFlip(), BRIGHTER, K.RandomRotation(20.0), K.RandomErasing()),
         grid_size=(2, 2),
     ),
+    "PatchSequential of all": lambda: K.PatchSequential(
+        *(K.RandomHorizontalFlip(), BRIGHTER), grid_size=(2, 2), patchwise_apply=False
+    ),
     "PatchSequential of any": lambda: K.PatchSequential(
         *(K.RandomHorizontalFlip(), BRIGHTER), grid_size=(2, 2), random_apply=True
     ),
@@ -316,7 +319,7 @@ def test_rows_repeat_for_as_many_epochs_as_asked_for():
 def test_patches_are_one_call():
     """Draws of four patches an image are dealt to the rows, not chosen by them."""
     ran = []
-    module = MODULES["PatchSequential"]()
+    module = MODULES["PatchSequential of all"]()
     module.register_forward_hook(lambda *_: ran.append(1))
     augment(module, images(), keys())
     assert len(ran) == 1
