@@ -62,7 +62,7 @@ class SubsetAugmentLoader:
             initialised, share the order.
         model: The model in training: its gradients are measured, and batches go to its device.
 
-        augment: *What to augment.* A policy ``(x, rows) -> x`` or Kornia's module, for copies only.
+        augment: *What to augment.* A policy ``(x, rows) -> x`` or Kornia module; sees copies only.
         fraction: Share of the examples to augment, in (0, 1]; no fewer than the classes. 1.0 takes
             everything: nothing is probed, and ``selector`` is not used. Negative labels mark
             unlabelled examples: these are originals only, and not counted here.

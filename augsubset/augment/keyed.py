@@ -2,11 +2,11 @@
 
 Kornia draws all parameters of a batch before it touches an image, in ``forward_parameters``, and
 all of them with a few functions of torch. Under :class:`KeyedMode` these return numbers that are
-hashes of (the row's key, number of the draw, position in the row's share). A draw whose leading
-dimension is the batch, or a multiple of it, is one of each row. Any other is one that the module
-makes once for the whole batch, such as the order of two operations: there each row has a value of
-its own, held by :class:`PerRow` until the module asks for it. Rows that agree then go on together,
-and the others are run again.
+hashes of (the row's key, number of the draw, position in the row's part of it). A draw whose first
+dimension is the batch size, or a multiple of it, is split among the rows. Any other is made once
+for the whole batch, such as the order of two operations: there each row gets a value of its own,
+which :class:`PerRow` holds until the module asks for it. Rows with equal values are then processed
+together, and the others in further calls.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numba
@@ -27,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from augsubset.augment.random import (
     GOLDEN,
     UInt64Array,
-    draw_normals,
+    look_up_normals,
     mix_word,
     mix_words,
     to_int64,
@@ -124,8 +125,6 @@ def _run_once(
     try:
         if hasattr(plain, "forward_parameters"):
             options["params"] = draw_parameters(plain, draws)
-            if plain is not module:  # compiled code cannot look into a choice
-                options = map_tensors(_settle, options)
         # Compiled code would be compiled once more inside.
         is_watched = is_first and plain is module
         watch: AbstractContextManager[list[Draw]]
@@ -152,7 +151,7 @@ def draw_parameters(module: Any, draws: Draws) -> Any:
 
 def _take(part: Any, rows: Tensor) -> Any:
     if isinstance(part, Tensor):
-        return part[rows.to(part.device)]
+        return part[to_device_async(rows, part.device)]
     return [part[row] for row in rows.tolist()]
 
 
@@ -167,7 +166,7 @@ def _join(parts: Sequence[Any], order: Tensor) -> Any:
             f"{' and '.join(sorted({str(tuple(part.shape[1:])) for part in parts}))}. A resizing "
             "operation needs p=1."
         )
-    return torch.cat(list(parts))[order.to(parts[0].device)]
+    return torch.cat(list(parts))[to_device_async(order, parts[0].device)]
 
 
 class _Split(BaseException):
@@ -282,17 +281,6 @@ def _hash_draw(words: UInt64Array, number: int, out: UInt64Array) -> None:
             out[i, j] = mix_word(state)
 
 
-@numba.njit(cache=True, nogil=True)
-def _fill_floats(words: UInt64Array, number: int, bits: int, out: FloatArray) -> None:
-    """Fill (B, share) with multiples of ``2**-bits`` below 1, made of the same words."""
-    golden, shift, unit = np.uint64(GOLDEN), np.uint64(64 - bits), 2.0**-bits
-    for i in range(out.shape[0]):
-        state = mix_word(words[i] + golden * np.uint64(number + 1))
-        for j in range(out.shape[1]):
-            state += golden
-            out[i, j] = (mix_word(state) >> shift) * unit
-
-
 class Draws:
     """The random numbers of one run, in the order in which the module asks for them.
 
@@ -318,11 +306,10 @@ class Draws:
         self._number += 1
         return out
 
-    def _next_floats(self, share: int, bits: int, kind: Any = np.float64) -> FloatArray:
-        out = np.empty((len(self._words), share), kind)
-        _fill_floats(self._words, self._number, bits, out)
-        self._number += 1
-        return out
+    def next_floats(self, share: int, bits: int) -> FloatArray:
+        """Return the next draw's multiples of ``2**-bits`` below 1, ``(B, share)`` float64."""
+        floats: FloatArray = (self.next_words(share) >> np.uint64(64 - bits)) * 2.0**-bits
+        return floats
 
     def is_by_row(self, shape: Sequence[int]) -> bool:
         """Whether a draw is one of each row."""
@@ -345,18 +332,16 @@ class Draws:
             words = self._hash_on_device(share)
             values = (words >> (64 - bits)) & ((1 << bits) - 1)
             return (values.to(torch.float64) * 2.0**-bits).to(dtype).reshape(tuple(shape))
-        floats = self._next_floats(share, bits, np.float64 if bits > 24 else np.float32)
-        values = torch.from_numpy(floats)
-        return self.deliver(values if bits in (24, 53) else values.to(dtype), shape, device)
+        values = torch.from_numpy(self.next_floats(share, bits)).to(dtype)
+        return self.deliver(values, shape, device)
 
     def draw_normal(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
         """Draw from the standard normal distribution, of 2**16 equally likely values."""
-        seeds = self.next_words(1)[:, 0]
-        halves = np.stack([seeds >> np.uint64(40), (seeds >> np.uint64(16)) & np.uint64(0xFFFFFF)])
-        uniforms = torch.from_numpy(halves.T * 2.0**-24).to(torch.float32)
-        on = self._device if self._is_noise(shape) else torch.device("cpu")
-        values = draw_normals(to_device_async(uniforms, on), self._count(shape)).to(dtype)
-        return self.deliver(values, shape, None if self._is_noise(shape) else device)
+        states = torch.from_numpy(self.next_words(1)[:, 0].view(np.int64))
+        if self._is_noise(shape):
+            states, device = to_device_async(states, self._device), None
+        values = look_up_normals(states, self._count(shape)).to(dtype)
+        return self.deliver(values, shape, device)
 
     def draw_integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
         """Draw from low to high - 1."""
@@ -377,12 +362,12 @@ class Draws:
         per_row = 1 if is_each else num
         shares = (lines / lines.sum(1, keepdim=True)).numpy()
         if with_replacement:
-            uniforms = self._next_floats(per_row, 53)
+            uniforms = self.next_floats(per_row, 53)
             ends = np.cumsum(shares, 1)
             ends /= ends[:, -1:]
             found = (uniforms[:, :, None] >= ends[:, None, :]).sum(2)
         else:  # exponential clocks, the first of which rings in proportion to its rate
-            uniforms = self._next_floats(k, 53) + 2.0**-54
+            uniforms = self.next_floats(k, 53) + 2.0**-54
             with np.errstate(divide="ignore"):
                 found = np.argsort(-np.log(uniforms) / shares, 1, kind="stable")[:, :num].copy()
         chosen = torch.from_numpy(found.astype(np.int64)).to(weights.device)
@@ -466,8 +451,12 @@ def _multinomial(
     return draws.draw_choices(weights, num_samples, replacement)
 
 
-def _refuse(draws: Draws, *args: Any, **kwargs: Any) -> Tensor:
-    raise NotImplementedError  # stands for what has no keyed form, and is never called
+def _refuse(name: str, *args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError(
+        "module must draw by torch.rand, randn, randint, randperm, bernoulli or multinomial, "
+        f"without generator= or out=, got {name}, which has no form keyed by row. Pass "
+        "KorniaModule(..., per_row=False), where a row's result depends on its batch."
+    )
 
 
 _DRAWS: dict[Any, Callable[..., Tensor]] = {
@@ -483,7 +472,7 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     Tensor.multinomial: _multinomial,
 }
 _DRAWS |= {
-    getattr(owner, name): _refuse
+    getattr(owner, name): partial(_refuse, name)
     for owner in (torch, Tensor)
     for name in (
         *("normal", "poisson", "binomial", "randint_like", "dropout", "rrelu", "_standard_gamma"),
@@ -508,13 +497,8 @@ class KeyedMode(TorchFunctionMode):
         if draw is None:  # most calls, and the cost of this mode
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if draw is _refuse or kwargs.get("generator") is not None or "out" in kwargs:
-            raise RuntimeError(
-                "module must draw by torch.rand, randn, randint, randperm, bernoulli or "
-                f"multinomial, without generator= or out=, got {func.__name__}, which has no form "
-                "keyed by row. Pass KorniaModule(..., per_row=False), where a row's result depends "
-                "on its batch."
-            )
+        if kwargs.get("generator") is not None or "out" in kwargs:
+            _refuse(func.__name__)
         if self._draws.choices:
             args, kwargs = map_tensors(_settle, (args, kwargs))
         drawn = draw(self._draws, *args, **kwargs)

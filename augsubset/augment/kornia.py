@@ -36,13 +36,13 @@ _REFUSED = {
 class KorniaModule:
     """Any augmentation of a batch as a policy: Kornia's modules, torchvision's, or a function.
 
-    A module all of whose parts are Kornia's draws its parameters from the rows' keys
-    (``augsubset.augment.keyed``): a row's result depends on its key, its image and the module
-    alone, in one call for the batch. What such a module draws once for a batch (the order in
-    ``ColorJiggle``, ``random_apply``, the operation of an ``auto`` policy) is a choice of each row:
-    rows that agree go on together, and the others are run again. Anything else is called for one
-    row at a time, with the generators of torch, NumPy and Python seeded from the row's key: the
-    same promise, slower. The caller's generators are left as they are.
+    If every part of a module comes from Kornia, its parameters are drawn from the rows' keys
+    (``augsubset.augment.keyed``): a row's result depends only on its key, its image and the module,
+    and the batch takes one call. Where Kornia draws once per batch (the order in ``ColorJiggle``,
+    ``random_apply``, the operation of an ``auto`` policy), every row draws for itself; rows with
+    equal draws share a call. Anything else is called for one row at a time, with the generators of
+    torch, NumPy and Python seeded from the row's key: the same guarantee, but slower. The caller's
+    generators are not changed.
 
     A :class:`~augsubset.SubsetAugmentLoader` takes a module of Kornia's as it is; this class is for
     the options, and for everything else.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = ["GOLDEN", "RowKeys", "draw_normals", "draw_uniforms", "hash_rows", "mix_word"]
-__all__ += ["mix_words", "to_int64"]
+__all__ += ["look_up_normals", "mix_words", "to_int64"]
 
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
@@ -219,15 +219,20 @@ def draw_normals(seeds: Tensor, num_draws: int) -> Tensor:
         O(B num_draws): a hash per four numbers and a lookup each.
     """
     high, low = (seeds * (1 << 24)).to(torch.int64).unbind(1)
-    states = mix_words((high << 24) | low)
-    if seeds.device.type == "cpu" and not torch.compiler.is_compiling():
-        out = np.empty((len(seeds), num_draws), np.float32)
-        _look_up(states.numpy(), _get_quantiles(seeds.device).numpy(), out)
+    return look_up_normals(mix_words((high << 24) | low), num_draws)
+
+
+def look_up_normals(states: Tensor, num_draws: int) -> Tensor:
+    """Return what :func:`draw_normals` does, from a hash of each row: ``(B,)`` int64."""
+    device = states.device
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        out = np.empty((len(states), num_draws), np.float32)
+        _look_up(states.numpy(), _get_quantiles(device).numpy(), out)
         return torch.from_numpy(out)
-    counters = torch.arange(1, -(-num_draws // 4) + 1, device=seeds.device) * to_int64(GOLDEN)
+    counters = torch.arange(1, -(-num_draws // 4) + 1, device=device) * to_int64(GOLDEN)
     words = mix_words(states[:, None] + counters)
     bins = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)  # four per word
-    values: Tensor = _get_quantiles(seeds.device)[bins]
+    values: Tensor = _get_quantiles(device)[bins]
     return values
 
 

@@ -1,6 +1,7 @@
 """The docs' code runs, links lead somewhere, and figures are those on record."""
 
 import json
+import os
 import re
 import types
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from augsubset import batch
+from augsubset import RandomOps, SubsetAugmentLoader, batch
 from benchmarks.tables import figure_row, write_tables
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network when imported
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
@@ -67,6 +69,32 @@ def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     exec(compile(code.replace("num_workers=2", "num_workers=0"), page, "exec"), names)
     if "optimizer.step()" in code and names["model"] is model:
         assert not torch.equal(before, model[1].weight)
+
+
+def test_a_resumed_run_repeats_albumentations_with_the_line_that_the_page_names():
+    (code,) = (code for page, _, code in SNIPPETS if page == "adopt.md" and "# the line" in code)
+
+    def resumes(code):
+        names = of_the_first_page()
+        exec(compile(code, "adopt.md", "exec"), names)
+
+        def epoch():
+            data = DataLoader(names["Augmented"](names["train_set"]), 64, shuffle=True)
+            policy = RandomOps.randaugment()
+            return SubsetAugmentLoader(data, names["model"], policy, seed=0)
+
+        torch.manual_seed(0)
+        loader = epoch()
+        running = iter(loader)
+        next(running)
+        again = epoch()
+        again.load_state_dict(loader.state_dict())
+        pairs = zip(running, again, strict=True)
+        return all(torch.equal(a, b) for (a, _), (b, _) in pairs)
+
+    assert resumes(code)
+    without = "\n".join(line for line in code.splitlines() if "# the line" not in line)
+    assert not resumes(without)
 
 
 def test_the_pages_name_the_keys_that_are_found_without_being_named():
