@@ -271,14 +271,17 @@ _METADATA |= {Tensor.is_contiguous, Tensor.stride, Tensor.element_size, Tensor.i
 
 
 @numba.njit(cache=True, nogil=True)
-def _hash_draw(words: UInt64Array, number: int, out: UInt64Array) -> None:
-    """Fill (B, share) with the words of one draw; a longer share begins like a shorter one."""
+def _fill(words: UInt64Array, number: int, shift: np.uint64, unit: Any, out: FloatArray) -> None:
+    """Fill (B, share) with the upper bits of one draw's words, times a unit.
+
+    A longer share begins like a shorter one.
+    """
     golden = np.uint64(GOLDEN)
     for i in range(out.shape[0]):
         state = mix_word(words[i] + golden * np.uint64(number + 1))
         for j in range(out.shape[1]):
             state += golden
-            out[i, j] = mix_word(state)
+            out[i, j] = (mix_word(state) >> shift) * unit
 
 
 class Draws:
@@ -301,15 +304,17 @@ class Draws:
 
     def next_words(self, share: int) -> UInt64Array:
         """Return the next draw's words, ``(B, share)``."""
-        out = np.empty((len(self._words), share), np.uint64)
-        _hash_draw(self._words, self._number, out)
-        self._number += 1
-        return out
+        return self._next(share, 64, np.uint64(1), np.uint64)
 
     def next_floats(self, share: int, bits: int) -> FloatArray:
-        """Return the next draw's multiples of ``2**-bits`` below 1, ``(B, share)`` float64."""
-        floats: FloatArray = (self.next_words(share) >> np.uint64(64 - bits)) * 2.0**-bits
-        return floats
+        """Return the next draw's multiples of ``2**-bits`` below 1, ``(B, share)``."""
+        return self._next(share, bits, 2.0**-bits, np.float64 if bits > 24 else np.float32)
+
+    def _next(self, share: int, bits: int, unit: Any, kind: Any) -> Any:
+        out = np.empty((len(self._words), share), kind)
+        _fill(self._words, self._number, np.uint64(64 - bits), unit, out)
+        self._number += 1
+        return out
 
     def is_by_row(self, shape: Sequence[int]) -> bool:
         """Whether a draw is one of each row."""
