@@ -304,11 +304,14 @@ class Draws:
 
     def next_words(self, share: int) -> UInt64Array:
         """Return the next draw's words, ``(B, share)``."""
-        return self._next(share, 64, np.uint64(1), np.uint64)
+        words: UInt64Array = self._next(share, 64, np.uint64(1), np.uint64)
+        return words
 
     def next_floats(self, share: int, bits: int) -> FloatArray:
         """Return the next draw's multiples of ``2**-bits`` below 1, ``(B, share)``."""
-        return self._next(share, bits, 2.0**-bits, np.float64 if bits > 24 else np.float32)
+        kind = np.float64 if bits > 24 else np.float32
+        floats: FloatArray = self._next(share, bits, 2.0**-bits, kind)
+        return floats
 
     def _next(self, share: int, bits: int, unit: Any, kind: Any) -> Any:
         out = np.empty((len(self._words), share), kind)
