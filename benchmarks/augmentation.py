@@ -130,7 +130,7 @@ def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]
         held = rows.round_epochs(policy.every)
         draws = policies.draw_uniforms(held, policy.num_ops * 6, policy.stream)
         drawn = policy._decode(draws)
-        return policy._engine._compute_params(drawn, *x.shape[-2:])
+        return policy._engine.compute_params(drawn, *x.shape[-2:])
 
     return draw
 

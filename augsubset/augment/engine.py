@@ -9,7 +9,7 @@ takes one row after another through all its slots.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -27,13 +27,16 @@ from augsubset.augment.params import (
     prepare_magnitude,
     prepare_rows,
 )
+from augsubset.augment.plan import OpTables, plan_ops
+from augsubset.augment.random import RowKeys
 from augsubset.utils.torch_utils import to_device_async
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "EngineName"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Kernel = Callable[[Tensor, Tensor], Tensor]
+EngineName = Literal["compiled loops", "torch kernels"]
 
 # From this many pixels on, kernels.warp may need float64 indices; the CPU loops have float32 only.
 _LARGE_IMAGE = 1 << 23
@@ -94,24 +97,52 @@ class Engine:
         some = [op.compute_params(np.full(1, op.high, np.float32), context) for op in self._ops]
         self._num_params = max(params.shape[1] for params in some)
         # The CPU loops run only if there is one for every operation.
-        loops = kernels_cpu.KERNELS
-        known_loops = [loops.get(op.apply) if op.prepare is not None else None for op in self._ops]
-        self._loop_of: Int64Array | None = None
-        if not compiled and None not in known_loops:
-            self._loop_of = np.array([*known_loops, loops[kernels.identity]], np.int64)
+        self._loop_of = None if compiled else self._find_codes(kernels_cpu.KERNELS)
+        self.name: EngineName | None = None
 
-    def __call__(self, x: Tensor, draws: OpDraws) -> Tensor:
+    def _find_codes(self, known: Mapping[Any, int]) -> Int64Array | None:
+        codes = [known.get(op.apply) if op.prepare is not None else None for op in self._ops]
+        return None if None in codes else np.array([*codes, known[kernels.identity]], np.int64)
+
+    def make_tables(
+        self,
+        stream: int,
+        every: int,
+        mode: int,
+        num_choices: int,
+        op_table: Float32Array,
+        levels: Float32Array,
+        num_slots: int,
+    ) -> OpTables | None:
+        """Return what :func:`plan_ops` needs; ``None`` if a parameter is not made in a loop."""
+        if self._prepares:
+            return None
+        drawing = stream, every, mode, num_choices, op_table, levels
+        return OpTables(*drawing, self._codes, self._forms, num_slots, self._num_params)
+
+    def plan(
+        self, rows: RowKeys, tables: OpTables, height: int, width: int
+    ) -> tuple[OpDraws, Float32Array]:
+        """Return the operations of each row, and their parameters ``(B, S, P)``."""
+        seed, epoch, index, copy = rows.arrays
+        op, magnitude, draws, params = plan_ops(seed, epoch, index, copy, tables, height, width)
+        return OpDraws(op, magnitude, draws[:, :, -2:]), params
+
+    def __call__(self, x: Tensor, draws: OpDraws, params: Float32Array | None = None) -> Tensor:
         """Return the images with each row's operations applied in slot order.
 
         Args:
             x: ``(B, C, H, W)`` uint8 or float32 in [0, 1].
             draws: Operations of each row, on the CPU.
+            params: From :meth:`plan`; ``None``: made here.
         """
         height, width = x.shape[-2:]
+        params = self.compute_params(draws, height, width) if params is None else params
         if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE_IMAGE:
-            params = self._compute_params(draws, height, width)
+            self.name = "compiled loops"
             return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
-        order, table, plan = self._plan(draws, height, width)
+        self.name = "torch kernels"
+        order, table, plan = self._plan(draws, params)
         order, table = to_device_async(order, x.device), to_device_async(table, x.device)
         out = x.contiguous()
         for slot, segments in enumerate(plan):
@@ -132,7 +163,7 @@ class Engine:
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, order[-1])
 
-    def _compute_params(self, draws: OpDraws, height: int, width: int) -> Float32Array:
+    def compute_params(self, draws: OpDraws, height: int, width: int) -> Float32Array:
         """Return the kernel parameters of each row and slot; ``(B, S, P)``."""
         op, magnitude, spare = draws
         params = np.zeros((*op.shape, self._num_params), np.float32)
@@ -149,11 +180,10 @@ class Engine:
         return params
 
     def _plan(
-        self, draws: OpDraws, height: int, width: int
+        self, draws: OpDraws, params: Float32Array
     ) -> tuple[Tensor, Tensor, list[list[_Segment]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's segments."""
         num_rows, num_slots = draws.op.shape
-        params = self._compute_params(draws, height, width)
         table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
         ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)
