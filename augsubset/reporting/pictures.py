@@ -29,7 +29,7 @@ __all__ = [
 
 _MAX_SIDE = 64  # pixels
 _QUALITIES = (70, 50, 35, 20)
-_PIXELATED = 32  # up to this side, images are enlarged without smoothing
+_PIXELATED = 32  # up to this side, images are lossless and enlarged without smoothing
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ def _to_bytes(x: Tensor) -> Tensor:
 
 
 def encode_image(image: Tensor) -> str:
-    """Return an image as a data URI: WebP, lossless where that is small.
+    """Return an image as a data URI: WebP, lossless up to 32 pixels.
 
-    A page of hundreds of thumbnails would be megabytes of PNG, so an image gets 0.17 bytes per
-    pixel, or 600 bytes if that is more, and loses as much quality as it takes.
+    A page of hundreds of thumbnails would be megabytes of PNG, so a larger image gets 0.17 bytes
+    per pixel, or 600 bytes if that is more, and loses as much quality as it takes.
 
     Raises:
         ImportError: If Pillow is not installed.
@@ -175,10 +175,17 @@ def encode_image(image: Tensor) -> str:
         ) from error
     pixels = image.permute(1, 2, 0).numpy()
     drawn = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    if max(drawn.size) <= _PIXELATED:
+        return _encode(drawn, lossless=True)
     most = max(600, round(0.17 * drawn.width * drawn.height))
-    for quality in (None, *_QUALITIES):
-        file = io.BytesIO()
-        drawn.save(file, "WEBP", lossless=quality is None, quality=quality or 100, method=6)
-        if file.tell() <= most:
+    for quality in _QUALITIES:
+        encoded = _encode(drawn, quality=quality)
+        if len(encoded) * 3 / 4 <= most:
             break
+    return encoded
+
+
+def _encode(drawn: Any, **options: Any) -> str:
+    file = io.BytesIO()
+    drawn.save(file, "WEBP", **options)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
