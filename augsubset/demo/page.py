@@ -49,7 +49,7 @@ of the method, which says little about other data and networks.</p>
 <h2>Six ways to train the same network</h2>
 <p>All start from the same weights and see every original image in each of {setting["epochs"]}
 epochs. They differ in which images also get {setting["copies"]} augmented copies, chosen again
-every {setting["every"]} epochs.</p>
+every {"epoch" if setting["every"] == 1 else f"{setting['every']} epochs"}.</p>
 {_render_table(summary, labels)}
 <p class="note">Accuracy on {data["num_test"]:,} test images: the mean over the seeds, with the
 lowest and the highest. Seconds are the median training time of a run, selection and augmentation
@@ -126,8 +126,8 @@ def show_most_selected(
         mean = float(weight[index]) / max(int(times[index]), 1)
         figures.append(
             f"<figure>{render_images(shown, f'an image of {label}')}<figcaption>{label}: selected "
-            f"{int(times[index])} times out of {len(selections)}, each time for {mean:.0f} images "
-            "with similar gradients</figcaption></figure>"
+            f"in {int(times[index])} of {len(selections)} selections, for {mean:.0f} images with "
+            "similar gradients</figcaption></figure>"
         )
     return (
         "<h2>The images that the coreset selected most often</h2>\n<p>Each followed by two of the "

@@ -92,8 +92,9 @@ def _judge_steps(summary: Mapping[str, Mapping[str, Any]]) -> str:
         f"but for {summary['none-steps']['steps']:.0f} steps, the network reached "
         f"{_percent(summary, 'none-steps')}, up from {_percent(summary, 'none')}: "
     )
-    if full <= none:
-        return f"{lead}there was no gain from augmenting everything to explain."
+    gain = compare(summary, "full", "none")
+    if full <= none or not (gain["significant"] or gain["interval"] is None):
+        return f"{lead}there was no significant gain from augmenting everything to explain."
     part = (steps - none) / (full - none)
     if part >= 1:
         return f"{lead}more training alone gained as much as augmenting everything."
@@ -116,8 +117,9 @@ def _give(found: Mapping[str, Any]) -> str:
     if found["interval"] is None:
         return f"{found['difference']:+.1f} points in one seed, which may be chance"
     low, high = found["interval"]
+    mean = round(found["difference"], 1) + 0.0  # no -0.0
     verdict = "" if found["significant"] else ", not significant"
-    return f"{found['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}{verdict})"
+    return f"{mean:+.1f} points (95% interval {low:+.1f} to {high:+.1f}{verdict})"
 
 
 def format_table(summary: Mapping[str, Mapping[str, Any]], fraction: float) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 __all__ = ["Axes", "draw_bars", "draw_lines", "draw_shares", "draw_stacked"]
 
-_WIDTH, _HEIGHT = 640.0, 260.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 32.0, 52.0
+_WIDTH, _HEIGHT = 640.0, 270.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 42.0, 52.0
 _COLOURS = tuple(f"var(--{name})" for name in "abcdef")
 
 Points = Sequence[tuple[float, float]]
@@ -72,7 +72,7 @@ def draw_lines(series: Mapping[str, Points], axes: Axes, *, top: float | None = 
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">'
                     f"<title>{tooltip}</title></circle>"
                 )
-    below = [tick for tick in _choose_ticks(first, last) if first <= tick <= last]
+    below = [tick for tick in _choose_ticks(first, last, 1.0) if first <= tick <= last]
     return _draw_chart(
         drawn,
         [(_scale_y(measure(tick)), _format(tick, axes.percent)) for tick in ticks],
@@ -160,9 +160,9 @@ def draw_shares(rows: Mapping[str, Sequence[float]], names: Sequence[str]) -> st
     return f'<div class="bars">{"".join(drawn)}</div>{_draw_legend(names)}'
 
 
-def _choose_ticks(low: float, high: float) -> list[float]:
-    """Return four to seven round numbers, evenly spaced, that enclose a range."""
-    rough = (high - low) / 5
+def _choose_ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Return four to seven round numbers, at least ``least`` apart, that enclose a range."""
+    rough = max((high - low) / 5, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -181,7 +181,7 @@ def _render_fit(figures: Mapping[str, Any]) -> str:
     series = {
         "guaranteed: the error is at most this": relative("error"),
         "measured error": relative("gradient_error"),
-        "no subset of this size can guarantee less than": relative("error_lower_bound"),
+        "no subset of this size could guarantee less than this": relative("error_lower_bound"),
     }
     measured = series["measured error"]
     sentence = ""

@@ -79,7 +79,7 @@ def test_the_headline_says_what_the_figures_say(accuracies, words):
         ({}, "75% of what augmenting everything gained is more gradient steps"),
         ({"none_steps": 0.95}, "more training alone gained as much as augmenting everything"),
         ({"none_steps": 0.89}, "more training alone explains nothing"),
-        ({"full": 0.89}, "no gain from augmenting everything to explain"),
+        ({"full": 0.89}, "no significant gain from augmenting everything"),
     ],
 )
 def test_the_gain_is_split_into_steps_and_augmentation(accuracies, words):
@@ -134,7 +134,7 @@ def test_images_of_the_gallery_say_what_they_are():
     ]
     shown = show_most_selected(images, selections, 0, count=1)
     label = f"class {int(images.y_train[7])}"
-    assert f"{label}: selected 2 times out of 2, each time for 10 images" in shown
+    assert f"{label}: selected in 2 of 2 selections, for 10 images" in shown
     assert shown.count(f'alt="an image of {label}, original"') == 1
     assert shown.count(", augmented copy") == 2
 

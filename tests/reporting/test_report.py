@@ -412,6 +412,11 @@ def test_axes_have_round_ticks_and_titles(top, ticks):
         assert 'role="img" aria-label="what it shows"' in chart
 
 
+def test_epochs_are_whole_numbers():
+    chart = draw_lines({"a": [(1, 0.5), (3, 1)]}, Axes("", "", ""))
+    assert re.findall(r'text-anchor="middle">([^<]+)</text>', chart) == ["1", "2", "3"]
+
+
 def test_a_logarithmic_axis_has_round_ticks_that_enclose_the_values():
     chart = draw_lines({"a": [(0, 0.9), (5, 0.03)]}, Axes("", "", "", logarithmic=True))
     found = re.findall(r'text-anchor="end">([^<]*)</text>', chart)
