@@ -40,6 +40,11 @@ class Images:
     y_test: Tensor
 
     @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The four tensors."""
+        return self.x_train, self.y_train, self.x_test, self.y_test
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return 1 + int(max(self.y_train.max(), self.y_test.max()))
@@ -54,8 +59,8 @@ class Images:
     def digest(self) -> str:
         """SHA-256 of pixels and labels."""
         sha = hashlib.sha256()
-        for name in _NAMES:
-            sha.update(getattr(self, name).numpy().tobytes())
+        for part in self.parts:
+            sha.update(part.numpy().tobytes())
         return sha.hexdigest()
 
 

@@ -208,7 +208,7 @@ def _evaluate(model: nn.Module, images: Images, device: str) -> float:
 def warm_up(images: Images, setting: Setting) -> None:
     """Compile and load everything once, so that no arm pays for being the first."""
     few = min(len(images.x_train), 10 * images.num_classes)
-    small = replace(images, x_train=images.x_train[:few], y_train=images.y_train[:few])
+    small = Images("warm-up", *(part[:few] for part in images.parts))
     short = replace(setting, epochs=1)
     for arm in ARMS.values():
         train_arm(arm, small, short, 0)
