@@ -122,7 +122,7 @@ def _get_white(x: Images) -> np.float32:
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: int, x: Images) -> bool:
+def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: Any, x: Images) -> Any:
     """Return whether the source of a column is a pixel of the image."""
     at_x = np.rint(p[0] * np.float32(column) + row_x)
     at_y = np.rint(p[3] * np.float32(column) + row_y)
