@@ -21,6 +21,10 @@ class OnDevice(Tensor):
         made.inner = inner
         return made
 
+    def data_ptr(self) -> int:
+        """Return where the values are."""
+        return self.inner.data_ptr()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})

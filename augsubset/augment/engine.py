@@ -1,13 +1,15 @@
 """Run different operations on the rows of one batch.
 
 Which operation each row gets is decided on the CPU, and the plan is copied to the device once, so
-that no step waits for the device. On a GPU the rows of each slot are sorted by kernel, every kernel
-gets a contiguous segment, and the original order is restored at the end. On the CPU a compiled loop
-takes one row after another through all its slots.
+that no step waits for the device. On a GPU one launch takes all rows through all their slots; on
+the CPU a compiled loop takes one row after another. Where neither can run, torch kernels do: the
+rows of each slot are sorted by kernel, every kernel gets a contiguous segment, and the original
+order is restored at the end.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment import kernels, kernels_cpu
+from augsubset.augment import device, kernels, kernels_cpu
 from augsubset.augment.draws import OpDraws
 from augsubset.augment.ops import Op
 from augsubset.augment.params import (
@@ -27,7 +29,7 @@ from augsubset.augment.params import (
     prepare_magnitude,
     prepare_rows,
 )
-from augsubset.augment.plan import OpTables, plan_ops
+from augsubset.augment.plan import KERNEL_CODES, OpTables, plan_ops
 from augsubset.augment.random import RowKeys
 from augsubset.utils.torch_utils import to_device_async
 
@@ -36,7 +38,9 @@ __all__ = ["Engine", "EngineName"]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Kernel = Callable[[Tensor, Tensor], Tensor]
-EngineName = Literal["compiled loops", "torch kernels"]
+EngineName = Literal["compiled loops", "one launch", "torch kernels"]
+
+_logger = logging.getLogger(__name__)
 
 # From this many pixels on, kernels.warp may need float64 indices; the CPU loops have float32 only.
 _LARGE_IMAGE = 1 << 23
@@ -96,9 +100,18 @@ class Engine:
         context = PrepareContext(np.zeros((1, 2), np.float32), 32, 32)
         some = [op.compute_params(np.full(1, op.high, np.float32), context) for op in self._ops]
         self._num_params = max(params.shape[1] for params in some)
-        # The CPU loops run only if there is one for every operation.
+        # The CPU's loops, or the device's one launch, run only if they know every operation.
+        self._is_compiled = compiled
         self._loop_of = None if compiled else self._find_codes(kernels_cpu.KERNELS)
+        self._code_of = self._find_codes(KERNEL_CODES)
         self.name: EngineName | None = None
+        self._obstacle: str | None = None  # the last that was logged
+
+    def find_obstacle(self, x: Tensor) -> str | None:
+        """Return why images cannot go through one launch on their device, ``None`` if they can."""
+        if self._code_of is None:
+            return "it knows the built-in operations alone"
+        return device.find_obstacle(x)
 
     def _find_codes(self, known: Mapping[Any, int]) -> Int64Array | None:
         codes = [known.get(op.apply) if op.prepare is not None else None for op in self._ops]
@@ -141,6 +154,18 @@ class Engine:
         if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE_IMAGE:
             self.name = "compiled loops"
             return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
+        if x.device.type != "cpu" and not self._is_compiled:
+            if (obstacle := self.find_obstacle(x)) is None:
+                assert self._code_of is not None
+                self.name = "one launch"
+                return device.augment_rows(x.contiguous(), draws.op, params, self._code_of)
+            if obstacle != self._obstacle:
+                self._obstacle = obstacle
+                _logger.warning(
+                    "augmentation on %s takes about 200 launches a batch instead of one: %s.",
+                    x.device,
+                    obstacle,
+                )
         self.name = "torch kernels"
         order, table, plan = self._plan(draws, params)
         order, table = to_device_async(order, x.device), to_device_async(table, x.device)

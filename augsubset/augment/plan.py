@@ -1,25 +1,51 @@
 """What each row of a batch gets, in one compiled loop: from its key to the kernels' parameters.
 
-The loop calls those of other modules. Numba keeps compiled code by the file of the outermost loop:
+The loops call those of other modules. Numba keeps compiled code by the file of the outermost loop:
 after a change in one of the others, touch this file.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from augsubset.augment import kernels
 from augsubset.augment.draws import DRAWS_PER_SLOT, fill_draws
 from augsubset.augment.params import prepare_rows
 from augsubset.augment.random import fill_uniforms
 
-__all__ = ["OpTables", "plan_ops"]
+__all__ = ["KERNEL_CODES", "OpTables", "count_columns", "plan_ops", "stage_ops"]
 
+Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+
+# A line of a staged plan, as device/rows.cu reads it: where the image is among all, as 64 bits; how
+# many operations; the crop's first row and column, and whether it is mirrored; then the operations'
+# kernels, and their parameters as floats.
+SOURCE, COUNT, TOP, LEFT, MIRRORED, KERNELS = 0, 2, 3, 4, 5, 6
+
+KERNEL_CODES: dict[Callable[..., Any], int] = {
+    kernels.identity: 0,
+    kernels.warp: 1,
+    kernels.blend: 2,
+    kernels.sharpen: 3,
+    kernels.posterize: 4,
+    kernels.solarize: 5,
+    kernels.autocontrast: 6,
+    kernels.equalize: 7,
+    kernels.erase: 8,
+    kernels.warp_reflected: 9,
+    kernels.blur: 10,
+    kernels.add_noise: 11,
+}
+"""The code in ``device/rows.cu`` of each torch kernel."""
+
+_POSTERIZE = KERNEL_CODES[kernels.posterize]
 
 
 class OpTables(NamedTuple):
@@ -35,6 +61,12 @@ class OpTables(NamedTuple):
     forms: Float32Array
     num_slots: int
     num_params: int
+
+
+def count_columns(num_slots: int, num_params: int) -> int:
+    """Return the width of a staged plan, an even number: lines begin with 64 bits."""
+    width = KERNELS + num_slots * (1 + num_params)
+    return width + width % 2
 
 
 @numba.njit(cache=True, nogil=True)
@@ -73,3 +105,44 @@ def plan_ops(
     codes, forms = tables.prepare_codes, tables.forms
     prepare_rows(codes, op, forms, magnitude, spare, height, width, params)
     return op, magnitude, draws, params
+
+
+@numba.njit(cache=True, nogil=True)
+def stage_ops(
+    op: Int64Array,
+    params: Float32Array,
+    codes: Int64Array,
+    is_byte: bool,
+    rows: Int64Array,
+    lines: Int32Array,
+) -> None:
+    """Write operations and parameters into the lines of some rows.
+
+    Args:
+        op: Operation of each row and slot, -1 for none. ``(m, S)``
+        params: ``(m, S, P)``
+        codes: Kernel code of each operation, 0 for none. The last entry is for op -1.
+        is_byte: Whether pixels are bytes.
+        rows: Line of each row. ``(m,)``
+        lines: The plan. ``(B, W)``
+    """
+    num_slots, num_params = op.shape[1], params.shape[2]
+    as_floats = lines.view(np.float32)
+    for j in range(op.shape[0]):
+        i, count = rows[j], 0
+        for slot in range(num_slots):
+            code = codes[op[j, slot]]
+            if code == 0:
+                continue
+            at = KERNELS + num_slots + count * num_params
+            for t in range(num_params):
+                as_floats[i, at + t] = params[j, slot, t]
+            if code == _POSTERIZE:  # a power of two by the device's own function might differ
+                bits = np.float64(params[j, slot, 0])
+                if is_byte:
+                    as_floats[i, at] = np.uint8(256 - np.float32(2 ** (8 - bits)))
+                else:
+                    as_floats[i, at] = 2**bits
+            lines[i, KERNELS + count] = code
+            count += 1
+        lines[i, COUNT] = count
