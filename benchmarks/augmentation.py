@@ -130,7 +130,7 @@ def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]
         held = rows.round_epochs(policy.every)
         draws = policies.draw_uniforms(held, policy.num_ops * 6, policy.stream)
         drawn = policy._decode(draws)
-        return policy._engine.compute_params(drawn, *x.shape[-2:])
+        return policy.engine.compute_params(drawn, *x.shape[-2:])
 
     return draw
 
@@ -138,7 +138,7 @@ def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]
 def by_kernels(**options: Any) -> RandomOps:
     """Return the paper's policy by the kernels that a device runs, on the host as well."""
     policy = RandomOps.paper(**options)
-    policy._engine._loop_of = None
+    policy.engine._loop_of = None
     return policy
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from augsubset.augment.checks import CROP_FLIP, check_images, get_stream, move_masks
 from augsubset.augment.kernels import take_pixels
-from augsubset.augment.random import RowKeys, draw_uniforms
+from augsubset.augment.plan import CropTables, fill_crops
+from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
 
@@ -65,6 +68,11 @@ class CropFlip:
         self.mask_fill = check_int("mask_fill", mask_fill, -(1 << 24), 1 << 24)
 
     @property
+    def tables(self) -> CropTables:
+        """What the loops that plan a batch need."""
+        return CropTables(self.stream, self.every, self.padding, np.float32(self.flip))
+
+    @property
     def is_geometric(self) -> bool:
         """Whether pixels move."""
         return self.padding > 0 or self.flip > 0
@@ -86,22 +94,44 @@ class CropFlip:
             )
         if len(x) == 0:
             return (x, *masks) if masks else x
-        draws = draw_uniforms(rows.round_epochs(self.every), 3, self.stream)
-        offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        source_y = offsets[:, :1] + np.arange(height)
-        source_x = offsets[:, 1:] + np.arange(width)
-        is_flipped = draws[:, 2] < self.flip
-        source_x[is_flipped] = source_x[is_flipped, ::-1]
-        if self.padding_mode == "reflect":
-            source_y = height - 1 - np.abs(height - 1 - np.abs(source_y))
-            source_x = width - 1 - np.abs(width - 1 - np.abs(source_x))
-        # Flat indices into the image with take_pixels' black border of one pixel.
-        row_start = (np.clip(source_y, -1, height) + 1) * (width + 2)
-        column = np.clip(source_x, -1, width) + 1
-        both = np.concatenate([row_start, column], 1)  # one transfer instead of two
+        seed, epoch, numbers, copy = rows.arrays
+        is_reflected = self.padding_mode == "reflect"
+        both = _list_sources(seed, epoch, numbers, copy, self.tables, height, width, is_reflected)
         index = to_device_async(torch.from_numpy(both), x.device)
         index = index[:, :height, None] + index[:, None, height:]
         with torch.no_grad():
             out = take_pixels(x, index)
             moved = move_masks(masks, x, self.mask_fill, lambda mask: take_pixels(mask, index))
         return (out, *moved) if masks else out
+
+
+@numba.njit(cache=True, nogil=True)
+def _list_sources(
+    seed: np.uint64,
+    epoch: npt.NDArray[np.int64],
+    index: npt.NDArray[np.int64],
+    copy: npt.NDArray[np.int64],
+    tables: CropTables,
+    height: int,
+    width: int,
+    is_reflected: bool,
+) -> npt.NDArray[np.int64]:
+    """Return where each row and column of the crops begins, ``(B, H + W)``, to be added up.
+
+    They are flat indices into the image with :func:`take_pixels`' black border of one pixel, in
+    one array because it is copied to the device.
+    """
+    crops = np.empty((epoch.shape[0], 3), np.int32)
+    fill_crops(seed, epoch, index, copy, tables, crops)
+    both = np.empty((epoch.shape[0], height + width), np.int64)
+    for i in range(epoch.shape[0]):
+        for axis in range(2):
+            size, first = (height, 0) if axis == 0 else (width, height)
+            for step in range(size):
+                is_mirrored = axis == 1 and crops[i, 2] != 0
+                source = crops[i, axis] + (size - 1 - step if is_mirrored else step)
+                if is_reflected:
+                    source = size - 1 - abs(size - 1 - abs(source))
+                inside = min(max(source, -1), size) + 1
+                both[i, first + step] = inside * (width + 2) if axis == 0 else inside
+    return both

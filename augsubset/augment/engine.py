@@ -61,6 +61,10 @@ class Engine:
     Args:
         ops: Operations by name, in the order that :class:`OpDraws` indexes.
         compiled: Pass kernels through ``torch.compile``, once each for any number of rows.
+
+    Attributes:
+        codes: Kernel code of each operation for one launch on a GPU, ``None`` if one has none.
+        name: What made the last batch.
     """
 
     def __init__(self, ops: Mapping[str, Op], compiled: bool = False) -> None:
@@ -103,13 +107,13 @@ class Engine:
         # The CPU's loops, or the device's one launch, run only if they know every operation.
         self._is_compiled = compiled
         self._loop_of = None if compiled else self._find_codes(kernels_cpu.KERNELS)
-        self._code_of = self._find_codes(KERNEL_CODES)
+        self.codes = None if compiled else self._find_codes(KERNEL_CODES)
         self.name: EngineName | None = None
         self._obstacle: str | None = None  # the last that was logged
 
     def find_obstacle(self, x: Tensor) -> str | None:
         """Return why images cannot go through one launch on their device, ``None`` if they can."""
-        if self._code_of is None:
+        if self.codes is None:
             return "it knows the built-in operations alone"
         return device.find_obstacle(x)
 
@@ -156,9 +160,9 @@ class Engine:
             return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
         if x.device.type != "cpu" and not self._is_compiled:
             if (obstacle := self.find_obstacle(x)) is None:
-                assert self._code_of is not None
+                assert self.codes is not None
                 self.name = "one launch"
-                return device.augment_rows(x.contiguous(), draws.op, params, self._code_of)
+                return device.augment_rows(x.contiguous(), draws.op, params, self.codes)
             if obstacle != self._obstacle:
                 self._obstacle = obstacle
                 _logger.warning(

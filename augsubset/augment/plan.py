@@ -18,7 +18,8 @@ from augsubset.augment.draws import DRAWS_PER_SLOT, fill_draws
 from augsubset.augment.params import prepare_rows
 from augsubset.augment.random import fill_uniforms
 
-__all__ = ["KERNEL_CODES", "OpTables", "count_columns", "plan_ops", "stage_ops"]
+__all__ = ["KERNEL_CODES", "CropTables", "OpTables", "count_columns", "fill_crops", "plan_ops"]
+__all__ += ["stage_ops"]
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -146,3 +147,43 @@ def stage_ops(
             lines[i, KERNELS + count] = code
             count += 1
         lines[i, COUNT] = count
+
+
+class CropTables(NamedTuple):
+    """All of a crop and flip that its rows' draws depend on."""
+
+    stream: int
+    every: int
+    padding: int
+    flip: np.float32
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_crops(
+    seed: np.uint64,
+    epoch: Int64Array,
+    index: Int64Array,
+    copy: Int64Array,
+    tables: CropTables,
+    crops: Int32Array,
+) -> None:
+    """Write each row's first row and column in the image, and whether it is mirrored: ``(B, 3)``.
+
+    Args:
+        seed: Of the rows.
+        epoch: ``(B,)``, as index and copy.
+        index: In the dataset.
+        copy: Which copy.
+        tables: The policy's.
+        crops: Out.
+    """
+    num_rows, padding = epoch.shape[0], tables.padding
+    if tables.every != 1:
+        epoch = epoch - epoch % tables.every
+    draws = np.empty((num_rows, 3), np.float32)
+    fill_uniforms(seed, tables.stream, epoch, index, copy, draws)
+    num_offsets = np.float32(2 * padding + 1)
+    for i in range(num_rows):
+        crops[i, 0] = np.int32(draws[i, 0] * num_offsets) - padding
+        crops[i, 1] = np.int32(draws[i, 1] * num_offsets) - padding
+        crops[i, 2] = draws[i, 2] < tables.flip

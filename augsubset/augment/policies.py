@@ -147,7 +147,7 @@ class RandomOps:
         count = len(self.ops)
         self._mode, self._num_choices = INDEPENDENT if replacement else DISTINCT, count
         self._op_table = build_op_table(self.ops.values(), [probability] * count, [-1.0] * count)
-        self._engine = Engine(self.ops, compiled)
+        self.engine = Engine(self.ops, compiled)
         moves = [op.apply in (warp, warp_reflected) for op in self.ops.values()]
         self._moves = np.array([*moves, False])  # the last is that of -1, no operation
 
@@ -282,7 +282,7 @@ class RandomOps:
     @property
     def engine_name(self) -> EngineName | None:
         """Name of what made the last batch, ``None`` before the first."""
-        return self._engine.name
+        return self.engine.name
 
     @property
     def is_geometric(self) -> bool:
@@ -313,22 +313,22 @@ class RandomOps:
             )
         draws, params = self._plan(rows, *masks.shape[-2:])
         is_moving = np.where(self._moves[draws.op], draws.op, -1)
-        return self._engine(masks, draws._replace(op=is_moving), params)
+        return self.engine(masks, draws._replace(op=is_moving), params)
 
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
-        return self._engine(x, *self._plan(rows, *x.shape[-2:]))
+        return self.engine(x, *self._plan(rows, *x.shape[-2:]))
 
     @property
     def tables(self) -> OpTables | None:
         """What the loops that plan a batch need; ``None`` if they cannot plan this policy's."""
         drawing = self._mode, self._num_choices, self._op_table, self._levels, self.num_ops
-        return self._engine.make_tables(self.stream, self.every, *drawing)
+        return self.engine.make_tables(self.stream, self.every, *drawing)
 
     def _plan(self, rows: RowKeys, height: int, width: int) -> tuple[OpDraws, Float32Array | None]:
         """Return each row's operations, and their parameters if one loop makes both."""
         tables = self.tables
         if tables is not None:
-            return self._engine.plan(rows, tables, height, width)
+            return self.engine.plan(rows, tables, height, width)
         rows = rows.round_epochs(self.every)
         return self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)), None
 
@@ -439,7 +439,7 @@ class AugMix(RandomOps):
         chains = self._decode(draws[:, : self.width * per_chain])
         depth = draws[:, self.width * per_chain : -self.width - 1].reshape(-1, 1) * self.num_ops
         chains.op[np.arange(self.num_ops) > depth] = -1  # keeps floor(depth) + 1 operations
-        chained = self._engine(x.repeat_interleave(self.width, 0), chains)
+        chained = self.engine(x.repeat_interleave(self.width, 0), chains)
         # A uniform point on the simplex: exponential numbers divided by their sum. 2**-25, half the
         # resolution of a draw, keeps the logarithm finite.
         share = -np.log(draws[:, -self.width - 1 : -1].astype(np.float64) + 2**-25)

@@ -16,12 +16,15 @@ from augsubset.augment.plan import SOURCE, count_columns, stage_ops
 from augsubset.augment.random import get_quantiles
 from augsubset.utils.torch_utils import to_device_async
 
-__all__ = ["Arguments", "augment_rows", "find_obstacle"]
+__all__ = ["OUT_TYPES", "Arguments", "augment_rows", "deliver_rows", "find_obstacle"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
-_KERNELS = ("augment_rows",)
+OUT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""The number in ``rows.cu`` of each dtype that images are delivered in."""
+
+_KERNELS = ("augment_rows", "deliver_rows")
 _DEVICE_TYPES = ("cuda",)
 # Coordinates are float32, and positions within an image 32-bit integers.
 _MAX_PIXELS, _MAX_VALUES = 1 << 23, 1 << 31
@@ -97,6 +100,52 @@ def augment_rows(x: Tensor, op: Int64Array, params: Float32Array, codes: Int64Ar
         plan_width=lines.shape[1],
     )
     return out
+
+
+def deliver_rows(
+    images: Tensor,
+    out: Tensor,
+    plan: Tensor,
+    *,
+    num_slots: int,
+    num_params: int,
+    has_copies: bool,
+    statistics: Tensor | None,
+    is_reflected: bool,
+    is_channels_last: bool,
+) -> None:
+    """Write images as the model takes them, in one launch on the current stream.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8 or float32, contiguous, on a device that can.
+        out: Of the same shape, of a dtype in :data:`OUT_TYPES`.
+        plan: The staged plan. ``(B, W)`` int32
+        num_slots: Operations that a line has room for.
+        num_params: Parameters of each.
+        has_copies: Whether a row has operations at all.
+        statistics: Of bytes what scales them and is subtracted then, of floats mean and standard
+            deviation, ``(2, C, 1, 1)`` float32; ``None``: bytes are divided by 255.
+        is_reflected: Whether crops see the mirrored image outside, not zeros.
+        is_channels_last: Whether that is the memory format of ``out``.
+    """
+    num_buffers = 2 if images.is_floating_point() else min(num_slots, 2)
+    size = (num_buffers * len(out), *images.shape[1:]) if has_copies else (0,)
+    _launch(
+        1,
+        images,
+        out,
+        scratch=torch.empty(size, dtype=images.dtype, device=images.device),
+        plan=plan,
+        statistics=statistics,
+        rows=len(out),
+        slots=num_slots,
+        num_params=num_params,
+        plan_width=plan.shape[1],
+        out_type=OUT_TYPES[out.dtype],
+        is_normalised=statistics is not None,
+        is_reflected=is_reflected,
+        is_channels_last=is_channels_last,
+    )
 
 
 def _launch(
