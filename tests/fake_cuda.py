@@ -102,7 +102,7 @@ def fake_cuda(mutation: tuple[str, str] | None = None) -> Iterator[FakeDriver]:
     """Make ``DEVICE`` a GPU within the block."""
     driver = FakeDriver(mutation)
     stream = SimpleNamespace(cuda_stream=STREAM, query=lambda: True)
-    with pytest.MonkeyPatch.context() as patch, StandInDevice():
+    with pytest.MonkeyPatch.context() as patch, StandInDevice(inverts=True):
         patch.setattr(launch, "_DEVICE_TYPES", (DEVICE.type,))
         patch.setattr(launch, "_loaded", {})
         patch.setattr(launch, "find_cubin", driver.find_cubin)

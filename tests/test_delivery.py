@@ -15,6 +15,7 @@ from augsubset.pipeline import BatchPipeline
 from augsubset.sampling.keys import FIRST_REPEAT, LAST_FILLER, PADDING, pack
 from benchmarks.augmentation import CountCalls
 from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
+from tests.stand_in import StandInDevice
 
 CPU = torch.device("cpu")
 POLICIES = {
@@ -261,3 +262,12 @@ def test_a_mutant_is_found(name):
         return not torch.equal(found.inner, expected)
 
     assert any(is_wrong(*way) for way in ways)
+
+
+def test_bytes_are_divided_on_the_device_as_on_the_cpu():
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    pipeline = make_pipeline(POLICIES["paper"])
+    with StandInDevice(inverts=True):
+        there = x.to(DEVICE)
+        assert torch.equal(pipeline.preprocess(x, DEVICE).inner, pipeline.preprocess(x, CPU))
+        assert not torch.equal((there / 255).inner, x / 255)  # as CUDA divides by a number

@@ -147,7 +147,7 @@ class Op:
         """Apply the kernel, or a user's function to floats in [0, 1]."""
         if self.prepare is not None:
             return self.apply(x, params)
-        images = x if x.is_floating_point() else x.float() / 255
+        images = x if x.is_floating_point() else kernels.divide(x.float(), 255)
         out = self.apply(images, params[:, 0])
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -22,6 +22,7 @@ from augsubset.augment.draws import OpDraws
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import select_ops
 from tests.fake_cuda import DEVICE, build, fake_cuda, needs_compiler
+from tests.stand_in import StandInDevice
 
 POLICIES = {
     "paper": RandomOps.paper(),
@@ -98,6 +99,16 @@ def test_every_operation_has_the_bits_of_the_cpu(dtype, channels):
     with fake_cuda() as driver:
         assert count_differences(dtype, channels, sizes) == {}
     assert len(driver.launches) >= 20 * len(sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_kernels_on_a_device_have_them_too(dtype):
+    for name in OPS:
+        for size in ((7, 5), (33, 25)):
+            x = images(16, 3, *size, dtype)
+            with StandInDevice(inverts=True):
+                on_device = run_op(name, x, lambda x: x.to(DEVICE))
+            assert differing(on_device, run_op(name, x)) == 0, name
 
 
 @needs_compiler
