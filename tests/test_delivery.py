@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from augsubset import BatchSpec, CropFlip, Op, RandomOps
+from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
 from augsubset.augment import OPS
 from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
@@ -17,7 +17,7 @@ from benchmarks.augmentation import CountCalls
 from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
 from tests.stand_in import StandInDevice
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 POLICIES = {
     "paper": RandomOps.paper(),
     "every op": RandomOps(tuple(OPS), 3, every=2),
@@ -62,18 +62,23 @@ def as_bits(x):
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
+def take_back(x):
+    """Return a tensor of either device on the CPU."""
+    return getattr(x, "inner", x).cpu()
+
+
 def assert_same(found, expected):
     for mine, other in zip(found.output, expected.output, strict=True):
-        assert mine.device == DEVICE
+        assert mine.device.type != "cpu"
         assert mine.dtype == other.dtype
-        assert torch.equal(mine.inner, other)
+        assert torch.equal(take_back(mine), other)
     formats = torch.contiguous_format, torch.channels_last
     for layout in formats:
         found_as, expected_as = (
             x.output[0].is_contiguous(memory_format=layout) for x in (found, expected)
         )
         assert found_as == expected_as
-    assert torch.equal(as_bits(found.output[0].inner), as_bits(expected.output[0]))
+    assert torch.equal(as_bits(take_back(found.output[0])), as_bits(expected.output[0]))
 
 
 @needs_compiler
@@ -271,3 +276,36 @@ def test_bytes_are_divided_on_the_device_as_on_the_cpu():
         there = x.to(DEVICE)
         assert torch.equal(pipeline.preprocess(x, DEVICE).inner, pipeline.preprocess(x, CPU))
         assert not torch.equal((there / 255).inner, x / 255)  # as CUDA divides by a number
+
+
+# With a GPU: `make test-gpu`.
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("is_byte", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_on_a_gpu_a_batch_is_that_of_the_cpu(base, is_byte, channels_last, dtype):
+    for augment, (count, size) in itertools.product(POLICIES, ((256, 32), (8, 224))):
+        batch, keys, weights = make_batch(count, 3, size, size, is_byte)
+        options = {"normalize": statistics(3), "channels_last": channels_last, "dtype": dtype}
+        spec = BatchSpec(return_index=True)
+        pipeline = make_pipeline(POLICIES[augment], BASES[base], spec, **options)
+        expected = pipeline.process(batch, keys, weights, CPU)
+        found = pipeline.process(batch, keys, weights, GPU)
+        assert POLICIES[augment].engine_name == "one launch"
+        assert_same(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("is_byte", [False, True])
+def test_under_a_sanitizer(is_byte):
+    """Every operation, alone and delivered, on few rows: compute-sanitizer takes its time."""
+    batch, keys, weights = make_batch(40, 3, 33, 25, is_byte)
+    rows = RowKeys(7, 5, torch.arange(40), 1)
+    policy = POLICIES["every op"]
+    assert torch.equal(take_back(policy(batch[0].to(GPU), rows)), policy(batch[0], rows))
+    pipeline = make_pipeline(policy, BASES["reflect"])
+    expected = pipeline.process(batch, keys, weights, CPU)
+    assert_same(pipeline.process(batch, keys, weights, GPU), expected)

@@ -21,6 +21,7 @@ static int barrier_left_out = 0;  // the source line of a barrier that nobody wa
 #define __global__
 #define __device__ static
 #define __shared__ static
+#define __launch_bounds__(lanes)
 #define __syncthreads() wait_at(__LINE__)
 
 static void wait_at(int line) {

@@ -37,6 +37,7 @@ POLICIES = {
     "every op": RandomOps(tuple(OPS), 3),
 }
 DTYPES = [torch.uint8, torch.float32]
+GPU = torch.device("cuda")
 
 
 def images(count, channels, height, width, dtype, seed=0):
@@ -62,9 +63,10 @@ def as_bits(x):
 
 def differing(found, expected):
     """Return how many values differ in a bit."""
+    found = getattr(found, "inner", found).cpu()
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
-    return int((as_bits(found.inner) != as_bits(expected)).sum())
+    return int((as_bits(found) != as_bits(expected)).sum())
 
 
 def run_op(name, x, where=lambda x: x):
@@ -77,15 +79,15 @@ def run_op(name, x, where=lambda x: x):
     return Engine(select_ops(name))(where(x), draws)
 
 
-def count_differences(dtype, channels, sizes, names=tuple(OPS)):
+def count_differences(dtype, channels, sizes, device=DEVICE):
     """Return values that differ by operation, where any do."""
     found = {}
-    for name in names:
+    for name in OPS:
         if channels not in (OPS[name].channels or (channels,)):
             continue
         for size in sizes:
             x = images(16, channels, *size, dtype)
-            on_device = run_op(name, x, lambda x: x.to(DEVICE))
+            on_device = run_op(name, x, lambda x: x.to(device))
             if wrong := differing(on_device, run_op(name, x)):
                 found[name, size] = wrong
     return found
@@ -207,6 +209,8 @@ def test_nvrtc_makes_no_instruction_that_changes_bits(capability, is_byte):
     ptx = compiler.compile_rows(is_byte, 3, capability, as_ptx=True).decode()
     assert re.findall(r"^\s*(fma\S*|\S*approx\S*|div\.full\S*|\S*\.ftz\S*)", ptx, re.M) == []
     assert "div.rn.f32" in ptx
+    # So few registers a lane that blocks of 1,024 can be launched.
+    assert ptx.count(".maxntid 1024") == len(launch._KERNELS)
     entries = dict(re.findall(r"\.entry (\w+)\(\s*\.param \.align 8 \.b8 \w+\[(\d+)\]", ptx))
     assert set(launch._KERNELS) <= set(entries)
     assert {int(size) for size in entries.values()} == {ctypes.sizeof(launch.Arguments)}
@@ -341,3 +345,72 @@ def test_a_launch_that_fails_is_an_error():
         driver.error = driver.CUresult.CUDA_ERROR_LAUNCH_FAILED
         with pytest.raises(RuntimeError, match="cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED"):
             policy(x.to(DEVICE), rows)
+
+
+# With a GPU: `make test-gpu`.
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_on_a_gpu_every_operation_has_the_bits_of_the_cpu(dtype, channels):
+    sizes = [(1, 1), (2, 3), (7, 5), (33, 25), (224, 224)]
+    assert count_differences(dtype, channels, sizes, GPU) == {}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_on_a_gpu_policies_have_the_bits_of_the_cpu(name, dtype):
+    policy = POLICIES[name]
+    for count, size in ((512, 32), (24, 224)):
+        x, rows = images(count, 3, size, size, dtype), RowKeys(1, 2, torch.arange(count), 1)
+        found = policy(x.to(GPU), rows)
+        assert policy.engine_name == "one launch"
+        assert differing(found, policy(x, rows)) == 0
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_streams_and_threads_change_nothing():
+    x, rows = images(256, 3, 32, 32, torch.uint8), RowKeys(1, 2, torch.arange(256), 1)
+    policy, there = RandomOps.paper(), x.cuda()
+    expected = policy(x, rows)
+
+    def run(_):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.cuda.stream(stream):
+            found = policy(there, rows)
+        stream.synchronize()
+        return differing(found, expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(40))) == [0] * 40
+
+
+@pytest.mark.cuda
+def test_on_several_gpus_each_loads_its_own_code():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    x, rows = images(64, 3, 32, 32, torch.uint8), RowKeys(1, 2, torch.arange(64), 1)
+    policy = RandomOps.paper()
+    for number in (1, 0, 1):
+        assert differing(policy(x.to(f"cuda:{number}"), rows), policy(x, rows)) == 0
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_graph_replays_what_it_captured():
+    x, rows = images(64, 3, 32, 32, torch.uint8), RowKeys(1, 2, torch.arange(64), 1)
+    policy, there = RandomOps.paper(), x.cuda()
+    expected = policy(x, rows)
+    policy(there, rows)  # loads the code
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = policy(there, rows)
+    for _ in range(3):
+        found.zero_()
+        for _ in range(8):  # takes the memory of a plan that nobody holds
+            torch.full((64 * 20,), -1, dtype=torch.int32).pin_memory()
+        graph.replay()
+        assert differing(found, expected) == 0

@@ -334,7 +334,7 @@ __device__ const float* get_params(const Arguments& a, const int* line, int slot
 }
 
 // Augmented images of the same type. The last operation writes to the output.
-extern "C" __global__ void augment_rows(Arguments a) {
+extern "C" __global__ void __launch_bounds__(MAX_LANES) augment_rows(Arguments a) {
     __shared__ Shared shared;
     const int* line = a.plan + (long long)blockIdx.x * a.plan_width;
     const long long total = (long long)CHANNELS * a.height * a.width;
@@ -381,7 +381,7 @@ __device__ float normalise(Pixel pixel, int c, const Arguments& a) {
 }
 
 // A batch as the model takes it. Floats were checked on the CPU: clamping removes rounding errors.
-extern "C" __global__ void deliver_rows(Arguments a) {
+extern "C" __global__ void __launch_bounds__(MAX_LANES) deliver_rows(Arguments a) {
     __shared__ Shared shared;
     const int* line = a.plan + (long long)blockIdx.x * a.plan_width;
     const int height = a.height, width = a.width, size = height * width;
