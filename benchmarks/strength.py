@@ -90,7 +90,7 @@ class Strength(RandomOps):
         return own if self._by == "probability" else own / p.norm(dim=1)
 
     def levels_of(self, rows: RowKeys) -> np.ndarray:
-        """Return the level of each row, in [0, 1); 0 before the first epoch. ``(B,)``"""
+        """Return the level of each row, in [0, 1); 0 before the first epoch."""
         if not len(self._table):
             return np.zeros(len(rows), np.float32)
         confidence = self._table[rows.index.numpy()].clip(0, 1)

@@ -27,6 +27,7 @@ from benchmarks.datasets import FolderData, stand_in
 from benchmarks.grid import RESULTS, Grid, load_grid, load_results, seeds_of
 from benchmarks.harness import environment
 from benchmarks.records import append
+from benchmarks.stats import power_lines
 
 __all__ = ["estimate", "main", "run_grid"]
 
@@ -230,6 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.estimate:
             grid = replace(grid, cells=tuple(replace(cell, **changes) for cell in grid.cells))
             estimates[grid.name] = estimate(grid, measured)
+            print(*power_lines(grid), sep="\n", flush=True)
             continue
         budget = given.budget_minutes
         if budget is not None:
