@@ -71,31 +71,41 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
 
 @numba.njit(cache=True, nogil=True)
 def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
-    before = np.empty(x.shape[1:], x.dtype)
+    spare = np.empty(x.shape[1:], x.dtype)
     gray = np.empty(x.shape[2:], np.float32)
     other = np.empty(x.shape[2:], np.float32)
     for i in range(x.shape[0]):
-        row = out[i]
-        _copy(x[i], row)
+        source, num_left = x[i], 0
+        for slot in range(kernel.shape[1]):
+            num_left += kernel[i, slot] != _NONE
+        if num_left == 0:
+            _copy(source, out[i])
         for slot in range(kernel.shape[1]):
             which, p = kernel[i, slot], params[i, slot]
+            if which == _NONE:
+                continue
+            # Kernels write to the other buffer: copies would cost as much as cheap operations.
+            target = out[i] if num_left % 2 else spare  # the last is out
+            num_left -= 1
             if which == _WARP:
-                _copy(row, before)
-                _warp(before, p, row)
-            elif which == _BLEND:
-                _blend(row, p, gray)
+                _warp(source, p, target)
+            else:
+                _copy(source, target)
+            if which == _BLEND:
+                _blend(target, p, gray)
             elif which == _SHARPEN:
-                _sharpen(row, p, gray, other)
+                _sharpen(target, p, gray, other)
             elif which == _POSTERIZE:
-                _posterize(row, p)
+                _posterize(target, p)
             elif which == _SOLARIZE:
-                _solarize(row, p)
+                _solarize(target, p)
             elif which == _AUTOCONTRAST:
-                _autocontrast(row)
+                _autocontrast(target)
             elif which == _EQUALIZE:
-                _equalize(row)
+                _equalize(target)
             elif which == _ERASE:
-                _erase(row, p)
+                _erase(target, p)
+            source = target
 
 
 @numba.njit(cache=True, nogil=True)
@@ -112,26 +122,73 @@ def _get_white(x: Images) -> np.float32:
 
 
 @numba.njit(cache=True, nogil=True)
+def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: Any, x: Images) -> Any:
+    """Return whether the source of a column is a pixel of the image."""
+    at_x = np.rint(p[0] * np.float32(column) + row_x)
+    at_y = np.rint(p[3] * np.float32(column) + row_y)
+    return at_x >= 0 and at_x < x.shape[2] and at_y >= 0 and at_y < x.shape[1]
+
+
+@numba.njit(cache=True, nogil=True)
 def _warp(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     source, target, size = x.reshape(-1), out.reshape(-1), height * width
-    across = np.arange(width).astype(np.float32)
-    index = np.empty(width, np.int64)  # source pixel within a channel, -1 for outside
-    before, right, bottom = np.float32(-1), np.float32(width), np.float32(height)
+    zero, right, bottom = np.float32(0), np.float32(width - 1), np.float32(height - 1)
+    across, step = np.arange(width).astype(np.float32), np.float32(width)
+    index = np.empty(width, np.uint32)  # source pixel within a channel
+    a, d = p[0], p[3]
+    # Rows that move as a whole: every column plus one number, or that number minus the column.
+    # Below 2**14 columns the sum is rounded by at most 2**-9 where it is inside, which matters
+    # only next to a tie.
+    is_level, away_from_tie = d == 0 and abs(a) == 1, np.float32(0.5 - 2**-8)
+    is_level = is_level and width < 1 << 14
     for y in range(height):
         row_x = p[1] * np.float32(y) + p[2]
         row_y = p[4] * np.float32(y) + p[5]
-        for column in range(width):
-            # Clamp to just outside before the cast: a float beyond int64 has no defined result.
-            at_x = min(max(np.rint(p[0] * across[column] + row_x), before), right)
-            at_y = min(max(np.rint(p[3] * across[column] + row_y), before), bottom)
-            is_inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-            index[column] = np.int64(at_y) * width + np.int64(at_x) if is_inside else -1
-        for c in range(channels):
-            first = c * size
+        is_block = is_level and abs(row_x - np.rint(row_x)) <= away_from_tie
+        start = np.int64(0)  # source of the first column inside
+        if is_block:
+            # Clamp before the cast: a float beyond int64 has no defined result.
+            shift = np.int64(min(max(np.rint(row_x), -2 * step), 2 * step))
+            first = max(-shift if a > 0 else shift - width + 1, 0)
+            last = min(width - shift if a > 0 else shift + 1, width)
+            if first >= last or not _is_inside(p, row_x, row_y, first, x):
+                first = last = width
+            else:
+                start = np.int64(np.rint(row_y)) * width + shift + (first if a > 0 else -first)
+        else:
+            # Sources are monotone in the column, so those inside are neighbours.
+            first, last = 0, width
+            while first < last and not _is_inside(p, row_x, row_y, first, x):
+                first += 1
+            while first < last and not _is_inside(p, row_x, row_y, last - 1, x):
+                last -= 1
             for column in range(width):
-                at = index[column]
-                target[first + y * width + column] = source[first + at] if at >= 0 else 0
+                # The bounds matter outside alone, and for NaN.
+                at_x = min(max(zero, np.rint(a * across[column] + row_x)), right)
+                at_y = min(max(zero, np.rint(d * across[column] + row_y)), bottom)
+                index[column] = np.int32(at_y * step + at_x)  # exact: integers
+        # Unsigned, as numba compiles a check for negative ones into every other index.
+        count, before, after = np.uint64(last - first), np.uint64(first), np.uint64(width - last)
+        for c in range(channels):
+            at, to = np.uint64(c * size), np.uint64(c * size + y * width)
+            for i in range(before):
+                target[to + i] = 0
+            to += before
+            if not is_block:
+                for i in range(count):
+                    target[to + i] = source[at + np.uint64(index[before + i])]
+            elif a > 0:
+                at += np.uint64(start)
+                for i in range(count):
+                    target[to + i] = source[at + i]
+            else:
+                at += np.uint64(start)
+                for i in range(count):
+                    target[to + i] = source[at - i]
+            to += count
+            for i in range(after):
+                target[to + i] = 0
 
 
 @numba.njit(cache=True, nogil=True)

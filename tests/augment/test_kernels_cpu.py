@@ -1,5 +1,7 @@
 """The compiled CPU loops are bit-identical to the torch kernels."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from augsubset import Op, RandomOps, RowKeys
-from augsubset.augment import OPS, kernels_cpu
+from augsubset.augment import OPS, kernels, kernels_cpu
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import select_ops
 from augsubset.augment.params import PrepareContext
@@ -74,6 +76,75 @@ def test_every_operation_is_bit_identical_over_its_range(name, dtype):
     params = op.compute_params(magnitude.numpy(), context)[:, None]
     found = kernels_cpu.run_rows(x, np.full((21, 1), kernels_cpu.KERNELS[op.apply]), params)
     assert torch.equal(found, op(x, magnitude, (0.4, 0.4)))
+
+
+def as_bits(x):
+    """Floats as integers: unlike their values, those of 0.0 and -0.0 differ."""
+    return x.view(torch.int32) if x.is_floating_point() else x
+
+
+def around(values):
+    """Values and their neighbours in float32, with both signs."""
+    values = np.array(values, np.float32)
+    each = [values, np.nextafter(values, np.float32(-np.inf)), np.nextafter(values, np.float32(9))]
+    return np.unique(np.concatenate([*each, *(-one for one in each)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    ("channels", "height", "width"), [(1, 5, 9), (2, 4, 8), (3, 3, 1), (5, 7, 3)]
+)
+def test_rows_that_move_by_whole_pixels_follow_the_kernel_at_every_tie(
+    dtype, channels, height, width
+):
+    halves = [0, 0.25, 0.5, 1.5, 2.5, width - 1, width - 0.5, width, width + 0.5]
+    shifts = [*around(halves), *around([0.496, 1.504, 3 * width, 1e5, 3e9, 1e30]), np.inf, -np.inf]
+    rest = [*itertools.product([1, -1, 0.5], [0, 0.3], [0, 0.01], [1, -1], [0, 1.5, height - 1])]
+    params = np.array([[a, b, c, d, e, f] for a, b, d, e, f in rest for c in shifts], np.float32)
+    x = images(len(params), channels, height, width, dtype)
+    found = kernels_cpu.run_rows(x, np.full((len(x), 1), kernels_cpu._WARP), params[:, None])
+    expected = kernels.warp(x, torch.from_numpy(params))
+    assert torch.equal(as_bits(found), as_bits(expected))
+
+
+def test_a_row_of_many_columns_takes_the_general_form():
+    """Beyond 2**14 columns the sum of column and shift loses the bits that decide."""
+    width = (1 << 14) + 3
+    params = np.array([[1, 0, 0.495, 0, 1, 0], [-1, 0, width - 1.495, 0, 1, 0]], np.float32)
+    x = images(2, 1, 1, width, torch.uint8)
+    found = kernels_cpu.run_rows(x, np.full((2, 1), kernels_cpu._WARP), params[:, None])
+    assert torch.equal(found, kernels.warp(x, torch.from_numpy(params)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    ("channels", "height", "width"), [(1, 6, 7), (2, 5, 6), (3, 9, 8), (3, 2, 5), (5, 3, 3)]
+)
+def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, width):
+    ops = [
+        op
+        for op in OPS.values()
+        if op.apply in kernels_cpu.KERNELS and (not op.channels or channels in op.channels)
+    ]
+    num_rows, num_slots = 150, 4
+    x, random = images(num_rows, channels, height, width, dtype), np.random.default_rng(0)
+    expected, before = x.clone(), x.clone()
+    kernel = np.zeros((num_rows, num_slots), np.int64)
+    params = np.zeros((num_rows, num_slots, 7), np.float32)
+    for i, slot in itertools.product(range(num_rows), range(num_slots)):
+        if random.random() < 0.3 or i < 3:  # no operation; none at all in the first rows
+            continue
+        op = ops[random.integers(len(ops))]
+        level = random.choice([0, 0.5, 1, random.random()])
+        magnitude = np.array([op.low + (op.high - op.low) * level], np.float32)
+        magnitude = np.round(magnitude) if op.integral else magnitude
+        context = PrepareContext(random.random((1, 2), np.float32), height, width)
+        row = op.compute_params(magnitude, context)
+        kernel[i, slot], params[i, slot, : row.shape[1]] = kernels_cpu.KERNELS[op.apply], row
+        expected[i : i + 1] = op.run(expected[i : i + 1], torch.from_numpy(row))
+    found = kernels_cpu.run_rows(x, kernel, params)
+    assert torch.equal(found, expected)
+    assert torch.equal(x, before)
 
 
 def test_the_comparison_can_fail():
