@@ -16,7 +16,8 @@ from augsubset.utils.checks import check_choice
 from benchmarks.cells import Cell
 from benchmarks.records import read
 
-__all__ = ["Choice", "Grid", "Primary", "load_grid", "load_results", "seeds_of"]
+__all__ = ["Choice", "Grid", "Primary", "Results"]
+__all__ += ["grid_names", "load_grid", "load_results", "seeds_of"]
 
 GRIDS = Path(__file__).parent / "grids"
 RESULTS = Path(__file__).parent / "results"
@@ -128,6 +129,12 @@ class Grid:
         ]
 
 
+def grid_names() -> list[str]:
+    """Return the names of all grids: files, and sections of ``paper.toml``."""
+    files = {path.stem for path in GRIDS.glob("*.toml")} - {"paper"}
+    return sorted(files | set(tomllib.loads((GRIDS / "paper.toml").read_text())))
+
+
 def seeds_of(written: str | Iterable[int]) -> tuple[int, ...]:
     """Return seeds as a file or a call gives them: a list, or first and last as "5-54"."""
     if not isinstance(written, str):
@@ -138,6 +145,8 @@ def seeds_of(written: str | Iterable[int]) -> tuple[int, ...]:
 
 def load_grid(path: str | Path) -> Grid:
     """Return the grid of a TOML file, or of that name in ``benchmarks/grids``.
+
+    That is a file there, or a section of ``paper.toml``.
 
     ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
     its own. A list stands for alternatives, and the arm's name is formatted with what it has then;
@@ -151,9 +160,7 @@ def load_grid(path: str | Path) -> Grid:
         ValueError: If a name is unknown, two cells are the same, or too much is asked.
     """
     path = Path(path)
-    if not path.is_file():
-        path = GRIDS / f"{path}.toml"
-    written = _written(path)
+    written = _written(path if path.suffix else GRIDS / f"{path}.toml")
     seeds = seeds_of(written["seeds"])
     choices = tuple(
         Choice(each["name"], tuple(each["of"]), seeds_of(each["seeds"]))
@@ -231,7 +238,9 @@ def _check(
 
 def _written(path: Path) -> dict[str, Any]:
     """Return what a file says, with what it takes over of another."""
-    own = tomllib.loads(path.read_text())
+    paper = path.parent / "paper.toml"
+    sections = tomllib.loads(paper.read_text()) if paper.is_file() else {}
+    own = sections[path.stem] if path.stem in sections else tomllib.loads(path.read_text())
     if "like" not in own:
         return own
     other = _written(path.parent / f"{own['like']}.toml")
@@ -243,7 +252,7 @@ def _written(path: Path) -> dict[str, Any]:
         raise ValueError(f"without and only must name arms of {own['like']}, got {unknown}.")
     arms = [arm for arm in other["arm"] if arm["name"] in kept and arm["name"] not in without]
     setting = {**other.get("setting", {}), **own.get("setting", {})}
-    questions = {"primary": [], "choice": [], "reuse": []}  # are each file's own
+    questions: dict[str, Any] = {"primary": [], "choice": [], "reuse": []}  # are each file's own
     return {**other, **questions, **own, "arm": arms + own.get("arm", []), "setting": setting}
 
 
