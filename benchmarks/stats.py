@@ -122,7 +122,7 @@ def pool(means: Sequence[float], errors: Sequence[float]) -> Pooled:
     """Return the random-effects mean of several tables' differences.
 
     DerSimonian and Laird's variance between tables, and the interval of Hartung, Knapp, Sidik and
-    Jonkman, which holds for few tables too.
+    Jonkman, which holds for few tables too; it is not narrower than their own noise allows.
 
     Args:
         means: A difference a table.
@@ -137,7 +137,8 @@ def pool(means: Sequence[float], errors: Sequence[float]) -> Pooled:
     between = max(0.0, excess / (weight.sum() - (weight**2).sum() / weight.sum()))
     weight = 1 / (within + between)
     mean = (weight * y).sum() / weight.sum()
-    error = math.sqrt((weight * (y - mean) ** 2).sum() / ((len(y) - 1) * weight.sum()))
+    scale = max(1.0, (weight * (y - mean) ** 2).sum() / (len(y) - 1))
+    error = math.sqrt(scale / weight.sum())
     margin = float(stats.t.ppf(1 - ALPHA / 2, len(y) - 1)) * error
     return Pooled(float(mean), float(mean - margin), float(mean + margin), math.sqrt(between))
 
