@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,7 +181,8 @@ class Cell:
         if self.graphed and self.device == "cpu":
             raise ValueError('graphed must be False on device="cpu": CUDA graphs need a GPU.')
         self.make_rule()
-        self.make_strong()
+        if self.strong_options:
+            self.make_strong()
         self.make_shadows()
 
     @property
@@ -227,9 +228,7 @@ class Cell:
 
     def values(self) -> dict[str, Any]:
         """Return what differs from the defaults, and the arm and the seed."""
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
-        plain = vars(Cell(arm=self.arm, seed=-1))
-        return {k: v for k, v in found.items() if v != plain[k] or k == "arm"}
+        return {k: v for k, v in vars(self).items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
 
     @property
     def key(self) -> str:
@@ -254,6 +253,13 @@ class Cell:
             self.precision,
             self.graphed,
         )
+
+
+_DEFAULTS = {
+    each.name: each.default if each.default_factory is MISSING else each.default_factory()
+    for each in fields(Cell)
+    if each.name not in ("arm", "seed")
+}
 
 
 def data_of(cell: Cell, root: str | Path | None) -> Data:

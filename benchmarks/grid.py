@@ -7,6 +7,7 @@ import itertools
 import json
 import statistics
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,10 +169,9 @@ def load_grid(path: str | Path) -> Grid:
     )
     primaries = tuple(Primary(**each) for each in written.get("primary", []))
     cells = []
-    for choice in choices:
-        for seed in choice.seeds:
-            made = _cells_of(written, seed)
-            cells += [cell for cell in made if cell.arm in choice.of and cell not in cells]
+    for seed in sorted({seed for each in choices for seed in each.seeds}):
+        named = {arm for each in choices if seed in each.seeds for arm in each.of}
+        cells += [cell for cell in _cells_of(written, seed) if cell.arm in named]
     for seed in seeds:
         cells += _cells_of(written, seed)
     _check(cells, primaries, choices, seeds)
@@ -217,8 +217,11 @@ def _check(
     choices: Sequence[Choice],
     seeds: Sequence[int],
 ) -> None:
-    keys = [cell.key for cell in cells]
-    twice = sorted({f"{c.arm}, seed {c.seed}" for c in cells if keys.count(c.key) > 1})
+    both = sorted(set(seeds).intersection(*(each.seeds for each in choices))) if choices else []
+    if both:
+        raise ValueError(f"seeds must not be those of a choice, got {both} in both.")
+    counts = Counter(cell.key for cell in cells)
+    twice = sorted({f"{cell.arm}, seed {cell.seed}" for cell in cells if counts[cell.key] > 1})
     if twice:
         raise ValueError(f"cells must differ, got twice: {twice}.")
     if len(primaries) > _MAX_PRIMARIES:
@@ -231,9 +234,6 @@ def _check(
     unknown = sorted(named - arms - {each.name for each in choices})
     if unknown:
         raise ValueError(f"questions must name arms or choices, got {unknown}.")
-    both = sorted(set(seeds).intersection(*(each.seeds for each in choices))) if choices else []
-    if both:
-        raise ValueError(f"seeds must not be those of a choice, got {both} in both.")
 
 
 def _written(path: Path) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""The results page, its picture and the table of choices are those of the records."""
+
+import re
+
+import pytest
+
+from benchmarks import results_page
+from benchmarks.grid import grid_names
+from benchmarks.results_page import (
+    DECISIONS,
+    PAGE,
+    ROWS,
+    all_answers,
+    contrasts,
+    decision_table,
+    findings,
+    gap_of,
+    left_table,
+    main_table,
+    render,
+)
+from benchmarks.tables import between
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render()
+
+
+def test_the_page_on_file_is_that_of_the_records_and_short(page):
+    assert PAGE.read_text() == page
+    assert len(page.splitlines()) <= 250
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
+    assert (PAGE.parent / picture).is_file()
+
+
+def test_no_word_of_our_own_is_on_the_page(page):
+    assert not re.search(r"resolved|told from|told apart|as old\b", page)
+
+
+def test_the_table_of_choices_on_file_is_that_of_the_records():
+    kept = (PAGE.parent / "choosing.md").read_text()
+    assert between(kept, "decisions", decision_table()) == kept
+    assert "p =" not in "".join(decision_table())
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda decision: decision[0])
+def test_what_is_advised_is_what_was_found(decision):
+    name, first, second, sign = decision[2]
+    gap = gap_of(name, first, second)
+    found = "+" if gap.low > 0 else "-" if gap.high < 0 else "="
+    assert found == sign
+
+
+def test_what_the_findings_are_called_is_what_they_say():
+    with_cluster = dict(contrasts("coreset, uniform", "coreset, cluster"))
+    for row, gap in with_cluster.items():
+        if "labels random" not in row.words and "only" not in row.words:
+            assert gap.low > 0 or row.grid == "table1-imbalanced-short"  # one run hardly learned
+            assert gap.mean > 0
+    everything = gap_of("table1-cifar10-short", "full, appended", "none")
+    equal = gap_of("table1-cifar10-short", "full, appended", "none, as many steps as full")
+    assert everything.mean > 7
+    assert equal.mean < 1
+    assert len(findings()) == 5
+
+
+def test_every_row_names_arms_that_its_grid_has():
+    for row in ROWS:
+        cells = results_page.load_grid(row.grid).cells
+        arms = {cell.arm for cell in cells}
+        known = [arm for arm in row.arms().values() if arm in arms]
+        assert len(known) >= 2, row
+
+
+def test_a_cell_of_the_table_is_the_mean_of_its_runs():
+    (line,) = (line for line in main_table() if "1,500 images, extra copies, 30%" in line)
+    assert "| 56.6 ± 0.7 | 58.9 ± 0.4 | 59.7 ± 0.8 | 58.0 ± 1.1 |" in line
+    assert line.endswith("| 5 |")
+
+
+def test_all_questions_and_all_that_is_left_are_named(page):
+    asked = all_answers()
+    assert {grid.name for grid, _ in asked} >= {"in-place-50", "3000-long-15", "only-15"}
+    for _, answer in asked:
+        assert answer.primary.name in page
+    left = "\n".join(left_table())
+    for name in ("table1-cifar10", "imagenet", "table3-wide"):
+        assert name in grid_names()
+        assert f"`{name}`" in left
