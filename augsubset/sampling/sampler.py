@@ -75,8 +75,9 @@ class WeightedCoresetSampler(Sampler[int]):
         originals: Which originals take part.
         weights: See above.
         shuffle: Whether the rows are permuted afresh each epoch.
-        order: Which originals an epoch has and in what order, if a sampler of your own draws them;
-            the copies are spread among them. For ``originals="all"`` and ``layout="mixed"``.
+        order: A :class:`~augsubset.sampling.drawn.DrawnOrder`, if a sampler of your own draws which
+            originals an epoch has and their order; the copies are spread among them. For
+            ``originals="all"`` and ``layout="mixed"``.
         seed: Distinguishes runs.
         num_replicas: Ranks that share the order; ``None``: 1, for frameworks that shard the
             DataLoader themselves.
