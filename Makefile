@@ -58,7 +58,7 @@ SITE := $(if $(OUT),$(dir $(OUT))site,docs/_site)
 docs: .venv/installed
 	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.explain --draw docs)
-	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
+	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.way)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.selection --plot benchmarks/results/selection-curves.json)
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import RandomOps, SubsetAugmentLoader, batch
+from benchmarks.grid import load_grid, load_results
 from benchmarks.tables import figure_row, write_tables
-from benchmarks.train import load_grid, load_results
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network when imported
 ROOT = Path(__file__).parents[2]
