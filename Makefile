@@ -53,7 +53,7 @@ bench-full: .venv/installed
 grid: .venv/installed
 	$(BIN)/python -m benchmarks.train $(or $(GRID),smoke) $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--budget-minutes $(MINUTES))
 
-SITE := $(if $(OUT),$(dir $(OUT))site,docs/_site)
+SITE := $(or $(OUT),docs)/_site
 
 docs: .venv/installed
 	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)

@@ -486,14 +486,15 @@ def forest(path: Path) -> None:
         (f"{row.words}", gap, "#8c8c8c") for row, gap in contrasts("coreset, uniform", "random")
     ]
     lines = [*asked, *seen]
-    figure = new_figure(9, 0.28 * len(lines) + 1.2)
+    figure = new_figure(0.42 * len(lines) + 0.8)
     axes = figure.subplots()
-    for at, (_, gap, colour) in enumerate(lines):
+    for at, (words, gap, colour) in enumerate(lines):
+        axes.text(-4.5, at - 0.3, words, fontsize=9)
         axes.plot([gap.low, gap.high], [at, at], color=colour, lw=1.6)
         axes.plot(gap.mean, at, "o", color=colour, ms=5)
     axes.axvline(0, color="#222222", lw=0.8)
-    axes.set_yticks(range(len(lines)), [words for words, _, _ in lines], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_yticks([])
+    axes.set_ylim(len(lines) - 0.5, -0.8)
     axes.set_xlabel("difference in test accuracy, points, with 95% interval")
     axes.set_xlim(-4.5, 4.5)
     axes.spines[["top", "right", "left"]].set_visible(False)
