@@ -32,7 +32,7 @@ test: .venv/installed
 
 # Tests that start ranks run one after the other: these have cores and timeouts of their own.
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'slow and not distributed'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'slow and not distributed'
 	$(BIN)/python -m pytest -m distributed
 
 check: .venv/installed

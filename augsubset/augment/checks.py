@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_int
-from augsubset.utils.torch_utils import check_range
+from augsubset.utils.torch_utils import check_range, is_unit
 
 __all__ = ["AUGMIX", "CROP_FLIP", "MODULE", "RANDOM_OPS", "check_batch", "check_images"]
 __all__ += ["clamp_rounding", "disable_grad_and_autocast", "get_stream", "move_masks"]
 
 # Policies of different classes draw independently, even on the same rows and the same `stream=`.
 AUGMIX, RANDOM_OPS, CROP_FLIP, MODULE = range(4)
-
-_ONE = np.float32(1).view(np.uint32)
 
 
 def get_stream(policy_class: int, stream: int) -> int:
@@ -89,10 +86,7 @@ def clamp_rounding(x: Tensor) -> Tensor:
 
     On a GPU the check would force a synchronisation.
     """
-    if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0:
-        return x
-    # As integers, floats in [0, 1] are those up to one's bits: one pass, half the time of aminmax.
-    if x.dtype == torch.float32 and x.detach().numpy().view(np.uint32).max() <= _ONE:
+    if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0 or is_unit(x):
         return x
     low, high = torch.aminmax(x.detach())
     check_range("images must be in [0, 1]", low, high, "Augment before normalising, or pass uint8.")

@@ -182,7 +182,9 @@ def test_the_table_in_the_readme_is_the_one_on_record():
             run["seconds"]["augmentation"] / run["seconds"]["total"] for run in runs
         )
         assert augmenting < 0.06  # "about a twentieth"
-        figures = f"{mean(last):.1f} ± {stdev(last):.1f} | {len(runs)} | {augmented:,} | {seconds:.0f}"
+        figures = (
+            f"{mean(last):.1f} ± {stdev(last):.1f} | {len(runs)} | {augmented:,} | {seconds:.0f}"
+        )
         assert f"| {label} | {figures} |" in text
     assert len(steps) == 1  # "every row takes as many training steps"
     (nothing, _), (subset, some), _, (everything, all_of_them), (in_place, _) = found
