@@ -58,7 +58,7 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
     if state["version"] != _VERSION:
         raise ValueError(
             f"state_dict must be of version {_VERSION}, got version {state['version']}: it was "
-            "saved by another version of augsubset, and cannot be continued by this one."
+            "saved by another version of augsubset, and cannot be resumed by this one."
         )
     state = map_tensors(Tensor.cpu, state)  # from torch.load(map_location=) on an accelerator
     check_state("state_dict", state, (*_PARTS, *identity))
