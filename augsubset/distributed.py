@@ -193,8 +193,8 @@ class Ranks:
                 )
             if order != shares[0][1]:
                 raise AugsubsetError(
-                    f"ranks must share one order from the same position, got rank {other} differing "
-                    "from rank 0. Give all ranks the same seed, data and checkpoint."
+                    f"ranks must share one order from the same position, got rank {other} unlike "
+                    "rank 0. Give all ranks the same seed, data and checkpoint."
                 )
             if keys != order[share]:
                 raise AugsubsetError(

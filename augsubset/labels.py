@@ -77,7 +77,7 @@ class DatasetInfo:
         return len(torch.unique(self.groups[self.candidates]))
 
     def learn(self, indices: Tensor, labels: Tensor) -> bool:
-        """Take over the labels of visited examples; return whether some are unlabelled.
+        """Store the labels of visited examples; return whether some are unlabelled.
 
         Raises:
             ValueError: If all are.
@@ -97,7 +97,7 @@ class DatasetInfo:
         return missing > 0
 
     def refresh(self) -> bool:
-        """Take over labels that the dataset shows; return whether they have changed.
+        """Read the labels that the dataset exposes; return whether they have changed.
 
         Digests stay: they identify the dataset that the run began with.
         """

@@ -271,8 +271,8 @@ class SubsetAugmentLoader:
     def _iterate_epoch(self) -> Generator[Any, None, None]:
         if self.is_running:
             raise AugsubsetError(
-                "this loader already has a live iterator, an epoch of its own. Finish it, end it "
-                "by loader.close(), or construct a second loader."
+                "this loader already has a live iterator, and each iter() is an epoch. Finish it, "
+                "end it by loader.close(), or construct a second loader."
             )
         if (epoch := self.source.read_epoch()) is not None:
             self.set_epoch(epoch)

@@ -199,7 +199,7 @@ class Prober:
         return cache
 
     def restore(self, cache: LogitCache) -> None:
-        """Take over what :meth:`check_state` returned."""
+        """Restore what :meth:`check_state` returned."""
         self._cache = cache
 
 

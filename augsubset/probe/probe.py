@@ -276,7 +276,7 @@ class GradientProbe:
         if self._earlier:
             raise ValueError(
                 "layer must be one layer to be recorded during training, got earlier layers too, "
-                "whose gradients need a backward pass of their own."
+                "whose gradients need a separate backward pass."
             )
         if (num_examples is None) == (into is None):
             raise ValueError("exactly one of num_examples and into must be given.")
