@@ -82,7 +82,7 @@ class Normalization:
             raise ValueError(
                 f"images must be (B, C, H, W), got shape {tuple(x.shape)}, which looks like "
                 "channels last. Permute the dataset's images with permute(2, 0, 1); if channels "
-                f"are first, say how many there are: normalize={zeros} changes nothing."
+                f"are first, pass normalize={zeros}, which changes nothing."
             )
         if x.dtype == torch.uint8 and not self._arrives_normalised:
             return
@@ -108,8 +108,8 @@ class Normalization:
             "images must be in [0, 1] once denormalised",
             (x.amin((0, 2, 3))[:, None, None] * std + mean).min(),
             (x.amax((0, 2, 3))[:, None, None] * std + mean).max(),
-            "Pass the mean and std that the dataset used as denormalize, and let no transform "
-            "after its Normalize leave the range.",
+            "Pass the mean and std that the dataset used as denormalize, and make sure that no "
+            "transform after its Normalize leaves the range.",
         )
 
     def check_augmented(self, name: str, x: Any) -> None:
@@ -173,7 +173,7 @@ class Normalization:
 
 
 def _read_statistics(name: str, statistics: Any) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per channel, or raise on what is no pair of them."""
+    """Return mean and standard deviation per channel, or raise if they are not a valid pair."""
     rule = f"{name} must be (mean, std): one mean in [0, 1] and one std in (0, 1] per channel"
     parts = list(statistics) if isinstance(statistics, Iterable) else []
     if len(parts) != 2:

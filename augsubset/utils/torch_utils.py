@@ -67,7 +67,7 @@ def check_range(rule: str, low: Tensor, high: Tensor, hint: str) -> None:
 
 
 def is_unit(x: Tensor) -> bool:
-    """Return True if float32 values on the CPU are in [0, 1]; False means that nobody knows yet.
+    """Return True if float32 values on the CPU are in [0, 1]; False means unknown.
 
     Read as integers, the bits of floats in [0, 1] are at most those of 1, and a sign or a NaN
     exceeds them: one maximum by NumPy takes half the time of torch's aminmax.

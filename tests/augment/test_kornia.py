@@ -406,7 +406,9 @@ def test_modules_for_other_things_are_refused_with_the_reason(module, reason):
 
 
 @pytest.mark.parametrize("per_row", [True, False])
-@pytest.mark.parametrize("made", [*(getattr(K, name) for name in sorted(NORMALISING)), v2.Normalize])
+@pytest.mark.parametrize(
+    "made", [*(getattr(K, name) for name in sorted(NORMALISING)), v2.Normalize]
+)
 def test_modules_that_leave_the_range_for_good_are_refused(made, per_row):
     """Bytes would be clamped, without a word."""
     module = made(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.2]))
