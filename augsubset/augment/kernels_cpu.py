@@ -72,8 +72,6 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
 @numba.njit(cache=True, nogil=True)
 def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
     spare = np.empty(x.shape[1:], x.dtype)
-    gray = np.empty(x.shape[2:], np.float32)
-    other = np.empty(x.shape[2:], np.float32)
     for i in range(x.shape[0]):
         source, num_left = x[i], 0
         for slot in range(kernel.shape[1]):
@@ -89,22 +87,20 @@ def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> No
             num_left -= 1
             if which == _WARP:
                 _warp(source, p, target)
-            else:
-                _copy(source, target)
-            if which == _BLEND:
-                _blend(target, p, gray)
+            elif which == _BLEND:
+                _blend(source, p, target)
             elif which == _SHARPEN:
-                _sharpen(target, p, gray, other)
+                _sharpen(source, p, target)
             elif which == _POSTERIZE:
-                _posterize(target, p)
+                _posterize(source, p, target)
             elif which == _SOLARIZE:
-                _solarize(target, p)
+                _solarize(source, p, target)
             elif which == _AUTOCONTRAST:
-                _autocontrast(target)
+                _autocontrast(source, target)
             elif which == _EQUALIZE:
-                _equalize(target)
+                _equalize(source, target)
             elif which == _ERASE:
-                _erase(target, p)
+                _erase(source, p, target)
             source = target
 
 
@@ -122,7 +118,7 @@ def _get_white(x: Images) -> np.float32:
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: int, x: Images) -> bool:
+def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: Any, x: Images) -> Any:
     """Return whether the source of a column is a pixel of the image."""
     at_x = np.rint(p[0] * np.float32(column) + row_x)
     at_y = np.rint(p[3] * np.float32(column) + row_y)
@@ -192,146 +188,177 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
-    channels, height, width = x.shape
-    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
-    if channels == 1 and p[1] != 0:
-        return
-    total = np.int64(0)
-    for y in range(height):
-        for column in range(width):
-            if channels == 1:
-                value = np.float32(x[0, y, column])
-            else:
-                value = np.float32(x[0, y, column]) * _RED
-                value += np.float32(x[1, y, column]) * _GREEN
-                value += np.float32(x[2, y, column]) * _BLUE
-                if is_bytes:
-                    value = np.floor(value)
-            gray[y, column] = value
-            total += np.int64(value if is_bytes else np.rint(value * np.float32(_FIXED_POINT)))
-    unit = 1 if is_bytes else _FIXED_POINT
-    mean = np.float32(total) / np.float32(unit * height * width)
-    add = mean * p[2]
-    for c in range(channels):
-        for y in range(height):
-            for column in range(width):
-                value = np.float32(x[c, y, column]) * p[0]
-                if channels != 1:
-                    value += gray[y, column] * p[1]
-                value += add
-                x[c, y, column] = min(max(value, zero), white)
+def _to_gray(x: Images, y: int, gray: Float32Array) -> None:
+    """Write the luma of one row, truncated to integers for bytes."""
+    channels, is_bytes = x.shape[0], x.itemsize == 1
+    red, green, blue = x[0, y], x[1 % channels, y], x[2 % channels, y]
+    for column in range(x.shape[2]):
+        if channels == 1:
+            gray[column] = red[column]
+        else:
+            value = np.float32(red[column]) * _RED
+            value += np.float32(green[column]) * _GREEN
+            value += np.float32(blue[column]) * _BLUE
+            gray[column] = np.floor(value) if is_bytes else value
 
 
 @numba.njit(cache=True, nogil=True)
-def _sharpen(x: Images, p: Float32Array, sums: Float32Array, smooth: Float32Array) -> None:
+def _blend(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
+    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
+    if channels == 1 and p[1] != 0:
+        _copy(x, out)
+        return
+    of_image, of_gray = p[0], p[1]  # locals: in a loop that writes, p would be read every time
+    gray = np.zeros(width, np.float32)
+    mean = zero
+    if p[2] != 0:
+        unit = np.float32(1 if is_bytes else _FIXED_POINT)
+        total = np.int64(0)
+        for y in range(height):
+            _to_gray(x, y, gray)
+            for column in range(width):
+                total += np.int64(gray[column] if is_bytes else np.rint(gray[column] * unit))
+        mean = np.float32(total) / np.float32(np.int64(unit) * height * width)
+    # Without a weight only the sign of a zero is left of a term.
+    add = mean * p[2]
+    for y in range(height):
+        if of_gray != 0:
+            _to_gray(x, y, gray)
+        for c in range(channels):
+            row, target = x[c, y], out[c, y]
+            for column in range(width):
+                value = np.float32(row[column]) * of_image
+                if channels != 1:
+                    value += gray[column] * of_gray
+                value += add
+                target[column] = min(max(value, zero), white)
+
+
+@numba.njit(cache=True, nogil=True)
+def _sharpen(x: Images, p: Float32Array, out: Images) -> None:
+    channels, height, width = x.shape
+    _copy(x, out)  # the borders stay
     if height <= 2 or width <= 2:
         return
     is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
     share = np.float32(1) - p[0]
+    sums = np.empty(width, np.float32)
     for c in range(channels):
-        image = x[c]
         for y in range(1, height - 1):
+            above, row, below, target = x[c, y - 1], x[c, y], x[c, y + 1], out[c, y]
             for column in range(width):
-                value = np.float32(image[y - 1, column]) + np.float32(image[y, column])
-                sums[y, column] = value + np.float32(image[y + 1, column])
-        for y in range(1, height - 1):
+                value = np.float32(above[column]) + np.float32(row[column])
+                sums[column] = value + np.float32(below[column])
             for column in range(1, width - 1):
-                value = sums[y, column - 1] + sums[y, column]
-                value += sums[y, column + 1]
-                value += np.float32(image[y, column]) * np.float32(4)
-                value /= np.float32(13)
-                smooth[y, column] = np.rint(value) if is_bytes else value
-        for y in range(1, height - 1):
-            for column in range(1, width - 1):
-                inner = np.float32(image[y, column])
-                value = inner + (smooth[y, column] - inner) * share
-                image[y, column] = min(max(value, zero), white)
+                inner = np.float32(row[column])
+                smooth = sums[column - 1] + sums[column]
+                smooth += sums[column + 1]
+                smooth += inner * np.float32(4)
+                if is_bytes:
+                    # The quotient rounded, without a division: a sum of bytes over 13 is never a
+                    # tie, and half a unit more keeps the product away from the next integer.
+                    smooth = np.floor((smooth + np.float32(6.5)) * np.float32(1 / 13))
+                else:
+                    smooth /= np.float32(13)
+                value = inner + (smooth - inner) * share
+                target[column] = min(max(value, zero), white)
 
 
 @numba.njit(cache=True, nogil=True)
-def _posterize(x: Images, p: Float32Array) -> None:
-    flat = x.reshape(-1)
+def _posterize(x: Images, p: Float32Array, out: Images) -> None:
+    flat, target = x.reshape(-1), out.reshape(-1)
     if x.itemsize == 1:
         mask = np.uint8(256 - np.float32(2 ** np.float64(8 - p[0])))
         for i in range(flat.shape[0]):
-            flat[i] = np.uint8(flat[i]) & mask
+            target[i] = np.uint8(flat[i]) & mask
     else:
         levels = np.float32(2 ** np.float64(p[0]))
         for i in range(flat.shape[0]):
-            flat[i] = min(np.floor(flat[i] * levels), levels - np.float32(1)) / levels
+            target[i] = min(np.floor(flat[i] * levels), levels - np.float32(1)) / levels
 
 
 @numba.njit(cache=True, nogil=True)
-def _solarize(x: Images, p: Float32Array) -> None:
-    flat, white = x.reshape(-1), _get_white(x)
-    threshold = np.ceil(p[0] * white) if x.itemsize == 1 else p[0]
-    for i in range(flat.shape[0]):
-        value = np.float32(flat[i])
-        if value >= threshold:
-            flat[i] = white - value
+def _solarize(x: Images, p: Float32Array, out: Images) -> None:
+    flat, target, white = x.reshape(-1), out.reshape(-1), _get_white(x)
+    if x.itemsize == 1:
+        threshold = np.uint8(np.ceil(p[0] * white))
+        for i in range(flat.shape[0]):
+            value = np.uint8(flat[i])
+            target[i] = value ^ np.uint8(255) if value >= threshold else value
+    else:
+        for i in range(flat.shape[0]):
+            target[i] = white - flat[i] if flat[i] >= p[0] else flat[i]
 
 
 @numba.njit(cache=True, nogil=True)
-def _autocontrast(x: Images) -> None:
+def _autocontrast(x: Images, out: Images) -> None:
     white, zero = _get_white(x), np.float32(0)
     for c in range(x.shape[0]):
-        flat = x[c].reshape(-1)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)
         low, high = flat[0], flat[0]
         for i in range(flat.shape[0]):
             low, high = min(low, flat[i]), max(high, flat[i])
         if not high > low:
+            _copy(x[c], out[c])
             continue
         first = np.float32(low)
         scale = (np.float32(high) - first) * np.float32(1 / np.float64(white))
         for i in range(flat.shape[0]):
             value = (np.float32(flat[i]) - first) / scale
-            flat[i] = min(max(value, zero), white)
+            target[i] = min(max(value, zero), white)
 
 
 @numba.njit(cache=True, nogil=True)
-def _equalize(x: Images) -> None:
+def _equalize(x: Images, out: Images) -> None:
     is_bytes = x.itemsize == 1
     count = x[0].size
     levels, table = np.empty(count, np.uint8), np.zeros(256, np.uint8)
-    # Two histograms in turn: neighbouring pixels are often equal, and a second increment of the
-    # same counter would wait for the first.
-    histogram = np.zeros((2, 256), np.int64)
+    # Four histograms in turn: neighbouring pixels are often equal, and a second increment of the
+    # same counter would wait for the first. Unsigned as in _warp.
+    parts = np.zeros(4 * 256, np.int32)
+    histogram = np.zeros(256, np.int64)
     for c in range(x.shape[0]):
-        flat = x[c].reshape(-1)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)
         for i in range(count):
             levels[i] = flat[i] if is_bytes else flat[i] * np.float32(256 - 1e-3)
-        histogram[:] = 0
-        for i in range(0, count - 1, 2):
-            histogram[0, levels[i]] += 1
-            histogram[1, levels[i + 1]] += 1
-        if count % 2:
-            histogram[0, levels[count - 1]] += 1
+        parts[:] = 0
+        for four in range(np.uint64(count // 4)):
+            first = four * np.uint64(4)
+            parts[np.uint64(levels[first])] += 1
+            parts[np.uint64(levels[first + np.uint64(1)]) + np.uint64(256)] += 1
+            parts[np.uint64(levels[first + np.uint64(2)]) + np.uint64(512)] += 1
+            parts[np.uint64(levels[first + np.uint64(3)]) + np.uint64(768)] += 1
+        for i in range(count - count % 4, count):
+            parts[levels[i]] += 1
+        for level in range(256):
+            histogram[level] = parts[level] + parts[level + 256]
+            histogram[level] += parts[level + 512] + parts[level + 768]
         brightest = 255
-        while histogram[0, brightest] + histogram[1, brightest] == 0:
+        while histogram[brightest] == 0:
             brightest -= 1
-        step = (count - histogram[0, brightest] - histogram[1, brightest]) // 255
+        step = (count - histogram[brightest]) // 255
         below = 0
         for level in range(256):
             table[level] = level if step == 0 else min((below + step // 2) // step, 255)
-            below += histogram[0, level] + histogram[1, level]
+            below += histogram[level]
         if is_bytes:
             for i in range(count):
-                flat[i] = table[levels[i]]
+                target[i] = table[levels[i]]
         else:
             for i in range(count):
-                flat[i] = np.float32(table[levels[i]]) / np.float32(255)
+                target[i] = np.float32(table[levels[i]]) / np.float32(255)
 
 
 @numba.njit(cache=True, nogil=True)
-def _erase(x: Images, p: Float32Array) -> None:
+def _erase(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     white = _get_white(x)
+    _copy(x, out)
     for c in range(channels):
         colour = p[4 + c] if p.shape[0] >= 4 + channels else p[4]
         for y in range(height):
             if y >= p[0] and y < p[2]:
                 for column in range(width):
                     if column >= p[1] and column < p[3]:
-                        x[c, y, column] = colour * white
+                        out[c, y, column] = colour * white

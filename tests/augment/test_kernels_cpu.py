@@ -108,9 +108,9 @@ def test_rows_that_move_by_whole_pixels_follow_the_kernel_at_every_tie(
 
 
 def test_a_row_of_many_columns_takes_the_general_form():
-    """Beyond 2**14 columns the sum of column and shift loses the bits that decide."""
-    width = (1 << 14) + 3
-    params = np.array([[1, 0, 0.495, 0, 1, 0], [-1, 0, width - 1.495, 0, 1, 0]], np.float32)
+    """The sum of a large column and a shift loses the bits that decide: 0.496 becomes a half."""
+    width = (1 << 17) + 8
+    params = np.array([[1, 0, 0.496, 0, 1, 0], [-1, 0, width - 1.496, 0, 1, 0]], np.float32)
     x = images(2, 1, 1, width, torch.uint8)
     found = kernels_cpu.run_rows(x, np.full((2, 1), kernels_cpu._WARP), params[:, None])
     assert torch.equal(found, kernels.warp(x, torch.from_numpy(params)))
