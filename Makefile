@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train five ways on handwritten digits; writes demo-report/index.html"
+	@echo "make demo       train six ways on handwritten digits; writes demo-report/index.html"
 	@echo "make test       the tests, five minutes on two cores"
 	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
 	@echo "make check      format, lint, types"
@@ -24,7 +24,7 @@ help:
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m augsubset demo
 
 # A file's tests share a worker and its fixtures; one thread each, as there is a worker per core.
 test: .venv/installed

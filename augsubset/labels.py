@@ -47,6 +47,7 @@ class DatasetInfo:
         targets_digest: Digest of all labels, ``None`` if the dataset does not expose them.
         digest: Digest of a few fetched examples; ``None`` if fetching one twice gives different
             results.
+        visited: Examples that training may visit: dataset indices, ascending.
     """
 
     dataset: Any
@@ -56,6 +57,7 @@ class DatasetInfo:
     are_shown: bool
     targets_digest: str | None
     digest: str | None
+    visited: Tensor
 
     @property
     def groups(self) -> Tensor:
@@ -66,8 +68,8 @@ class DatasetInfo:
 
     @property
     def candidates(self) -> Tensor:
-        """Examples that may be selected: those with a label; dataset indices, ascending."""
-        return torch.nonzero(self.groups >= 0).squeeze(1)
+        """Examples that may be selected: visited, with a label; dataset indices, ascending."""
+        return self.visited[self.groups[self.visited] >= 0]
 
     @property
     def num_classes(self) -> int:
@@ -75,22 +77,22 @@ class DatasetInfo:
         return len(torch.unique(self.groups[self.candidates]))
 
     def learn(self, indices: Tensor, labels: Tensor) -> bool:
-        """Take over the labels of all examples; return whether some are unlabelled.
+        """Take over the labels of visited examples; return whether some are unlabelled.
 
         Raises:
             ValueError: If all are.
         """
-        self.classes = torch.empty_like(labels)
+        self.classes = labels.new_full((self.num_examples,), -1)
         self.classes[indices] = labels
         if not len(self.candidates):
             raise ValueError(_NO_LABELS)
-        missing = self.num_examples - len(self.candidates)
+        missing = len(indices) - len(self.candidates)
         if missing:
             _log.warning(
                 "%d of %d examples are unlabelled, which was not known at construction: the "
                 "fraction was taken of all. Pass batch=BatchSpec(labels=...) for one of the others",
                 missing,
-                self.num_examples,
+                len(indices),
             )
         return missing > 0
 
@@ -157,13 +159,14 @@ def inspect_dataset(
             "this dataset by its examples, only by its length and labels"
         )
     classes, are_shown = _find_classes(source, pipeline, samples)
-    enough = budget_from_fraction(fraction, len(source), 1)
+    visited = source.candidates
+    enough = budget_from_fraction(fraction, len(visited), 1)
     can_wait = most_classes is not None and enough >= most_classes
     if not needs_probe:
         can_wait = selector is None or not getattr(selector, "needs_labels", True)
     if classes is None and is_classes(y) and not can_wait:
         classes = _gather_classes(source, pipeline, progress)
-    if classes is not None and not bool((classes >= 0).any()):
+    if classes is not None and not bool((classes[visited] >= 0).any()):
         raise ValueError(_NO_LABELS)
     targets = find_targets(source.dataset) if classes is None else classes
     return DatasetInfo(
@@ -174,6 +177,7 @@ def inspect_dataset(
         are_shown,
         None if targets is None else _digest_tensor(targets),
         digest if digest == again else None,
+        visited,
     )
 
 
@@ -252,16 +256,17 @@ def _find_classes(
 
 
 def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> Tensor:
-    """Return the class of every example by fetching all of them once."""
+    """Return the class of every visited example by fetching all of them once, else -1."""
     _log.info("the dataset does not show its labels: fetching every example for its class")
-    gathered = []
-    loader = source.make_loader()
+    classes = torch.full((len(source),), -1)
+    indices: Any = source.candidates.tolist()
+    loader = source.make_loader(indices, persistent_workers=False)
     with progress_bar(progress, len(loader), "gathering labels", "batch") as bar:
-        for batch, _ in loader:
-            gathered.append(class_labels(pipeline.spec.split(batch).labels).cpu())
+        for batch, keys in loader:
+            classes[unpack(keys)[2]] = class_labels(pipeline.spec.split(batch).labels).cpu()
             if bar is not None:
                 bar.update()
-    return torch.cat(gathered)
+    return classes
 
 
 def _digest_tensor(tensor: Tensor) -> str:

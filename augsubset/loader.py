@@ -56,10 +56,10 @@ class SubsetAugmentLoader:
 
     Args:
         loader: A plain DataLoader over a map-style dataset. Its batch size, workers, collate
-            function, pinning and order (shuffled, sequential or a DistributedSampler's) are taken
-            over; the loader itself is not used again. The collate function must keep every row,
-            in order. Without a DistributedSampler, the ranks of torch.distributed, which must be
-            initialised, share the order.
+            function, pinning and order (of any sampler with a length) are taken over; the loader
+            itself is not used again. The collate function must keep every row, in order. Without
+            a DistributedSampler, the ranks of torch.distributed, which must be initialised, share
+            the order.
         model: The model in training: its gradients are measured, and batches go to its device.
 
         augment: *What to augment.* A policy ``(x, rows) -> x`` or Kornia module; sees copies only.
@@ -113,7 +113,7 @@ class SubsetAugmentLoader:
     Raises:
         TypeError: If loader, model, dataset or a batch is of the wrong kind.
         ValueError: If a value is out of range, images are outside [0, 1], or the loader has a
-            sampler or batch sampler of its own. Both at construction.
+            batch sampler of its own. Both at construction.
         AugsubsetError: If a second iterator is started while one is live, the dataset changed its
             length, weights are NaN or infinite when an epoch starts, the data is not sharded, or
             sharded twice, or the selector needs gradients of a model split over ranks.
@@ -213,6 +213,7 @@ class SubsetAugmentLoader:
             originals=originals,
             weights=_ROW_WEIGHTS[weights],
             shuffle=order.shuffle,
+            order=self.source.order,
             seed=self.seed,
             num_replicas=order.num_replicas,
             rank=order.rank,
@@ -221,8 +222,7 @@ class SubsetAugmentLoader:
             batch_size=loader.batch_size,
         )
         self.plan, self.num_replicas = self.row_sampler.plan, self.row_sampler.num_replicas
-        assert loader.batch_size is not None
-        self.batch_size, self.drop_last = loader.batch_size, loader.drop_last
+        self.batch_size, self.drop_last = cast(int, loader.batch_size), loader.drop_last
         self.num_workers, self.pin_memory = loader.num_workers, loader.pin_memory
         self.collate_fn, self.generator = loader.collate_fn, loader.generator
         self.batch_sampler = None

@@ -17,7 +17,7 @@ from augsubset.augment.random import RowKeys
 from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_rows, take_rows
 from augsubset.history import EpochTimer
 from augsubset.normalization import Normalization
-from augsubset.sampling import PADDING, unpack
+from augsubset.sampling import PADDING, is_original, unpack
 from augsubset.utils.rng import forked_rng, mix_seed
 from augsubset.utils.torch_utils import map_tensors, to_device_async
 
@@ -45,7 +45,7 @@ class ReadyBatch(NamedTuple):
     def originals(self) -> Tensor:
         """Dataset index of each original, -1 for copies and padding; ``(B,)``."""
         _, copy, index = unpack(self.keys)
-        return torch.where(copy == 0, index, -1)
+        return torch.where(is_original(copy), index, -1)
 
     @property
     def num_copies(self) -> int:
@@ -337,4 +337,4 @@ def _record_use(stream: torch.cuda.Stream, output: Any) -> None:
 def _find_copies(copy: Tensor) -> np.ndarray[Any, Any]:
     """Return the positions of augmented copies among rows with these copy numbers."""
     numbers = copy.numpy()
-    return np.flatnonzero((numbers > 0) & (numbers != PADDING))
+    return np.flatnonzero(~is_original(numbers) & (numbers != PADDING))

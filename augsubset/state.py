@@ -18,7 +18,7 @@ from augsubset.utils.torch_utils import map_tensors
 
 __all__ = ["get_setting", "make_state", "pack_selection", "restore_state", "unpack_selection"]
 
-_VERSION = 4
+_VERSION = 5
 _ARRAYS = ("indices", "weights", "gains", "clusters")
 _PARTS = ("example_digest", "selection", "active", "schedule", "logits", "history", "counts")
 

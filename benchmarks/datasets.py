@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from augsubset.demo.data import load_digits
 from augsubset.normalization import MeanStd
 from augsubset.utils.checks import check_choice, check_int
 
@@ -212,22 +212,9 @@ def load_digits_images(num_train: int = 300) -> ImageData:
 
     The split is a fixed permutation: ``num_train`` to train on, all others to test on.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.images))
-    images = torch.from_numpy(digits.images[order]).float()[:, None] / 16
-    large = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
-    pixels = (large * 255).round().to(torch.uint8)
-    labels = torch.from_numpy(digits.target[order]).long()
-    return ImageData(
-        "digits",
-        pixels[:num_train],
-        labels[:num_train],
-        pixels[num_train:],
-        labels[num_train:],
-        ([0.305], [0.32]),
-    )
+    digits = load_digits(num_train)
+    parts = (digits.x_train, digits.y_train, digits.x_test, digits.y_test)
+    return ImageData("digits", *parts, ([0.305], [0.32]))
 
 
 def load_cifar10(path: str | Path) -> ImageData:

@@ -76,7 +76,7 @@ DECISIONS = (
     ),
     (
         "There is time for as many steps as everything takes",
-        "augment everything, appended or in place: not told apart",
+        "augment everything, by extra copies or in place: no significant difference",
         (
             ("small-steps", "Does augmenting everything help?", "+"),
             ("small-steps", "Is in place better than appended?", "="),
@@ -143,17 +143,14 @@ DECISIONS = (
 
 
 def decision_table() -> list[str]:
-    """Return what to choose when, with what says so."""
-    lines = ["| when | choose | because |", "| --- | --- | --- |"]
-    for when, what, evidence in DECISIONS:
-        found = []
-        for name, words, _ in evidence:
-            answer = answer_to(name, words)
-            asked, gap = answer.question, answer.gap
-            title = load_grid(name).title.split(":")[0].split(" of ")[0]
-            found.append(
-                f"{title}: *{asked.first}* over *{asked.second}* {signed(gap.mean)} "
-                f"({signed(gap.low)} to {signed(gap.high)}), {answer.verdict}"
-            )
-        lines.append(f"| {when} | {what} | {'; '.join(found)} |")
+    """Return what to choose when, with the first of the differences that say so."""
+    lines = ["| when | choose | for example |", "| --- | --- | --- |"]
+    for when, what, ((name, words, _), *_) in DECISIONS:
+        answer = answer_to(name, words)
+        asked, gap = answer.question, answer.gap
+        title = load_grid(name).title.split(":")[0].split(" of ")[0]
+        lines.append(
+            f"| {when} | {what} | {title}: *{asked.first}* over *{asked.second}* "
+            f"{signed(gap.mean)} ({signed(gap.low)} to {signed(gap.high)}) |"
+        )
     return lines

@@ -37,7 +37,9 @@ ALLOWED = {
     "diagnostics": {"probe", "selection"},
     "reporting": {"augment", "diagnostics", "loader", "pipeline", "sampling", "selection"},
     "integrations": {"loader", "reporting", "sampling"},
-    "cli": {"loader", "reporting"},
+    "demo": {"augment", "loader", "normalization", "reporting", "selection"},
+    "cli": {"demo", "loader", "reporting", "selection"},
+    "__main__": {"cli"},
 }
 
 

@@ -1194,11 +1194,6 @@ def regression_probe():
         (lambda: make(policy=RandomOps.paper), TypeError, "which does not take two arguments"),
         (lambda: make(policy=RandomOps), TypeError, "augment must be a policy, got the class"),
         (lambda: make(selector=RandomSelector), TypeError, "got the class RandomSelector. Call it"),
-        (
-            lambda: make(sampler=SequentialSampler(range(10))),
-            ValueError,
-            "a sampler of 10 draws for 60 examples.* a Subset of the dataset",
-        ),
         (lambda: make(selector="coreset"), TypeError, "selector must have .needs_gradients"),
         (lambda: make(probe=make_model()), TypeError, "probe must be a GradientProbe"),
         (lambda: make(model=lambda x: x), TypeError, "model must be a torch.nn.Module"),
@@ -1244,19 +1239,9 @@ def regression_probe():
         ),
         (lambda: make(batch_size=None), ValueError, "or batch_size=None"),
         (
-            lambda: make(sampler=WeightedRandomSampler([1.0] * N, N)),
+            lambda: make(sampler=WeightedRandomSampler([1.0] * N, N), originals="unselected"),
             ValueError,
-            "must not have a sampler of its own, got sampler=WeightedRandomSampler.*copies=",
-        ),
-        (
-            lambda: make(sampler=RandomSampler(DATA, replacement=True)),
-            ValueError,
-            "loader must visit every example once",
-        ),
-        (
-            lambda: make(sampler=RandomSampler(DATA, num_samples=10)),
-            ValueError,
-            "loader must visit every example once",
+            "originals must be 'all' and layout 'mixed' with a sampler of your own.*Subset",
         ),
         (
             lambda: make(sampler=DistributedSampler(range(9), 2, 0)),

@@ -15,7 +15,12 @@ import torch
 
 from augsubset.loader import SubsetAugmentLoader
 from augsubset.reporting.page import render
-from augsubset.reporting.pictures import Picture, make_pictures, measure_spectrum
+from augsubset.reporting.pictures import (
+    Picture,
+    find_class_names,
+    make_pictures,
+    measure_spectrum,
+)
 from augsubset.reporting.summary import refuse_malformed_states, summarize
 from augsubset.utils.checkpoint import write_whole
 from augsubset.utils.checks import AugsubsetError, check_int
@@ -55,6 +60,9 @@ def report(
     with _prepare(loader):
         state = loader.state_dict()
         figures = summarize(state, num_listed=images or 12)
+        names = find_class_names(loader.dataset)
+        if named := {str(c): names[c] for c in figures["classes"] if c in names}:
+            figures["class_names"] = named
         pictures = _make_lists(loader, figures) if images else {}
         if spectrum and figures["most"]:
             chosen = torch.nonzero(state["counts"]["times"] > 0).squeeze(1)[:spectrum]

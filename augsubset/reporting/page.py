@@ -1,4 +1,4 @@
-"""Render the report page: one file, readable without scripts, on a phone and in dark mode."""
+"""Render the report page: the verdict, then what was selected, how well, and at what cost."""
 
 from __future__ import annotations
 
@@ -6,38 +6,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from augsubset.reporting.charts import draw_bars, draw_lines, draw_stacked
-from augsubset.reporting.pictures import Picture, encode_png
+from augsubset.reporting.charts import Axes, draw_bars, draw_lines, draw_stacked
+from augsubset.reporting.document import format_duration, make_document
+from augsubset.reporting.pictures import Picture, render_images
 from augsubset.reporting.summary import BUCKETS
 
 __all__ = ["render"]
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2328; --soft: #5c6770; --line: #d5dbe0; --paper: #fff;
-  --a: #2b8a4b; --b: #d1742a; --c: #2a78b5; --d: #9aa7b5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --soft: #9ba6af; --line: #3a444c;
-  --paper: #14191d; --a: #58b878; --b: #e69a5c; --c: #66aee0; --d: #76838f; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem;
-  color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 42rem; } .note { color: var(--soft); font-size: .9rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem;
-  margin: 1rem 0; } .facts div { border-top: 3px solid var(--a); padding-top: .3rem; }
-.facts b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; } td { white-space: nowrap; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; margin: .3rem 0; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
-figure { margin: 0; } figcaption { font-size: .75rem; color: var(--soft); }
-figure img { width: 31%; margin-right: 2%; image-rendering: pixelated; aspect-ratio: 1; }
-summary { cursor: pointer; } select { font: inherit; }
-@media (max-width: 36rem) { svg text { font-size: 19px; } }
-"""
 
 # The only use of a script: filter the images by class.
 _SCRIPT = """
@@ -50,7 +24,7 @@ for (const choice of document.querySelectorAll("select[data-of]")) {
 }
 """
 
-_MAX_CLASSES = 40
+_MAX_CLASSES = 40  # in the chart of class balance
 _LISTS = {
     "most": "Selected most often",
     "least": "Selected least often, at least once",
@@ -69,19 +43,13 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, Sequence[Picture]]
         _render_head(figures),
         _render_coverage(figures),
         _render_classes(figures),
-        _render_certificate(figures),
+        _render_fit(figures),
         _render_time(figures),
         _render_spectrum(figures),
         *(_render_list(name, figures, pictures.get(name, ())) for name in _LISTS),
         _render_table(figures),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>augsubset: what the run selected</title>\n<style>{_STYLE}</style></head>\n"
-        f"<body>\n{''.join(parts)}<script>{_SCRIPT}</script></body></html>\n"
-    )
+    return make_document("augsubset: what the run selected", "".join(parts), _SCRIPT)
 
 
 def _render_head(figures: Mapping[str, Any]) -> str:
@@ -94,24 +62,37 @@ def _render_head(figures: Mapping[str, Any]) -> str:
         facts.append(("selected at least once", f"{last['covered']:.1%}"))
     cells = "".join(f"<div>{name}<b>{value}</b></div>" for name, value in facts)
     return (
-        f"<h1>What the run selected for augmentation</h1>\n"
-        f'<div class="facts">{cells}</div>\n{_render_savings(figures)}'
+        f"<h1>{_make_headline(figures['savings'])}</h1>\n{_render_savings(figures)}"
+        f'<div class="facts">{cells}</div>\n'
     )
+
+
+def _make_headline(savings: Mapping[str, Any] | None) -> str:
+    if savings is None:
+        return "Nothing has been augmented yet"
+    if not savings["pays"]:
+        return "Augmenting a subset did not pay off in time here"
+    share = 1 - 1 / savings["speed_up"]
+    return f"Augmenting a subset saved about {share:.0%} of the time of augmenting everything"
 
 
 def _render_savings(figures: Mapping[str, Any]) -> str:
     """Describe what was saved, or say that nothing was augmented."""
     savings = figures["savings"]
     if savings is None:
-        return "<p>Nothing has been augmented yet, so no savings can be estimated.</p>\n"
+        return "<p>No savings can be estimated before the first augmented copy.</p>\n"
     share = figures["seconds"]["selection"] / max(savings["seconds"], 1e-9)
     return (
+        f"<p><b>{savings['verdict']}</b></p>\n"
+        "<p>This is about time alone: the report knows nothing about accuracy. Whether the subset "
+        "trains as good a model only a run with everything augmented can tell, and one with a "
+        "random subset of the same size.</p>\n"
         f"<p>The run trained on {savings['num_copies']:,} augmented copies; augmenting every "
         f"example would have made {savings['num_copies_full']:,}. Selection took {share:.1%} of "
-        f"the epochs' {_format_duration(savings['seconds'])}. At this run's cost per fetched "
+        f"the epochs' {format_duration(savings['seconds'])}. At this run's cost per fetched "
         "example, row and copy, waiting for workers included, augmenting everything would have "
-        f"taken about {_format_duration(savings['full_seconds'])}. <b>{savings['verdict']}</b> "
-        "This is an estimate; augmenting everything was not run.</p>\n<p class='note'>The doctor "
+        f"taken about {format_duration(savings['full_seconds'])}: an estimate, it was not "
+        "run.</p>\n<p class='note'>The doctor "
         "uses the same definition of savings for a forecast, which averages selections over the "
         "epochs between them and times each part separately. The figures here include the "
         "selections that were made and the waiting times that occurred.</p>\n"
@@ -132,41 +113,59 @@ def _render_coverage(figures: Mapping[str, Any]) -> str:
     times = figures["times_selected"]
     chart = draw_lines(
         {"selected so far": covered, "also in the previous selection": overlap},
+        Axes(
+            "first epoch of a selection",
+            "share of examples",
+            f"Coverage over time: {covered[-1][1]:.1%} of the examples were selected so far.",
+            percent=True,
+        ),
         top=1.0,
-        percent=True,
     )
     counts = {
         str(count): (number,) for count, number in enumerate(times) if len(times) <= 40 or number
     }
+    never = f"{figures['num_never']:,} of {figures['num_examples']:,} examples were never selected."
+    bars = draw_bars(
+        counts, ("examples",), Axes("times selected", "number of examples", f"How often: {never}")
+    )
     return (
-        "<h2>What was selected, and when</h2>\n"
-        f"{chart}<p class='note'>Horizontal axis: a selection's first active epoch.</p>\n"
-        "<h2>How often each example was selected</h2>\n"
-        f"{draw_bars(counts, ('examples',))}<p class='note'>{figures['num_never']:,} of "
-        f"{figures['num_examples']:,} examples were never selected.</p>\n"
+        f"<h2>What was selected, and when</h2>\n{chart}"
+        f"<h2>How often each example was selected</h2>\n{bars}<p class='note'>{never}</p>\n"
     )
 
 
 def _render_classes(figures: Mapping[str, Any]) -> str:
+    """Compare classes, only where the selection does not have the data's class balance."""
     sizes, selections = figures["class_sizes"], figures["selections"]
     counts = selections[-1]["class_counts"] if selections else []
     if len(sizes) < 2 or len(counts) != len(sizes):  # labels may have changed since
         return ""
     total, selected = sum(sizes), sum(counts)
+    # Every class has one at least, and quotas are whole numbers.
+    expected = [max(1.0, selected * size / total) for size in sizes]
+    if all(abs(count - each) <= 1 for count, each in zip(counts, expected, strict=True)):
+        return (
+            "<h2>Class balance</h2>\n<p>The latest selection has the class balance of the data, "
+            "to within one example per class.</p>\n"
+        )
+    names = figures.get("class_names", {})
     shares = {
-        str(label): (size / total, count / selected)
+        names.get(str(label), str(label)): (size / total, count / selected)
         for label, size, count in zip(figures["classes"], sizes, counts, strict=True)
     }
     note = ""
     if len(shares) > _MAX_CLASSES:
-        apart = sorted(shares, key=lambda label: -abs(shares[label][1] - shares[label][0]))
-        shares = {label: shares[label] for label in sorted(apart[:_MAX_CLASSES], key=int)}
+        differences = {name: abs(chosen - given) for name, (given, chosen) in shares.items()}
+        kept = set(sorted(differences, key=differences.__getitem__)[-_MAX_CLASSES:])
+        shares = {name: each for name, each in shares.items() if name in kept}
         note = f"<p class='note'>The {_MAX_CLASSES} classes whose shares differ most.</p>"
-    chart = draw_bars(shares, ("share of the data", "share of the latest selection"), percent=True)
+    axes = Axes("class", "share", "Share of each class in data and selection", percent=True)
+    chart = draw_bars(shares, ("share of the data", "share of the latest selection"), axes)
     return f"<h2>Class balance</h2>\n{chart}{note}\n"
 
 
-def _render_certificate(figures: Mapping[str, Any]) -> str:
+def _render_fit(figures: Mapping[str, Any]) -> str:
+    """Show the certificates: how far the coresets' gradients are from those of the data."""
     entries = [entry for entry in figures["selections"] if entry.get("error") is not None]
     if not entries:
         return ""
@@ -180,14 +179,22 @@ def _render_certificate(figures: Mapping[str, Any]) -> str:
         ]
 
     series = {
-        "cost: upper bound on the gradient error": relative("error"),
-        "gradient error of the coreset": relative("gradient_error"),
-        "lower bound on the cost of any subset of this size": relative("error_lower_bound"),
+        "guaranteed: the error is at most this": relative("error"),
+        "measured error": relative("gradient_error"),
+        "no subset of this size could guarantee less than this": relative("error_lower_bound"),
     }
-    chart = draw_lines({name: points for name, points in series.items() if points})
+    measured = series["measured error"]
+    sentence = ""
+    if measured:
+        sentence = (
+            f"The latest selection, weighted by cluster size, misses the gradient of the whole "
+            f"data by {measured[-1][1]:.1%} of its length. "
+        )
+    axes = Axes("first epoch of a selection", "error / length of the full gradient", sentence)
+    chart = draw_lines({name: points for name, points in series.items() if points}, axes)
     return (
-        f"<h2>Certificate</h2>\n{chart}<p class='note'>Relative to the norm of the full "
-        "gradient: 1 means no better than a zero gradient.</p>\n"
+        f"<h2>How well the subset stands for the data</h2>\n<p>{sentence}0 would be a perfect "
+        f"stand-in; 1 is no better than a zero gradient.</p>\n{chart}"
     )
 
 
@@ -207,11 +214,12 @@ def _render_time(figures: Mapping[str, Any]) -> str:
         )
         for first in range(0, len(epochs), step)
     ]
-    names = [f"{bucket} ({_format_duration(seconds[bucket])})" for bucket in BUCKETS]
+    names = [f"{bucket} ({format_duration(seconds[bucket])})" for bucket in BUCKETS]
     unit = "one epoch" if step == 1 else f"{step} epochs"
+    axes = Axes("epoch", "seconds", f"Seconds by part: {', '.join(names)}")
     return (
-        f"<h2>Where the time went</h2>\n{draw_stacked(columns, names)}"
-        f"<p class='note'>Seconds; a bar is {unit}. Step: everything outside the loader.</p>\n"
+        f"<h2>Where the time went</h2>\n{draw_stacked(columns, names, axes)}"
+        f"<p class='note'>A bar is {unit}. Step: everything outside the loader.</p>\n"
     )
 
 
@@ -223,8 +231,11 @@ def _render_spectrum(figures: Mapping[str, Any]) -> str:
         name: [(float(place), float(value)) for place, value in enumerate(spectrum[name], 1)]
         for name in ("original", "augmented")
     }
+    axes = Axes(
+        "rank", "singular value", "Singular values, original and augmented", logarithmic=True
+    )
     return (
-        f"<h2>Singular values of the Jacobian</h2>\n{draw_lines(series, logarithmic=True)}"
+        f"<h2>Singular values of the Jacobian</h2>\n{draw_lines(series, axes)}"
         f"<p class='note'>Over {spectrum['num_examples']} selected examples, in descending order. "
         "Augmentation moves no singular value by more than the perturbation's norm, "
         f"{spectrum['perturbation_norm']:.3g}.</p>\n"
@@ -245,10 +256,13 @@ def _render_list(name: str, figures: Mapping[str, Any], pictures: Sequence[Pictu
         )
         return f"{title}<p>Indices: {indices}.</p>\n"
     by_index = {entry["index"]: entry for entry in entries}
-    labels = sorted({picture.label for picture in pictures if picture.label is not None})
+    labels = {picture.label: _name_class(picture) for picture in pictures}
     choice = ""
-    if len(labels) > 1:
-        options = "".join(f'<option value="{label}">{label}</option>' for label in labels)
+    if len(labels) > 1 and None not in labels:
+        options = "".join(
+            f'<option value="{label}">{html.escape(labels[label])}</option>'
+            for label in sorted(labels, key=lambda label: label or 0)
+        )
         choice = (
             f'<p hidden>Class: <select data-of="{name}"><option value="">all</option>{options}'
             "</select></p>\n"
@@ -257,17 +271,20 @@ def _render_list(name: str, figures: Mapping[str, Any], pictures: Sequence[Pictu
     return f'{title}{choice}<div class="strip" id="{name}">{shown}</div>\n'
 
 
+def _name_class(picture: Picture) -> str:
+    if picture.name is not None:
+        return picture.name
+    return "" if picture.label is None else f"class {picture.label}"
+
+
 def _render_picture(picture: Picture, entry: Mapping[str, Any]) -> str:
-    alts = ["original"] + ["augmented copy"] * (len(picture.images) - 1)
-    images = "".join(
-        f'<img src="{encode_png(image)}" alt="{alt}">'
-        for image, alt in zip(picture.images, alts, strict=True)
-    )
-    label = "" if picture.label is None else f", class {picture.label}"
-    times = f", {_format_times(entry['times'])}" if entry["times"] else ""
+    words = [f"example {picture.index}", _name_class(picture)]
+    what = ", ".join(word for word in words if word)
+    times = f", selected {_format_times(entry['times'])}" if entry["times"] else ""
+    label = "" if picture.label is None else picture.label
     return (
-        f'<figure data-label="{"" if picture.label is None else picture.label}">{images}'
-        f"<figcaption>{picture.index}{label}{times}</figcaption></figure>"
+        f'<figure data-label="{label}">{render_images(picture.images, what)}'
+        f"<figcaption>{html.escape(what)}{times}</figcaption></figure>"
     )
 
 
@@ -283,8 +300,8 @@ def _render_table(figures: Mapping[str, Any]) -> str:
         "effective_sample_size": "effective sample size",
         "overlap": "also in the previous selection",
         "covered": "selected so far",
-        "error": "cost",
-        "gradient_error": "gradient error",
+        "error": "guaranteed error",
+        "gradient_error": "measured error",
         "probe_seconds": "probe, s",
         "solve_seconds": "solve, s",
     }
@@ -308,11 +325,3 @@ def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
-
-
-def _format_duration(seconds: float) -> str:
-    """Return seconds in a readable unit: 12 s, 3.4 min, 5.6 h."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

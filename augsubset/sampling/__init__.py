@@ -1,6 +1,6 @@
 """From a selection to the keys of an epoch, and from keys to batches."""
 
-from augsubset.sampling.keys import PADDING, pack, unpack
+from augsubset.sampling.keys import PADDING, is_original, pack, unpack
 from augsubset.sampling.plan import EpochPlan, Layout, Originals, RowWeights
 from augsubset.sampling.rebuild import (
     LoaderOrder,
@@ -31,6 +31,7 @@ __all__ = [
     "TensorBatches",
     "WeightedCoresetSampler",
     "fresh_iterator",
+    "is_original",
     "is_plain_tensors",
     "pack",
     "read_order",

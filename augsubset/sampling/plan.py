@@ -8,7 +8,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from augsubset.sampling.keys import LAST_FILLER, MAX_COPIES, PADDING, pack, unpack
+from augsubset.sampling.keys import (
+    FIRST_REPEAT,
+    LAST_FILLER,
+    MAX_COPIES,
+    MAX_FILLERS,
+    MAX_REPEATS,
+    PADDING,
+    pack,
+    unpack,
+)
 from augsubset.utils.rng import mix_seed
 
 __all__ = ["EpochPlan", "Layout", "Originals", "RowWeights"]
@@ -38,6 +47,7 @@ class EpochPlan:
         shuffle: Whether the order changes from epoch to epoch. If not, originals keep theirs, and
             copies are spread evenly among them.
         seed: Distinguishes runs.
+        num_drawn: Originals of an epoch, if a sampler draws them and their order.
     """
 
     num_examples: int
@@ -49,11 +59,12 @@ class EpochPlan:
     batch_size: int | None
     shuffle: bool
     seed: int
+    num_drawn: int | None = None
 
     def num_originals(self, num_selected: int) -> int:
         """Return how many originals take part."""
         return {
-            "all": self.num_examples,
+            "all": self.num_examples if self.num_drawn is None else self.num_drawn,
             "unselected": self.num_examples - num_selected,
             "selected": num_selected,
             "none": 0,
@@ -92,27 +103,32 @@ class EpochPlan:
         g = self._rows_per_group
         return self.budget + (g * self.budget - self.budget) // g
 
-    def keys(self, epoch: int, selected: Keys, sizes: Floats) -> Keys:
+    def keys(self, epoch: int, selected: Keys, sizes: Floats, drawn: Keys | None = None) -> Keys:
         """Return an epoch's keys in order.
 
         Args:
             epoch: 0..8191.
             selected: Selected indices, ascending.
             sizes: Cluster size of each.
+            drawn: Indices of the originals, ``(num_drawn,)``, if a sampler draws them.
 
         Cost:
             O(rows). For ``layout="mixed"`` 8 bytes per key and as much again for the originals
             while they are made; four times that if grouped.
         """
         keys = np.empty(len(self), np.int64)
-        num_rows = self._write_rows(keys, epoch, selected, sizes)
+        num_rows = self._write_rows(keys, epoch, selected, sizes, drawn)
         keys[num_rows:] = self.make_fillers(epoch, selected, sizes, 0, len(keys) - num_rows)
         if self.layout == "grouped":
             return self._group(keys, num_rows, epoch, selected)
         if self.shuffle:
             np.random.default_rng(mix_seed(self.seed, epoch)).shuffle(keys)
             return keys
-        return self._spread(keys, self.num_originals(len(selected)))
+        num_originals = self.num_originals(len(selected))
+        if drawn is None:
+            return self._spread(keys, num_originals, mix_seed(self.seed, _SPREAD))
+        np.random.default_rng(mix_seed(self.seed, epoch)).shuffle(keys[num_originals:])
+        return self._spread(keys, num_originals, mix_seed(self.seed, epoch, _SPREAD))
 
     def make_fillers(
         self, epoch: int, selected: Keys, sizes: Floats, first: int, count: int
@@ -133,7 +149,9 @@ class EpochPlan:
         """
         stop = first + count
         if self.weights == "cluster":
-            return pack(epoch, PADDING, np.arange(first, stop) % self.num_examples)
+            # A sampler may leave out examples that must not even be fetched.
+            pool = np.arange(self.num_examples) if self.num_drawn is None else selected
+            return pack(epoch, PADDING, pool[np.arange(first, stop) % len(pool)])
         if not count:
             return np.empty(0, np.int64)
         rng = np.random.default_rng(mix_seed(self.seed, epoch, _FILLERS))
@@ -145,13 +163,19 @@ class EpochPlan:
             chosen = np.searchsorted(edges[:-1], points, side="right")  # the last is rounded
         # Copy numbers count down from the top, one after another for each example: an epoch's
         # own copies count up from 1, so no two rows share a key.
-        copies = LAST_FILLER - _count_earlier(chosen) % MAX_COPIES
+        copies = LAST_FILLER - _count_earlier(chosen) % MAX_FILLERS
         return pack(epoch, copies[first:], selected[chosen[first:]])
 
-    def _write_rows(self, keys: Keys, epoch: int, selected: Keys, sizes: Floats) -> int:
+    def _write_rows(
+        self, keys: Keys, epoch: int, selected: Keys, sizes: Floats, drawn: Keys | None
+    ) -> int:
         """Write originals by index, then copies; return the number of rows written."""
         base = pack(epoch, 0, 0)
-        if self.originals in ("all", "unselected"):
+        if drawn is not None:
+            earlier = _count_earlier(drawn)
+            again = FIRST_REPEAT + (earlier - 1) % MAX_REPEATS
+            originals = pack(epoch, np.where(earlier == 0, 0, again), drawn)
+        elif self.originals in ("all", "unselected"):
             originals = np.arange(base, base + self.num_examples)
             if self.originals == "unselected":
                 originals = np.delete(originals, selected)
@@ -172,7 +196,7 @@ class EpochPlan:
             keys[begin:end] = pack(epoch, copies, drawn)
         return end
 
-    def _spread(self, keys: Keys, num_originals: int) -> Keys:
+    def _spread(self, keys: Keys, num_originals: int, seed: int) -> Keys:
         """Return originals in their order, with the copies after them spread evenly among them.
 
         The fewer of both get one place in each of equal stretches; a random one, since at regular
@@ -180,7 +204,7 @@ class EpochPlan:
         """
         few, many = sorted((keys[:num_originals], keys[num_originals:]), key=len)
         edges = np.arange(len(few) + 1) * len(keys) // max(1, len(few))
-        rng = np.random.default_rng(mix_seed(self.seed, _SPREAD))
+        rng = np.random.default_rng(seed)
         places = edges[:-1] + (rng.random(len(few)) * np.diff(edges)).astype(np.int64)
         is_few = np.zeros(len(keys), bool)
         is_few[places] = True

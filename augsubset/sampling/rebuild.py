@@ -19,6 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from augsubset.sampling.drawn import DrawnOrder, ShardedSampler
 from augsubset.sampling.worker import (
     KeyedCollate,
     SubsetAugmentDataset,
@@ -99,7 +100,7 @@ def read_order(loader: Any) -> LoaderOrder:
     Raises:
         TypeError: If it is not a plain DataLoader over a map-style dataset. A subclass may do
             anything in its ``__iter__``, which rebuilding would silently lose.
-        ValueError: If it has a sampler or batch sampler of its own, or does not batch.
+        ValueError: If it has a batch sampler of its own, or does not batch.
     """
     if not isinstance(loader, DataLoader):
         kind = type(loader)
@@ -147,21 +148,23 @@ def read_order(loader: Any) -> LoaderOrder:
         seed = _find_seed(loader, sampler.seed)
         shard = (sampler.num_replicas, sampler.rank, sampler.drop_last)
         return LoaderOrder(sampler.shuffle, *shard, seed)
-    if type(sampler) not in (SequentialSampler, RandomSampler):
-        raise ValueError(
-            f"loader must not have a sampler of its own, got sampler={type(sampler).__name__}. "
-            "Use shuffle=True or False: which rows an epoch has depends on the selection. In place "
-            "of repeated augmentation pass copies=, of sampling weights weigh the loss."
-        )
-    replaces = isinstance(sampler, RandomSampler) and sampler.replacement
-    draws = len(sampler)
-    if replaces or draws != n:
-        raise ValueError(
-            f"loader must visit every example once, got a sampler of {draws} draws "
-            f"{'with replacement ' if replaces else ''}for {n} examples. Pass shuffle=True, and a "
-            "Subset of the dataset for fewer examples."
-        )
-    return LoaderOrder(isinstance(sampler, RandomSampler), seed=_find_seed(loader))
+    if isinstance(sampler, ShardedSampler):
+        return LoaderOrder(False, *sampler.shard, sampler.seed)
+    return LoaderOrder(type(sampler) is RandomSampler, seed=_find_seed(loader))
+
+
+def _find_own_sampler(loader: DataLoader[Any]) -> Sampler[int] | None:
+    """Return the sampler that has to draw the order, ``None`` if every example is visited once."""
+    sampler: Any = loader.sampler
+    if isinstance(sampler, ShardedSampler):
+        return sampler.sampler
+    is_plain = type(sampler) in (SequentialSampler, RandomSampler)
+    visits_each_once = (
+        is_plain
+        and not getattr(sampler, "replacement", False)
+        and len(sampler) == check_map_style(loader.dataset)
+    )
+    return None if visits_each_once or type(sampler) is DistributedSampler else sampler
 
 
 def _find_seed(loader: DataLoader[Any], seed: int | None = None) -> int | None:
@@ -170,7 +173,7 @@ def _find_seed(loader: DataLoader[Any], seed: int | None = None) -> int | None:
     A generator tells what it was seeded with; nothing is drawn from it.
     """
     for generator in (loader.generator, getattr(loader.sampler, "generator", None)):
-        if generator is not None:
+        if isinstance(generator, torch.Generator):  # a sampler may hold one of numpy's
             seed = generator.initial_seed()
             break
     return None if seed is None else seed & MAX_SEED
@@ -189,13 +192,14 @@ def shard_loader(loader: DataLoader[Any], num_replicas: int, rank: int) -> DataL
             f"loader must not be sharded already, got a DistributedSampler with "
             f"num_replicas={order.num_replicas}: each share would be sharded again."
         )
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        loader.dataset,
-        num_replicas,
-        rank,
-        shuffle=order.shuffle,
-        seed=torch.initial_seed() & MAX_SEED if order.seed is None else order.seed,
-        drop_last=loader.drop_last,
+    seed = torch.initial_seed() & MAX_SEED if order.seed is None else order.seed
+    own = _find_own_sampler(loader)
+    sampler: Any = (
+        DistributedSampler(
+            loader.dataset, num_replicas, rank, order.shuffle, seed, drop_last=loader.drop_last
+        )
+        if own is None
+        else ShardedSampler(own, num_replicas, rank, loader.drop_last, seed)
     )
     return rebuild_loader(loader, sampler=sampler)
 
@@ -213,11 +217,14 @@ class Source:
 
     Attributes:
         dataset: The user's.
+        order: Draws the originals of an epoch, if the user's DataLoader has a sampler of its own.
         owns_batches: Whether a fetched batch shares no memory with the dataset, so that rows may
             be replaced in place.
 
     Raises:
-        TypeError: If ``resident`` and the dataset is not a uint8 ``TensorDataset``.
+        TypeError: If ``resident`` and the dataset is not a uint8 ``TensorDataset``; as
+            :class:`DrawnOrder`.
+        ValueError: As :class:`DrawnOrder`.
     """
 
     def __init__(
@@ -229,9 +236,11 @@ class Source:
         check: Callable[[Any, Tensor, Any], None],
     ) -> None:
         self.dataset: Any = loader.dataset
+        own = _find_own_sampler(loader)
+        self.order = None if own is None else DrawnOrder(own, check_map_style(self.dataset))
         self.owns_batches = loader.collate_fn is default_collate
         self._seed = seed
-        self._sampler, self._epoch_read = loader.sampler, 0
+        self._sampler, self._epoch_read = own or loader.sampler, 0
         self._options = read_options(loader)
         self._keyed: SubsetAugmentDataset | TensorBatches
         if is_plain_tensors(loader.dataset, loader.collate_fn):
@@ -261,6 +270,11 @@ class Source:
         return number
 
     @property
+    def candidates(self) -> Tensor:
+        """Examples that training may visit: dataset indices, ascending."""
+        return torch.arange(len(self)) if self.order is None else self.order.candidates
+
+    @property
     def is_resident(self) -> bool:
         """Whether the images stay on the device."""
         return isinstance(self._keyed, TensorBatches) and self._keyed.resident
@@ -271,8 +285,10 @@ class Source:
             self._keyed.to(device)
 
     def read_epoch(self) -> int | None:
-        """Return the epoch that the user's DistributedSampler was set to since it was read last."""
-        epoch: int = getattr(self._sampler, "epoch", self._epoch_read)
+        """Return the epoch that the user's sampler was set to since it was read last."""
+        epoch = getattr(self._sampler, "epoch", None)
+        if not isinstance(epoch, int):
+            return None
         is_new, self._epoch_read = epoch != self._epoch_read, epoch
         return epoch if is_new else None
 
@@ -335,11 +351,13 @@ class Source:
         Args:
             count: Number of evenly spaced examples, or fewer if the dataset is smaller.
         """
-        n = len(self)
+        candidates = self.candidates
+        n = len(candidates)
         size = min(2, n, self._options["batch_size"])
         count = min(count, n)
         spread = [place * (n - 1) // max(1, count - 1) for place in range(count)]
-        indices: Any = [*range(size), *[index for index in spread * 2 for _ in range(size)]]
+        places = [*range(size), *[place for place in spread * 2 for _ in range(size)]]
+        indices: Any = candidates[places].tolist()
         seed = self._seed
         self.set_seed(0)
         loader = self.make_loader(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, unpack
+from augsubset.sampling.drawn import DrawnOrder
+from augsubset.sampling.keys import MAX_COPIES, MAX_EPOCHS, PADDING, is_original, unpack
 from augsubset.sampling.plan import EpochPlan, Layout, Originals, RowWeights
 from augsubset.sampling.worker import SubsetAugmentDataset, check_map_style
 from augsubset.utils.checks import AugsubsetError, check_choice, check_int, check_state
@@ -74,6 +75,9 @@ class WeightedCoresetSampler(Sampler[int]):
         originals: Which originals take part.
         weights: See above.
         shuffle: Whether the rows are permuted afresh each epoch.
+        order: A :class:`~augsubset.sampling.drawn.DrawnOrder`, if a sampler of your own draws which
+            originals an epoch has and their order; the copies are spread among them. For
+            ``originals="all"`` and ``layout="mixed"``.
         seed: Distinguishes runs.
         num_replicas: Ranks that share the order; ``None``: 1, for frameworks that shard the
             DataLoader themselves.
@@ -109,6 +113,7 @@ class WeightedCoresetSampler(Sampler[int]):
         originals: Originals = "all",
         weights: RowWeights = "cluster",
         shuffle: bool = True,
+        order: DrawnOrder | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -133,6 +138,13 @@ class WeightedCoresetSampler(Sampler[int]):
                     "The length of an epoch depends on it."
                 )
             budget = len(selection.indices)
+        if order is not None and (originals, layout) != ("all", "mixed"):
+            raise ValueError(
+                "originals must be 'all' and layout 'mixed' with a sampler of your own, which says "
+                f"what an epoch holds, got originals={originals!r}, layout={layout!r}. Pass "
+                "shuffle=True instead, and a Subset of the dataset for fewer examples."
+            )
+        self._order = order
         if layout == "mixed":
             batch_size = None  # the order does not depend on it
         elif batch_size is None or check_int("batch_size", batch_size, 1) < 1 + copies:
@@ -148,7 +160,8 @@ class WeightedCoresetSampler(Sampler[int]):
             weights=weights,
             layout=layout,
             batch_size=batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and order is None,
+            num_drawn=None if order is None else len(order),
             seed=check_int("seed", seed, 0, MAX_SEED),
         )
         if (num_replicas is None) != (rank is None):
@@ -297,7 +310,8 @@ class WeightedCoresetSampler(Sampler[int]):
         self._started[epoch] = _ActiveSelection(indices, sizes, mean)
         while len(self._started) > _EPOCHS_REMEMBERED:
             del self._started[next(iter(self._started))]
-        return self.plan.keys(epoch, indices, sizes)
+        drawn = None if self._order is None else self._order.draw(self.plan.seed, epoch)
+        return self.plan.keys(epoch, indices, sizes, drawn)
 
     def _take_share(
         self, keys: npt.NDArray[np.int64], begin: int, rank: int
@@ -365,7 +379,7 @@ class WeightedCoresetSampler(Sampler[int]):
         weights = np.ones(len(keys))
         is_selected = copies != PADDING
         if self.plan.originals != "selected" or not is_cluster:
-            is_selected &= copies > 0
+            is_selected &= ~is_original(copies)
         for epoch in dict.fromkeys(epochs.tolist()):
             active = self._find_epoch(epoch)
             rows = is_selected & (epochs == epoch)
@@ -377,7 +391,7 @@ class WeightedCoresetSampler(Sampler[int]):
             if is_cluster:
                 weights[rows] = active.cluster_sizes[places]
         if is_cluster:
-            weights[copies > 0] /= self.plan.copies
+            weights[~is_original(copies)] /= self.plan.copies
             weights[copies == PADDING] = 0.0
         return weights
 
@@ -394,7 +408,9 @@ class WeightedCoresetSampler(Sampler[int]):
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same rows."""
-        return {field.name: getattr(self.plan, field.name) for field in fields(EpochPlan)}
+        order = None if self._order is None else self._order.digest
+        plan = {field.name: getattr(self.plan, field.name) for field in fields(EpochPlan)}
+        return {**plan, "order": order}
 
     @property
     def share(self) -> dict[str, int]:

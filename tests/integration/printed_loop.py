@@ -11,8 +11,9 @@ from torchvision.transforms import v2
 
 N = 48
 README = Path(__file__).parents[2] / "README.md"
-LOOP = README.read_text().split("```python\n")[1].split("```")[0]
-PLAIN = "".join(line for line in LOOP.splitlines(True) if not line.endswith("# new\n"))
+DIFF = README.read_text().split("```diff\n")[1].split("```")[0].splitlines(keepends=True)
+LOOP = "".join(line[1:] or line for line in DIFF)
+PLAIN = "".join(line[1:] or line for line in DIFF if line[0] != "+")
 
 
 class Photos(Dataset):

@@ -2,6 +2,9 @@
 
 import pytest
 
+from augsubset.demo.data import Images
+from augsubset.demo.training import ARMS, Setting, train_arm
+
 pytestmark = pytest.mark.slow
 
 
@@ -18,10 +21,10 @@ def test_the_coresets_error_is_well_below_random_and_max_loss_subsets(cifar10):
 
 
 def test_an_arm_of_the_demo_learns_from_real_images(cifar10):
-    from benchmarks.demo import ARMS, parse, run_arm
-
-    setting, *_ = parse(["--data", "unused", "--epochs", "3", "--lr", "0.05"])
-    result, selections = run_arm(ARMS["coreset"], cifar10.limited(1000), setting, 0)
-    assert result.augmented == 3 * 4 * 100
+    data = cifar10.limited(1000)
+    images = Images("cifar10", data.x_train, data.y_train, data.x_test, data.y_test)
+    setting = Setting(epochs=3, batch_size=128, fraction=0.1, every=10, crop_flip=True)
+    run, selections = train_arm(ARMS["coreset"], images, setting, 0)
+    assert run.augmented == 3 * 4 * 100
     assert len(selections) == 1
-    assert result.accuracies[-1] > 0.2
+    assert run.accuracies[-1] > 0.2

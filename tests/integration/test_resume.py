@@ -431,7 +431,7 @@ def damaged(state, **changes):
     ("change", "error", "reason"),
     [
         (lambda s: None, TypeError, "state_dict must be a mapping, got NoneType"),
-        (lambda s: {"version": 4}, ValueError, "state_dict must be a saved state, got one without"),
+        (lambda s: {"version": 5}, ValueError, "state_dict must be a saved state, got one without"),
         (lambda s: damaged(s, seed=-1), ValueError, "seed must be between 0 and"),
         (lambda s: damaged(s, num_examples=9), ValueError, "same num_examples"),
         (lambda s: damaged(s, labels_digest="0"), ValueError, "same labels_digest"),
@@ -444,7 +444,7 @@ def damaged(state, **changes):
         (
             lambda s: damaged(s, version=3),
             ValueError,
-            "version 4, got version 3: it was saved by anot",
+            "version 5, got version 3: it was saved by anot",
         ),
         (lambda s: damaged(s, selection=None), ValueError, "hold a selection in the middle"),
         (

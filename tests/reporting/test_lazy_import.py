@@ -8,6 +8,7 @@ import pytest
 LAZY = (
     "augsubset.reporting",
     "augsubset.cli",
+    "augsubset.demo",
     "augsubset.integrations",
     "augsubset.diagnostics",
     *("PIL", "accelerate", "kornia", "lightning", "matplotlib", "scipy", "torchvision", "tqdm"),
