@@ -122,8 +122,8 @@ def _get_white(x: Images) -> np.float32:
 def _warp(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     source, target, size = x.reshape(-1), out.reshape(-1), height * width
-    left, right, bottom = np.float32(-1), np.float32(width), np.float32(height)
-    across = np.arange(width).astype(np.float32)
+    zero, right, bottom = np.float32(0), np.float32(width - 1), np.float32(height - 1)
+    across, step = np.arange(width).astype(np.float32), np.float32(width)
     index = np.empty(width, np.int32)  # source pixel within a channel, -1 for outside
     a, d = p[0], p[3]
     # Rows that move as a whole: every column plus one number, or that number minus the column.
@@ -138,7 +138,7 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
         start = np.int64(0)  # source of the first column inside
         if is_block:
             # Clamp before the cast: a float beyond int64 has no defined result.
-            shift = np.int64(min(max(np.rint(row_x), -2 * right), 2 * right))
+            shift = np.int64(min(max(np.rint(row_x), -2 * step), 2 * step))
             first = max(-shift if a > 0 else shift - width + 1, 0)
             last = min(width - shift if a > 0 else shift + 1, width)
             if first < last and np.rint(row_y) >= 0 and np.rint(row_y) < height:
@@ -147,10 +147,12 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
                 first = last = width
         else:
             for column in range(width):
-                at_x = min(max(np.rint(a * across[column] + row_x), left), right)
-                at_y = min(max(np.rint(d * across[column] + row_y), left), bottom)
-                is_inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
-                index[column] = np.int32(at_y * right + at_x) if is_inside else np.int32(-1)
+                at_x = np.rint(a * across[column] + row_x)
+                at_y = np.rint(d * across[column] + row_y)
+                x_inside, y_inside = min(max(at_x, zero), right), min(max(at_y, zero), bottom)
+                is_inside = (at_x == x_inside) & (at_y == y_inside)
+                pixel = y_inside * step + x_inside  # exact: integers
+                index[column] = np.int32(pixel if is_inside else np.float32(-1))
             # Sources are monotone in the column, so those inside are neighbours.
             first, last = 0, width
             while first < last and index[first] < 0:
