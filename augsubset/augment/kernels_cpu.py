@@ -20,7 +20,7 @@ from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["KERNELS", "run_rows"]
+__all__ = ["KERNELS", "MAX_PIXELS", "run_rows"]
 
 Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
@@ -40,6 +40,9 @@ KERNELS: dict[Callable[..., Tensor], int] = {
     kernels.erase: _ERASE,
 }
 """The code of the loop that replaces each kernel."""
+
+MAX_PIXELS = (1 << 23) - 1
+"""Height times width of the largest images: float32 counts the pixels of no larger ones."""
 
 # Pixel values per thread below which starting another thread does not pay.
 _MIN_VALUES_PER_THREAD = 1 << 21
