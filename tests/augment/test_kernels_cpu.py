@@ -149,6 +149,22 @@ def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, wid
     assert torch.equal(x, before)
 
 
+def test_smoothing_rounds_every_sum_of_bytes_as_a_division_does():
+    """In a 3 x 3 image the centre counts five times: 13 * 255 is the largest sum."""
+    x = torch.zeros(13 * 255 + 1, 1, 3, 3, dtype=torch.uint8)
+    for total, image in enumerate(x):
+        level, rest = divmod(total, 13)
+        image[:] = level
+        image[0, 1, 1] += rest // 5
+        image[0].view(-1)[: rest % 5] += 1
+    params = torch.zeros(len(x), 1)  # the smoothed image alone
+    found = kernels_cpu.run_rows(
+        x, np.full((len(x), 1), kernels_cpu._SHARPEN), params.numpy()[:, None]
+    )
+    assert torch.equal(found, kernels.sharpen(x, params))
+    assert len(found[:, 0, 1, 1].unique()) == 256
+
+
 def test_the_comparison_can_fail():
     x = images(40, 3, 32, 32, torch.uint8)
     loops, kernels = run_both(POLICIES["paper"], x)
