@@ -186,23 +186,38 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
                 target[to + i] = 0
 
 
-def _as_pixel(value: Any, like: Images) -> Any:
-    """Return a value clamped to the range of an image, and cast; bytes truncate. In loops only."""
+def _truncate(value: Any, like: Images) -> Any:
+    """Return a value without its fraction for bytes, as it is for floats. In loops only."""
 
 
-@overload(_as_pixel, strict=False)
-def _compile_as_pixel(value: Any, like: Any) -> Callable[..., Any]:
-    zero, white = np.float32(0), np.float32(255 if like.dtype == numba.uint8 else 1)
+@overload(_truncate, strict=False)
+def _compile_truncate(value: Any, like: Any) -> Callable[..., Any]:
     if like.dtype == numba.uint8:
-        # By way of int32: there are vector instructions for no other cast to integers.
-        return lambda value, like: np.int32(min(max(value, zero), white))
-    return lambda value, like: min(max(value, zero), white)
+        return lambda value, like: np.int32(value)  # no other cast has vector instructions
+    return lambda value, like: value
+
+
+def _as_integers(plane: Float32Array, like: Images) -> Any:
+    """Return a plane for gray levels or sums, as uint16 for bytes. In loops only."""
+
+
+@overload(_as_integers, strict=False)
+def _compile_as_integers(plane: Any, like: Any) -> Callable[..., Any]:
+    if like.dtype == numba.uint8:
+        return lambda plane, like: plane.view(np.uint16)[: plane.size]
+    return lambda plane, like: plane
 
 
 @numba.njit(cache=True, nogil=True)
-def _to_gray(x: Images, gray: Float32Array) -> None:
+def _as_pixel(value: Any, like: Images) -> Any:
+    """Return a value clamped to the range of an image, and cast; bytes truncate."""
+    return _truncate(min(max(value, np.float32(0)), _get_white(like)), like)
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_gray(x: Images, gray: Any) -> None:
     """Write the luma of each pixel, truncated to integers for bytes."""
-    channels, is_bytes = x.shape[0], x.itemsize == 1
+    channels = x.shape[0]
     red, green, blue = x[0].reshape(-1), x[1 % channels].reshape(-1), x[2 % channels].reshape(-1)
     for i in range(gray.shape[0]):
         if channels == 1:
@@ -211,12 +226,12 @@ def _to_gray(x: Images, gray: Float32Array) -> None:
             value = np.float32(red[i]) * _RED
             value += np.float32(green[i]) * _GREEN
             value += np.float32(blue[i]) * _BLUE
-            gray[i] = np.floor(value) if is_bytes else value
+            gray[i] = _truncate(value, x)
 
 
 @numba.njit(cache=True, nogil=True)
-def _blend(x: Images, p: Float32Array, out: Images, gray: Float32Array) -> None:
-    channels, is_bytes = x.shape[0], x.itemsize == 1
+def _blend(x: Images, p: Float32Array, out: Images, plane: Float32Array) -> None:
+    channels, is_bytes, gray = x.shape[0], x.itemsize == 1, _as_integers(plane, x)
     if channels == 1 and p[1] != 0:
         _copy(x, out)
         return
@@ -228,7 +243,7 @@ def _blend(x: Images, p: Float32Array, out: Images, gray: Float32Array) -> None:
     if p[2] != 0 or not is_bytes:
         unit, total = np.float32(1 if is_bytes else _FIXED_POINT), np.int64(0)
         for i in range(gray.shape[0]):
-            total += np.int32(gray[i]) if is_bytes else np.int64(np.rint(gray[i] * unit))
+            total += np.int64(gray[i]) if is_bytes else np.int64(np.rint(gray[i] * unit))
         mean = np.float32(total) / np.float32(np.int64(unit) * gray.size)
     add = mean * p[2]
     for c in range(channels):
@@ -238,30 +253,29 @@ def _blend(x: Images, p: Float32Array, out: Images, gray: Float32Array) -> None:
                 target[i] = _as_pixel(np.float32(flat[i]) * of_image + add, x)
         else:
             for i in range(flat.shape[0]):
-                value = np.float32(flat[i]) * of_image + gray[i] * of_gray
+                value = np.float32(flat[i]) * of_image + np.float32(gray[i]) * of_gray
                 target[i] = _as_pixel(value + add, x)
 
 
 @numba.njit(cache=True, nogil=True)
-def _sharpen(x: Images, p: Float32Array, out: Images, sums: Float32Array) -> None:
+def _sharpen(x: Images, p: Float32Array, out: Images, plane: Float32Array) -> None:
     channels, height, width = x.shape
     if height <= 2 or width <= 2:
         _copy(x, out)
         return
     is_bytes, share = x.itemsize == 1, np.float32(1) - p[0]
+    sums = _as_integers(plane, x)
     left, middle, right = sums[:-2], sums[1:-1], sums[2:]
     for c in range(channels):
         flat, target = x[c].reshape(-1), out[c].reshape(-1)[1:-1]
         above, below = flat[: -2 * width], flat[2 * width :]
         row = flat[width:-width]
         for i in range(above.shape[0]):
-            value = np.float32(above[i]) + np.float32(row[i])
-            sums[width + i] = value + np.float32(below[i])
+            sums[width + i] = above[i] + row[i] + below[i]
         row = flat[1:-1]
         for i in range(target.shape[0]):
             inner = np.float32(row[i])
-            smooth = left[i] + middle[i]
-            smooth += right[i]
+            smooth = np.float32(_truncate(left[i] + middle[i] + right[i], x))
             smooth += inner * np.float32(4)
             if is_bytes:
                 # The same as the quotient for all 3,316 sums; a division takes much longer.
