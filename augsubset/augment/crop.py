@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from augsubset.augment import kernels_cpu
 from augsubset.augment.checks import CROP_FLIP, check_images, get_stream, move_masks
-from augsubset.augment.kernels import take_pixels
+from augsubset.augment.kernels import take_pixels, warp
 from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["CropFlip"]
+
+Int64Array = npt.NDArray[np.int64]
 
 
 class CropFlip:
@@ -40,7 +45,8 @@ class CropFlip:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``; masks as in :class:`RandomOps`.
 
     Cost:
-        One gather over all pixels.
+        One gather over all pixels; on the CPU, for uint8 or float32 with zeros around, copies of
+        rows.
     """
 
     def __init__(
@@ -87,11 +93,26 @@ class CropFlip:
         if len(x) == 0:
             return (x, *masks) if masks else x
         draws = draw_uniforms(rows.round_epochs(self.every), 3, self.stream)
-        offsets = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        source_y = offsets[:, :1] + np.arange(height)
-        source_x = offsets[:, 1:] + np.arange(width)
-        is_flipped = draws[:, 2] < self.flip
-        source_x[is_flipped] = source_x[is_flipped, ::-1]
+        crops = np.empty((len(x), 3), np.int64)  # first row, first column, mirrored or not
+        crops[:, :2] = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
+        crops[:, 2] = draws[:, 2] < self.flip
+        has_loops = x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32)
+        has_loops = has_loops and height * width <= kernels_cpu.MAX_PIXELS
+        if has_loops and self.padding_mode == "constant":
+            move = _by_loops(crops, width)
+        else:
+            move = self._by_gather(crops, x)
+        with torch.no_grad():
+            out = move(x)
+            moved = move_masks(masks, x, self.mask_fill, move)
+        return (out, *moved) if masks else out
+
+    def _by_gather(self, crops: Int64Array, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what moves pixels by their indices, on any device."""
+        height, width = x.shape[-2:]
+        source_y = crops[:, :1] + np.arange(height)
+        source_x = crops[:, 1:2] + np.arange(width)
+        source_x = np.where(crops[:, 2:], source_x[:, ::-1], source_x)
         if self.padding_mode == "reflect":
             source_y = height - 1 - np.abs(height - 1 - np.abs(source_y))
             source_x = width - 1 - np.abs(width - 1 - np.abs(source_x))
@@ -101,7 +122,16 @@ class CropFlip:
         both = np.concatenate([row_start, column], 1)  # one transfer instead of two
         index = to_device_async(torch.from_numpy(both), x.device)
         index = index[:, :height, None] + index[:, None, height:]
-        with torch.no_grad():
-            out = take_pixels(x, index)
-            moved = move_masks(masks, x, self.mask_fill, lambda mask: take_pixels(mask, index))
-        return (out, *moved) if masks else out
+        return lambda images: take_pixels(images, index)
+
+
+def _by_loops(crops: Int64Array, width: int) -> Callable[[Tensor], Tensor]:
+    """Return what moves whole rows on the CPU: a crop is a warp, and copies blocks there."""
+    params = np.zeros((len(crops), 1, 6), np.float32)
+    is_flipped = crops[:, 2] != 0
+    params[:, 0, 0] = np.where(is_flipped, -1, 1)
+    params[:, 0, 2] = crops[:, 1] + np.where(is_flipped, width - 1, 0)
+    params[:, 0, 4] = 1
+    params[:, 0, 5] = crops[:, 0]
+    kernel = np.full((len(crops), 1), kernels_cpu.KERNELS[warp])
+    return lambda images: kernels_cpu.run_rows(images.contiguous(), kernel, params)

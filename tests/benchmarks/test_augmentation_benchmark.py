@@ -43,6 +43,27 @@ def test_the_peers_apply_every_operation_to_its_own_rows(monkeypatch):
     assert ran == [6] * 8
 
 
+def test_albumentations_gives_each_image_two_operations_of_fourteen():
+    some_of, ran = augmentation.make_albumentations(), []
+    some_of.set_random_seed(0)
+    images = augmentation.stand_in(60).permute(0, 2, 3, 1).contiguous().numpy()
+    assert len(some_of.transforms) == len(augmentation.KORNIA_OPS)
+    for op in some_of.transforms:
+        changed = op(image=images[0])["image"]
+        assert changed.shape == images[0].shape
+        assert changed.dtype == np.uint8
+        assert (changed != images[0]).any()
+        call = op.apply_with_params
+        op.apply_with_params = lambda *args, op=op, call=call, **named: (
+            ran.append(id(op)) or call(*args, **named)
+        )
+    for number, image in enumerate(images, 1):
+        some_of(image=image)
+        assert len(ran) == 2 * number
+        assert len(set(ran[-2:])) == 2
+    assert len(set(ran)) == 14
+
+
 @pytest.mark.slow
 def test_the_quick_form_writes_every_figure_it_prints(tmp_path, capsys):
     threads = torch.get_num_threads()
