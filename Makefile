@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench bench-full grid docs clean
+.PHONY: demo test test-slow test-gpu check bench bench-full grid docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train six ways on handwritten digits; writes demo-report/index.html"
 	@echo "make test       the tests, five minutes on two cores"
 	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
+	@echo "make test-gpu   on a machine with an NVIDIA GPU, in ten minutes: tests, compute-sanitizer where it is"
+	@echo "                installed, figures of augmentation"
 	@echo "make check      format, lint, types"
 	@echo "make bench      selection's ratios at a small size, held to those on record;"
 	@echo "                augmentation at 32 pixels; the loader on few images"
@@ -34,6 +36,18 @@ test: .venv/installed
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'slow and not distributed'
 	$(BIN)/python -m pytest -m distributed
+
+# Python starts anew under each tool, whose instrumented kernels take a minute.
+test-gpu: .venv/installed
+	$(BIN)/python -c "import torch; print(torch.cuda.get_device_name())"
+	OMP_NUM_THREADS=4 timeout 300 $(BIN)/python -m pytest -q -m 'cuda and not slow'
+	for tool in memcheck racecheck; do \
+	  if command -v compute-sanitizer > /dev/null; then \
+	    timeout 90 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	      $(BIN)/python -m pytest -q -m cuda tests/test_delivery.py -k sanitizer || exit 1; \
+	  else echo "no compute-sanitizer: $$tool is left out"; fi; done
+	timeout 110 $(BIN)/python -m benchmarks.augmentation --device cuda --quick \
+	  $(if $(OUT),--out $(OUT)/augmentation-gpu.json)
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ examples selected so far) and class_counts.
 
 ``event="epoch"``: epoch, num_rows, num_copies, completed (no rows are left), and seconds of
 selection, loading, augmentation, step (what remains: the caller's code) and total; strong_seconds
-is the strong policy's share of the augmentation.
+is the strong policy's share of the augmentation; where one launch delivers a batch, that launch.
 """
 
 

@@ -24,6 +24,10 @@ class Normalization:
         channels_last: Whether the model gets its images in that memory format.
         dtype: Of the images that the model gets; ``None``: float32, or floats as they are.
 
+    Attributes:
+        arrives_normalised: Whether the dataset normalises, so that images must be denormalised.
+        channels_last, dtype: As given.
+
     Raises:
         ValueError: If both are given, a mean is outside [0, 1], or a std outside (0, 1].
     """
@@ -40,9 +44,9 @@ class Normalization:
                 "normalize and denormalize must not both be given: either the dataset normalises "
                 "already (denormalize) or it does not (normalize)."
             )
-        self._arrives_normalised = denormalize is not None
-        self._channels_last, self._dtype = channels_last, dtype
-        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.arrives_normalised = denormalize is not None
+        self.channels_last, self.dtype = channels_last, dtype
+        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._statistics: tuple[Tensor, Tensor] | None = None
         statistics = normalize if denormalize is None else denormalize
         if statistics is not None:
@@ -84,14 +88,14 @@ class Normalization:
                 "channels last. Permute the dataset's images with permute(2, 0, 1); if channels "
                 f"are first, pass normalize={zeros}, which changes nothing."
             )
-        if x.dtype == torch.uint8 and not self._arrives_normalised:
+        if x.dtype == torch.uint8 and not self.arrives_normalised:
             return
         if not x.is_floating_point():
             raise ValueError(
-                f"images must be {'' if self._arrives_normalised else 'uint8 or '}float, got "
+                f"images must be {'' if self.arrives_normalised else 'uint8 or '}float, got "
                 f"dtype {x.dtype}."
             )
-        if not self._arrives_normalised:
+        if not self.arrives_normalised:
             if not is_unit(x):
                 low, high = x.aminmax()
                 check_range(
@@ -126,8 +130,8 @@ class Normalization:
 
     def to_unit(self, x: Any) -> Any:
         """Return images as policies take them: uint8, or float in [0, 1]."""
-        if self._arrives_normalised:
-            mean, std = self._on(x)
+        if self.arrives_normalised:
+            mean, std = self.get_factors(x.device, x.dtype).unbind()
             x = x * std + mean
         elif not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             return x
@@ -145,31 +149,43 @@ class Normalization:
         """
         if not isinstance(x, Tensor) or (x.ndim != 4 and x.dtype != torch.uint8):
             return x
-        if self._channels_last and x.ndim == 4:
+        if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)  # before the cast, on bytes
         x = self._normalize(x)
-        return x if self._dtype is None else x.to(self._dtype)
+        return x if self.dtype is None else x.to(self.dtype)
 
     def _normalize(self, x: Tensor) -> Tensor:
         is_on_cpu = x.device.type == "cpu"
-        if self._statistics is None:
-            if x.is_floating_point():
-                return x
-            return x.to(torch.float32).div_(255) if is_on_cpu else x / 255
-        mean, std = self._on(x)
         if x.is_floating_point():
+            if self._statistics is None:
+                return x
+            mean, std = self.get_factors(x.device, x.dtype).unbind()
             return (x - mean).div_(std)
-        scale, shift = 1 / (255 * std), mean / std
-        return (x.to(scale.dtype).mul_(scale) if is_on_cpu else x * scale).sub_(shift)
+        factors = self.get_factors(x.device, x.dtype)
+        if self._statistics is None:
+            # By a tensor on the device: CUDA multiplies by the reciprocal of a number.
+            return x.to(torch.float32).div_(255) if is_on_cpu else torch.div(x, factors)
+        scale, shift = factors.unbind()
+        return (x.to(torch.float32).mul_(scale) if is_on_cpu else x * scale).sub_(shift)
 
-    def _on(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation on the images' device, copied there once."""
-        assert self._statistics is not None
-        dtype = x.dtype if x.is_floating_point() else torch.float32
-        if (x.device, dtype) not in self._kept:
-            mean, std = (part.to(x.device, dtype) for part in self._statistics)
-            self._kept[x.device, dtype] = mean, std
-        return self._kept[x.device, dtype]
+    def get_factors(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return what images of a dtype are normalised with, on their device, copied there once.
+
+        Of floats mean and standard deviation; of bytes a scale and what is subtracted then, or
+        the 255 that divides them if there are no statistics.
+
+        Shape:
+            returns ``(2, C, 1, 1)``, or a scalar without statistics.
+        """
+        if (device, dtype) not in self._kept:
+            factors = torch.tensor(255.0)
+            if self._statistics is not None:
+                kind = dtype if dtype.is_floating_point else torch.float32
+                mean, std = (part.to(kind) for part in self._statistics)
+                parts = (mean, std) if dtype.is_floating_point else (1 / (255 * std), mean / std)
+                factors = torch.stack(parts)
+            self._kept[device, dtype] = factors.to(device)
+        return self._kept[device, dtype]
 
 
 def _read_statistics(name: str, statistics: Any) -> tuple[Tensor, Tensor]:

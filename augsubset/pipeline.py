@@ -15,6 +15,7 @@ from torch import Tensor
 from augsubset.augment.kornia import as_policy
 from augsubset.augment.random import RowKeys
 from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_rows, take_rows
+from augsubset.delivery import Delivery
 from augsubset.history import EpochTimer
 from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, is_original, unpack
@@ -50,7 +51,7 @@ class ReadyBatch(NamedTuple):
     @property
     def num_copies(self) -> int:
         """Rows that are augmented copies."""
-        return len(_find_copies(unpack(self.keys)[1]))
+        return len(_find_copies(unpack(self.keys.numpy())[1]))
 
 
 class BatchCheck:
@@ -111,6 +112,7 @@ class BatchPipeline:
         self._augment, self._base = augment, base
         self.set_seed(seed)
         self._owns_batches = owns_batches
+        self._delivery = Delivery.make(augment, base, normalization)
         self._stream: torch.cuda.Stream | None = None
 
     def set_seed(self, seed: int) -> None:
@@ -139,6 +141,9 @@ class BatchPipeline:
             timer: Times the strong policy.
         """
         parts = self.spec.split(batch)
+        delivery = None if self.spec.others or self.spec.whole else self._delivery
+        if delivery is not None and delivery.can_take(parts.inputs, device):
+            return self._deliver(delivery, parts, keys, weights, device, timer)
         epoch, copy, index = unpack(keys)
         rows = RowKeys(self._seed, epoch, index, copy)
         x, others = move(parts.inputs, device), move(parts.others, device)
@@ -155,6 +160,27 @@ class BatchPipeline:
         output += [move(index, device)] if self.spec.return_index else []
         yielded = output[0] if len(output) == 1 else tuple(output)
         return ReadyBatch(yielded, x, keys, parts.labels)
+
+    def _deliver(
+        self,
+        delivery: Delivery,
+        parts: BatchParts,
+        keys: Tensor,
+        weights: Tensor | None,
+        device: torch.device,
+        timer: EpochTimer | None,
+    ) -> ReadyBatch:
+        """Return a batch made in one launch, with one copy for all but the pixels."""
+        along = [parts.labels, *([] if weights is None else [weights])]
+        along += [unpack(keys)[2]] if self.spec.return_index else []
+        labels_go_along = isinstance(parts.labels, Tensor) and parts.labels.device.type == "cpu"
+        seeds = self._seed, self._base_seed
+        packed = along if labels_go_along else along[1:]
+        staged = delivery.stage(parts.inputs, keys, seeds, packed, device)
+        with nullcontext() if timer is None else timer.on_device("strong"):
+            x = delivery.launch(staged)
+        labels = [] if labels_go_along else [move(parts.labels, device)]
+        return ReadyBatch((x, *labels, *staged.parts), x, keys, parts.labels)
 
     def _arrange(self, batch: Any, parts: BatchParts, device: torch.device) -> list[Any]:
         """Return ``[x, y]``, or ``[batch]`` in its own structure."""
@@ -195,7 +221,7 @@ class BatchPipeline:
         self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return inputs and other parts with the strong policy's results in the copies' rows."""
-        copies = torch.from_numpy(_find_copies(rows.copy))
+        copies = torch.from_numpy(_find_copies(rows.copy.numpy()))
         if len(copies) == 0:
             return x, others
         on_device = to_device_async(copies, get_device(x))
@@ -334,7 +360,6 @@ def _record_use(stream: torch.cuda.Stream, output: Any) -> None:
     map_tensors(lambda part: part.record_stream(stream), output)
 
 
-def _find_copies(copy: Tensor) -> np.ndarray[Any, Any]:
+def _find_copies(copy: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the positions of augmented copies among rows with these copy numbers."""
-    numbers = copy.numpy()
-    return np.flatnonzero(~is_original(numbers) & (numbers != PADDING))
+    return np.flatnonzero(~is_original(copy) & (copy != PADDING))

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.augmentation --data CIFAR10 --out FILE`` takes each row two operations of
 fourteen on one core, in turn with the peers on the same images, and prints a line a figure: the
-value, its target, met or MISSED. With ``--device cuda`` it sweeps 64 to 4,096 rows, eager and
-compiled, with the kernels that were launched. ``--quick`` leaves the large images out.
+value, its target, met or MISSED. ``--quick`` leaves the large images out. With ``--device cuda`` it
+compares one launch with eager kernels and with the time that memory takes, at five sizes of a
+batch; without ``--quick`` with the peers as well, at 32 pixels.
 
 Kornia's modules draw per row, but a batch gets one list of them; here they get the rows of each
 operation, as a user would group them, or all rows behind a gate. torchvision's RandAugment runs
@@ -37,10 +38,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from augsubset import KorniaModule, RandomOps, RandomSelector, RowKeys, SubsetAugmentLoader
+from augsubset import (
+    CropFlip,
+    KorniaModule,
+    RandomOps,
+    RandomSelector,
+    RowKeys,
+    SubsetAugmentLoader,
+)
 from augsubset.augment import OPS, kernels_cpu, policies
 from augsubset.augment.engine import Engine
 from augsubset.augment.params import PrepareContext
+from augsubset.augment.plan import count_columns
+from augsubset.delivery import plan_batch
+from augsubset.sampling import pack
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
 from benchmarks.measuring import Figure, in_turn, summary, times
@@ -161,15 +172,15 @@ def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]
         held = rows.round_epochs(policy.every)
         draws = policies.draw_uniforms(held, policy.num_ops * 6, policy.stream)
         drawn = policy._decode(draws)
-        return policy._engine._compute_params(drawn, *x.shape[-2:])
+        return policy.engine.compute_params(drawn, *x.shape[-2:])
 
     return draw
 
 
 def by_kernels(**options: Any) -> RandomOps:
-    """Return the paper's policy by the kernels that a device runs, on the host as well."""
+    """Return the paper's policy by torch kernels, on any device."""
     policy = RandomOps.paper(**options)
-    policy._engine._loop_of = None
+    policy.engine._loop_of = policy.engine.codes = None
     return policy
 
 
@@ -397,6 +408,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
         measured[name] = found[1]
 
     few = {"kornia grouped": 3.0, "albumentations per sample": 15.0}
+    add("plan", planning(repeats))
     add("64 at 32", against_peers(images[:64], repeats, few, "64 rows, 32 px: "))
     calls = measured["64 at 32"]["calls"]["its own kernels"]
     add("calls", ([Figure("64 rows: ATen calls by kernels", calls, "calls", "lower", 250)], {}))
@@ -427,35 +439,76 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     return {"figures": [figure.as_record() for figure in figures], "measured": measured}
 
 
-def on_device(images: Tensor, device: torch.device, repeats: int, quick: bool) -> dict[str, Any]:
-    """Sweep the number of rows on a GPU: eager, compiled, Kornia grouped, torchvision per batch."""
+# By rows and pixels: how much faster than eager kernels one launch should be, and how many times as
+# long as its memory traffic it may take; so few small images take as long as any launch.
+ON_DEVICE: dict[tuple[int, int], tuple[float, float | None]] = {
+    (64, 32): (30.0, None),
+    (512, 32): (25.0, 15.0),
+    (4096, 32): (12.0, 5.0),
+    (64, LARGE): (15.0, 20.0),
+    (256, LARGE): (10.0, 8.0),
+}
+
+
+def on_device(
+    images: Tensor, device: torch.device, repeats: int, quick: bool
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Time batches on a GPU: one launch, eager kernels, and at 32 pixels the peers if not quick."""
     found: dict[str, Any] = {}
-    for size, largest in ((32, 4096), (LARGE, 0 if quick else 512)):
-        for num_rows in (64, 256, 512, 1024, 4096):
-            if num_rows > largest:
-                continue
-            x = images[:num_rows].to(device)
-            if size != x.shape[-1]:
-                x = F.interpolate(x.float(), size, mode="bilinear").round_().to(torch.uint8)
-            rows = RowKeys(0, 0, torch.arange(num_rows), 1)
+    figures: list[Figure] = []
+    speed = _measure_bandwidth(device)
+    for (num_rows, size), (faster, over) in ON_DEVICE.items():
+        x = images[:num_rows].to(device)
+        if size != x.shape[-1]:
+            x = F.interpolate(x.float(), size, mode="bilinear").round_().to(torch.uint8)
+        rows = RowKeys(0, 0, torch.arange(num_rows), 1)
+        policy = RandomOps.paper()
+        calls: dict[str, Callable[[], Any]] = {
+            "one launch": partial(policy, x, rows),
+            "eager": partial(by_kernels(), x, rows),
+        }
+        if not quick and size == 32:
             chosen = torch.argsort(torch.rand(num_rows, len(KORNIA_OPS)), 1)[:, :NUM_OPS]
-            calls: dict[str, Callable[[], Any]] = {
-                "eager": partial(RandomOps.paper(), x, rows),
+            calls |= {
                 "compiled": partial(RandomOps.paper(compiled=True), x, rows),
                 "kornia grouped": partial(kornia_grouped, x, chosen),
                 "torchvision per batch": partial(v2.RandAugment(NUM_OPS, 9), x),
             }
-            entry: dict[str, Any] = {}
-            for name, call in calls.items():
-                entry[name] = _timed_on(device, call, repeats)
-            found[f"{num_rows} at {size}"] = entry
-            shown = ", ".join(f"{name} {each['milliseconds']:.3g}" for name, each in entry.items())
-            print(f"{num_rows} rows, {size} px, ms: {shown}", flush=True)
-    return found
+        entry = {name: _timed_on(device, call, repeats) for name, call in calls.items()}
+        if device.type == "cuda" and policy.engine_name != "one launch":
+            raise RuntimeError(f"one launch must be possible on {device}; the log says why not.")
+        # Each of the two operations reads and writes all pixels.
+        limit = 2 * NUM_OPS * x.numel() / speed
+        name = f"{num_rows} rows, {size} px: "
+        mine = entry["one launch"]
+        ratio = entry["eager"]["milliseconds"] / mine["milliseconds"]
+        figures += [
+            Figure(f"{name}faster than eager", ratio, "x", "higher", faster),
+            Figure(
+                f"{name}the launch over the bandwidth limit",
+                mine["kernel_milliseconds"] / 1e3 / limit,
+                *("x", "lower", over),
+            ),
+        ]
+        found[f"{num_rows} at {size}"] = entry
+        shown = ", ".join(f"{way} {each['milliseconds']:.3g}" for way, each in entry.items())
+        print(f"{name}ms {shown}; its launch {mine['kernel_milliseconds']:.3g}", flush=True)
+        for figure in figures[-2:]:
+            print(figure, flush=True)
+    return found, figures
+
+
+def _measure_bandwidth(device: torch.device) -> float:
+    """Return how many bytes a second a copy on the device reads and writes."""
+    source = torch.zeros(1 << 28 if device.type == "cuda" else 1 << 20, dtype=torch.uint8)
+    source = source.to(device)
+    target = torch.empty_like(source)
+    seconds = _timed_on(device, partial(target.copy_, source), 10)["milliseconds"] / 1e3
+    return 2 * source.numel() / float(seconds)
 
 
 def _timed_on(device: torch.device, call: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Return milliseconds of a call by events, and the kernels that it launches."""
+    """Return milliseconds of a call by events, the kernels that it launches, and their time."""
     for _ in range(3):
         call()
     torch.cuda.synchronize(device)
@@ -471,8 +524,46 @@ def _timed_on(device: torch.device, call: Callable[[], Any], repeats: int) -> di
     with torch.profiler.profile(activities=[activity]) as profile:
         call()
         torch.cuda.synchronize(device)
-    launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
-    return {"milliseconds": median(raw), "raw": raw, "launches": launches}
+    events = [event for event in profile.key_averages() if event.device_time_total > 0]
+    kernels = [event for event in events if not event.key.startswith("Mem")]  # copies, fills
+    return {
+        "milliseconds": median(raw),
+        "raw": raw,
+        "launches": sum(event.count for event in events),
+        "kernel_milliseconds": sum(event.device_time_total for event in kernels) / 1e3,
+    }
+
+
+def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Time the plan of a batch, operations and crops from its keys, beside that of each policy."""
+    figures: list[Figure] = []
+    measured: dict[str, Any] = {}
+    policy, base = RandomOps.paper(), CropFlip()
+    tables, codes = policy.tables, policy.engine.codes
+    assert tables is not None
+    assert codes is not None
+    for num_rows, most in ((64, 10.0), (512, 40.0), (4096, 320.0)):
+        keys = pack(3, torch.ones(num_rows, dtype=torch.int64), torch.arange(num_rows))
+        lines = np.empty((num_rows, count_columns(tables.num_slots, tables.num_params)), np.int32)
+        drawing = drawing_of(policy, torch.empty(num_rows, 3, 32, 32), RowKeys(0, 3, keys, 1))
+        small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
+        seeds = np.uint64(0), np.uint64(1)
+        given = tables, codes, base.tables, 32, 32, True, lines
+        calls: dict[str, Callable[[], Any]] = {
+            "one loop": partial(plan_batch, keys.numpy(), *seeds, *given),
+            "in turn": lambda: (drawing(), base(small, RowKeys(1, 3, keys, 1))),  # noqa: B023
+        }
+        for call in calls.values():
+            call()
+        raw = in_turn(calls, max(repeats, 50))
+        measured[str(num_rows)] = {name: summary(seconds) for name, seconds in raw.items()}
+        mine, name = median(raw["one loop"]), f"{num_rows} rows: "
+        ratio = median(raw["in turn"]) / mine
+        figures += [
+            Figure(f"{name}the plan in one loop", mine * 1e6, "us", "lower", most),
+            Figure(f"{name}that of each policy in turn, over it", ratio, "x", "higher"),
+        ]
+    return figures, measured
 
 
 def stand_in(num_images: int) -> Tensor:
@@ -500,12 +591,15 @@ def main(arguments: list[str] | None = None) -> None:
     data: ImageData | None = None if given.data is None else load_cifar10(given.data)
     images = stand_in(4096) if data is None else data.x_train[:4096]
     threads = torch.get_num_threads()
+    extra: dict[str, Any] = {}
     try:
         if given.device == "cpu":
             result = on_one_core(images, given.repeats, given.quick)
         else:
-            result = on_device(images, torch.device(given.device), given.repeats, given.quick)
-        record = {"environment": environment(data), "augmentation": result}
+            device = torch.device(given.device)
+            result, figures = on_device(images, device, given.repeats, given.quick)
+            extra = {"figures": [figure.as_record() for figure in figures]}
+        record = {"environment": environment(data), "augmentation": result, **extra}
     finally:
         torch.set_num_threads(threads)
     if given.out is not None:

@@ -10,6 +10,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("meta")  # the one kind of device that a build without any accelerator accepts
 
 
+PRODUCTS = {
+    torch.ops.aten.div.Tensor: torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div_.Tensor: torch.ops.aten.mul_.Tensor,
+}
+
+
 class OnDevice(Tensor):
     """A tensor that claims to be on the device, and holds its values on the CPU."""
 
@@ -21,15 +27,33 @@ class OnDevice(Tensor):
         made.inner = inner
         return made
 
+    def data_ptr(self) -> int:
+        """Return where the values are."""
+        return self.inner.data_ptr()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
 
 
 class StandInDevice(TorchDispatchMode):
-    """Where this is entered, ``.to(DEVICE)`` and ``device=DEVICE`` give such tensors."""
+    """Where this is entered, ``.to(DEVICE)`` and ``device=DEVICE`` give such tensors.
+
+    Args:
+        inverts: Whether it divides by numbers as CUDA does, which multiplies by the reciprocal: the
+            last bit may differ.
+    """
+
+    def __init__(self, inverts: bool = False) -> None:
+        super().__init__()
+        self._inverts = inverts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._inverts and func in PRODUCTS and isinstance(args[0], OnDevice):
+            x, divisor = args
+            if not isinstance(divisor, OnDevice):
+                one = torch.ones((), dtype=x.dtype if x.is_floating_point() else torch.float32)
+                return compute(PRODUCTS[func], (x, float(one / divisor)), kwargs or {})
         return compute(func, args, kwargs or {})
 
 

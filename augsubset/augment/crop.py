@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 from augsubset.augment import kernels_cpu
 from augsubset.augment.checks import CROP_FLIP, check_images, get_stream, move_masks
 from augsubset.augment.kernels import take_pixels, warp
-from augsubset.augment.random import RowKeys, draw_uniforms
+from augsubset.augment.plan import CropTables, fill_crops
+from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["CropFlip"]
 
-Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 
 
 class CropFlip:
@@ -71,6 +73,11 @@ class CropFlip:
         self.mask_fill = check_int("mask_fill", mask_fill, -(1 << 24), 1 << 24)
 
     @property
+    def tables(self) -> CropTables:
+        """What the loops that plan a batch need."""
+        return CropTables(self.stream, self.every, self.padding, np.float32(self.flip))
+
+    @property
     def is_geometric(self) -> bool:
         """Whether pixels move."""
         return self.padding > 0 or self.flip > 0
@@ -92,40 +99,23 @@ class CropFlip:
             )
         if len(x) == 0:
             return (x, *masks) if masks else x
-        draws = draw_uniforms(rows.round_epochs(self.every), 3, self.stream)
-        crops = np.empty((len(x), 3), np.int64)  # first row, first column, mirrored or not
-        crops[:, :2] = (draws[:, :2] * (2 * self.padding + 1)).astype(np.int64) - self.padding
-        crops[:, 2] = draws[:, 2] < self.flip
+        crops = np.empty((len(x), 3), np.int32)  # first row, first column, mirrored or not
+        fill_crops(*rows.arrays, self.tables, crops)
         has_loops = x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32)
         has_loops = has_loops and height * width <= kernels_cpu.MAX_PIXELS
-        if has_loops and self.padding_mode == "constant":
+        is_reflected = self.padding_mode == "reflect"
+        if has_loops and not is_reflected:
             move = _by_loops(crops, width)
         else:
-            move = self._by_gather(crops, x)
+            both = torch.from_numpy(_list_sources(crops, height, width, is_reflected))
+            move = _by_gather(to_device_async(both, x.device), height)
         with torch.no_grad():
             out = move(x)
             moved = move_masks(masks, x, self.mask_fill, move)
         return (out, *moved) if masks else out
 
-    def _by_gather(self, crops: Int64Array, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what moves pixels by their indices, on any device."""
-        height, width = x.shape[-2:]
-        source_y = crops[:, :1] + np.arange(height)
-        source_x = crops[:, 1:2] + np.arange(width)
-        source_x = np.where(crops[:, 2:], source_x[:, ::-1], source_x)
-        if self.padding_mode == "reflect":
-            source_y = height - 1 - np.abs(height - 1 - np.abs(source_y))
-            source_x = width - 1 - np.abs(width - 1 - np.abs(source_x))
-        # Flat indices into the image with take_pixels' black border of one pixel.
-        row_start = (np.clip(source_y, -1, height) + 1) * (width + 2)
-        column = np.clip(source_x, -1, width) + 1
-        both = np.concatenate([row_start, column], 1)  # one transfer instead of two
-        index = to_device_async(torch.from_numpy(both), x.device)
-        index = index[:, :height, None] + index[:, None, height:]
-        return lambda images: take_pixels(images, index)
 
-
-def _by_loops(crops: Int64Array, width: int) -> Callable[[Tensor], Tensor]:
+def _by_loops(crops: Int32Array, width: int) -> Callable[[Tensor], Tensor]:
     """Return what moves whole rows on the CPU: a crop is a warp, and copies blocks there."""
     params = np.zeros((len(crops), 1, 6), np.float32)
     is_flipped = crops[:, 2] != 0
@@ -135,3 +125,32 @@ def _by_loops(crops: Int64Array, width: int) -> Callable[[Tensor], Tensor]:
     params[:, 0, 5] = crops[:, 0]
     kernel = np.full((len(crops), 1), kernels_cpu.KERNELS[warp])
     return lambda images: kernels_cpu.run_rows(images.contiguous(), kernel, params)
+
+
+def _by_gather(both: Tensor, height: int) -> Callable[[Tensor], Tensor]:
+    """Return what moves pixels by their indices, on any device."""
+    index = both[:, :height, None] + both[:, None, height:]
+    return lambda images: take_pixels(images, index)
+
+
+@numba.njit(cache=True, nogil=True)
+def _list_sources(
+    crops: Int32Array, height: int, width: int, is_reflected: bool
+) -> npt.NDArray[np.int64]:
+    """Return where each row and column of the crops begins, ``(B, H + W)``, to be added up.
+
+    They are flat indices into the image with :func:`take_pixels`' black border of one pixel, in
+    one array because it is copied to the device.
+    """
+    both = np.empty((crops.shape[0], height + width), np.int64)
+    for i in range(crops.shape[0]):
+        for axis in range(2):
+            size, first = (height, 0) if axis == 0 else (width, height)
+            for step in range(size):
+                is_mirrored = axis == 1 and crops[i, 2] != 0
+                source = crops[i, axis] + (size - 1 - step if is_mirrored else step)
+                if is_reflected:
+                    source = size - 1 - abs(size - 1 - abs(source))
+                inside = min(max(source, -1), size) + 1
+                both[i, first + step] = inside * (width + 2) if axis == 0 else inside
+    return both

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from augsubset.augment.ops import Op
 
 __all__ = ["DISTINCT", "DRAWS_PER_SLOT", "INDEPENDENT", "SEQUENCE", "OpDraws"]
-__all__ += ["build_op_table", "decode_draws"]
+__all__ += ["build_op_table", "decode_draws", "fill_draws"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def decode_draws(
     """
     op = np.empty(draws.shape[:2], np.int64)
     magnitude = np.empty(draws.shape[:2], np.float32)
-    _decode(draws, mode, num_choices, table, levels, op, magnitude)
+    fill_draws(draws, mode, num_choices, table, levels, op, magnitude)
     return OpDraws(op, magnitude, draws[:, :, _SPARE:])
 
 
@@ -115,7 +115,7 @@ def _choose_ops(draws: Float32Array, mode: int, num_choices: int, op: Int64Array
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(
+def fill_draws(
     draws: Float32Array,
     mode: int,
     num_choices: int,

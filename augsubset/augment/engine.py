@@ -1,15 +1,17 @@
 """Run different operations on the rows of one batch.
 
 Which operation each row gets is decided on the CPU, and the plan is copied to the device once, so
-that no step waits for the device. On a GPU the rows of each slot are sorted by kernel, every kernel
-gets a contiguous segment, and the original order is restored at the end. On the CPU a compiled loop
-takes one row after another through all its slots.
+that no step waits for the device. On a GPU one launch takes all rows through all their slots; on
+the CPU a compiled loop takes one row after another. Where neither can run, torch kernels do: the
+rows of each slot are sorted by kernel, every kernel gets a contiguous segment, and the original
+order is restored at the end.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from augsubset.augment import kernels, kernels_cpu
+from augsubset.augment import device, kernels, kernels_cpu
 from augsubset.augment.draws import OpDraws
 from augsubset.augment.ops import Op
 from augsubset.augment.params import (
@@ -27,13 +29,18 @@ from augsubset.augment.params import (
     prepare_magnitude,
     prepare_rows,
 )
+from augsubset.augment.plan import KERNEL_CODES, OpTables, plan_ops
+from augsubset.augment.random import RowKeys
 from augsubset.utils.torch_utils import to_device_async
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "EngineName"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Kernel = Callable[[Tensor, Tensor], Tensor]
+EngineName = Literal["compiled loops", "one launch", "torch kernels"]
+
+_logger = logging.getLogger(__name__)
 
 # From this many pixels on, kernels.warp may need float64 indices; the CPU loops have float32 only.
 _LARGE_IMAGE = 1 << 23
@@ -54,6 +61,10 @@ class Engine:
     Args:
         ops: Operations by name, in the order that :class:`OpDraws` indexes.
         compiled: Pass kernels through ``torch.compile``, once each for any number of rows.
+
+    Attributes:
+        codes: Kernel code of each operation for one launch on a GPU, ``None`` if one has none.
+        name: What made the last batch.
     """
 
     def __init__(self, ops: Mapping[str, Op], compiled: bool = False) -> None:
@@ -93,25 +104,74 @@ class Engine:
         context = PrepareContext(np.zeros((1, 2), np.float32), 32, 32)
         some = [op.compute_params(np.full(1, op.high, np.float32), context) for op in self._ops]
         self._num_params = max(params.shape[1] for params in some)
-        # The CPU loops run only if there is one for every operation.
-        loops = kernels_cpu.KERNELS
-        known_loops = [loops.get(op.apply) if op.prepare is not None else None for op in self._ops]
-        self._loop_of: Int64Array | None = None
-        if not compiled and None not in known_loops:
-            self._loop_of = np.array([*known_loops, loops[kernels.identity]], np.int64)
+        # The CPU's loops, or the device's one launch, run only if they know every operation.
+        self._is_compiled = compiled
+        self._loop_of = None if compiled else self._find_codes(kernels_cpu.KERNELS)
+        self.codes = None if compiled else self._find_codes(KERNEL_CODES)
+        self.name: EngineName | None = None
+        self._obstacle: str | None = None  # the last that was logged
 
-    def __call__(self, x: Tensor, draws: OpDraws) -> Tensor:
+    def find_obstacle(self, x: Tensor) -> str | None:
+        """Return why images cannot go through one launch on their device, ``None`` if they can."""
+        if self.codes is None:
+            return "it knows the built-in operations alone"
+        return device.find_obstacle(x)
+
+    def _find_codes(self, known: Mapping[Any, int]) -> Int64Array | None:
+        codes = [known.get(op.apply) if op.prepare is not None else None for op in self._ops]
+        return None if None in codes else np.array([*codes, known[kernels.identity]], np.int64)
+
+    def make_tables(
+        self,
+        stream: int,
+        every: int,
+        mode: int,
+        num_choices: int,
+        op_table: Float32Array,
+        levels: Float32Array,
+        num_slots: int,
+    ) -> OpTables | None:
+        """Return what :func:`plan_ops` needs; ``None`` if a parameter is not made in a loop."""
+        if self._prepares:
+            return None
+        drawing = stream, every, mode, num_choices, op_table, levels
+        return OpTables(*drawing, self._codes, self._forms, num_slots, self._num_params)
+
+    def plan(
+        self, rows: RowKeys, tables: OpTables, height: int, width: int
+    ) -> tuple[OpDraws, Float32Array]:
+        """Return the operations of each row, and their parameters ``(B, S, P)``."""
+        seed, epoch, index, copy = rows.arrays
+        op, magnitude, draws, params = plan_ops(seed, epoch, index, copy, tables, height, width)
+        return OpDraws(op, magnitude, draws[:, :, -2:]), params
+
+    def __call__(self, x: Tensor, draws: OpDraws, params: Float32Array | None = None) -> Tensor:
         """Return the images with each row's operations applied in slot order.
 
         Args:
             x: ``(B, C, H, W)`` uint8 or float32 in [0, 1].
             draws: Operations of each row, on the CPU.
+            params: From :meth:`plan`; ``None``: made here.
         """
         height, width = x.shape[-2:]
+        params = self.compute_params(draws, height, width) if params is None else params
         if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE_IMAGE:
-            params = self._compute_params(draws, height, width)
+            self.name = "compiled loops"
             return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
-        order, table, plan = self._plan(draws, height, width)
+        if x.device.type != "cpu" and not self._is_compiled:
+            if (obstacle := self.find_obstacle(x)) is None:
+                assert self.codes is not None
+                self.name = "one launch"
+                return device.augment_rows(x.contiguous(), draws.op, params, self.codes)
+            if obstacle != self._obstacle:
+                self._obstacle = obstacle
+                _logger.warning(
+                    "augmentation on %s takes about 200 launches a batch instead of one: %s.",
+                    x.device,
+                    obstacle,
+                )
+        self.name = "torch kernels"
+        order, table, plan = self._plan(draws, params)
         order, table = to_device_async(order, x.device), to_device_async(table, x.device)
         out = x.contiguous()
         for slot, segments in enumerate(plan):
@@ -132,7 +192,7 @@ class Engine:
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, order[-1])
 
-    def _compute_params(self, draws: OpDraws, height: int, width: int) -> Float32Array:
+    def compute_params(self, draws: OpDraws, height: int, width: int) -> Float32Array:
         """Return the kernel parameters of each row and slot; ``(B, S, P)``."""
         op, magnitude, spare = draws
         params = np.zeros((*op.shape, self._num_params), np.float32)
@@ -149,11 +209,10 @@ class Engine:
         return params
 
     def _plan(
-        self, draws: OpDraws, height: int, width: int
+        self, draws: OpDraws, params: Float32Array
     ) -> tuple[Tensor, Tensor, list[list[_Segment]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's segments."""
         num_rows, num_slots = draws.op.shape
-        params = self._compute_params(draws, height, width)
         table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
         ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)

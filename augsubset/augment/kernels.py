@@ -17,7 +17,7 @@ from torch import Tensor
 
 from augsubset.augment.random import draw_normals
 
-__all__ = ["add_noise", "autocontrast", "blend", "blur", "equalize", "erase", "identity"]
+__all__ = ["add_noise", "autocontrast", "blend", "blur", "divide", "equalize", "erase", "identity"]
 __all__ += ["posterize", "sharpen", "solarize", "take_pixels", "warp", "warp_reflected"]
 
 
@@ -34,6 +34,12 @@ def _get_white(x: Tensor) -> int:
 def _clamp_to(values: Tensor, like: Tensor) -> Tensor:
     """Clamp in place to the range of a dtype and cast; uint8 truncates, as torchvision does."""
     return values.clamp_(0, _get_white(like)).to(like.dtype)
+
+
+def divide(x: Tensor, number: float) -> Tensor:
+    """Return quotients as the CPU has them; CUDA multiplies by the reciprocal of a number."""
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    return torch.div(x, torch.full((), number, dtype=dtype, device=x.device))
 
 
 def identity(x: Tensor, _: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ def blend(x: Tensor, params: Tensor) -> Tensor:
     gray = _to_gray(values, is_float)
     # The mean in fixed point, 2**-20 per unit for floats: an integer sum is the same in any order.
     fixed, unit = ((gray * (1 << 20)).round_(), 1 << 20) if is_float else (gray, 1)
-    mean = fixed.sum((1, 2, 3), dtype=torch.int64) / (unit * gray[0].numel())
+    mean = divide(fixed.sum((1, 2, 3), dtype=torch.int64), unit * gray[0].numel())
     out = values * _expand(params[:, 0])
     if x.shape[1] != 1:
         out += gray * _expand(params[:, 1])
@@ -192,7 +198,7 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
     """Equalize each channel's 256-level histogram, as PIL does; floats are quantised first."""
     if x.is_floating_point():
         levels = (x * (256 - 1e-3)).to(torch.uint8)  # 1.0 becomes 255, not 256
-        return equalize(levels, _).to(x.dtype) / 255
+        return divide(equalize(levels, _).to(x.dtype), 255)
     m, channels, height, width = x.shape
     count = m * channels
     flat = x.view(count, height * width).long()
@@ -205,7 +211,7 @@ def equalize(x: Tensor, _: Tensor) -> Tensor:
     brightest = histogram.gather(1, flat.amax(1, keepdim=True))
     # As in PIL, the brightest level does not count towards the step. Integer division is done in
     # float64, which is exact here and has SIMD instructions, unlike int64.
-    step = ((height * width - brightest).double() / 255).floor_()
+    step = divide((height * width - brightest).double(), 255).floor_()
     below = histogram.cumsum(1, dtype=torch.int32) - histogram
     table = ((below + (step / 2).floor_()) / step).clamp_(0, 255)
     table = torch.where(step > 0, table, torch.arange(256, device=x.device))
@@ -228,7 +234,7 @@ def sharpen(x: Tensor, params: Tensor) -> Tensor:
     smooth += columns[..., 2:]
     inner = values[..., 1:-1, 1:-1]
     smooth += inner * 4
-    smooth /= 13
+    smooth = divide(smooth, 13)
     if not x.is_floating_point():
         smooth.round_()
     inner += (smooth - inner) * _expand(1 - params[:, 0])

@@ -16,6 +16,7 @@ from augsubset.augment.checks import (
     disable_grad_and_autocast,
     get_stream,
 )
+from augsubset.augment.kernels import divide
 from augsubset.augment.keyed import Draw, record_draws, run_keyed
 from augsubset.augment.random import RowKeys, UInt64Array, hash_rows
 from augsubset.utils.checks import check_int
@@ -126,7 +127,7 @@ class KorniaModule:
             return (x, *others) if others else x
         self._check_sizes(x)
         words = hash_rows(rows.round_epochs(self.every), self._stream)
-        images = x.float() / 255 if x.dtype == torch.uint8 else x
+        images = divide(x.float(), 255) if x.dtype == torch.uint8 else x
         parts = images, *(map(_to_float, others) if self._data_keys else others)
         with disable_grad_and_autocast(x.device):
             if self.strategy == "keyed":

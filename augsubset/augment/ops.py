@@ -147,7 +147,7 @@ class Op:
         """Apply the kernel, or a user's function to floats in [0, 1]."""
         if self.prepare is not None:
             return self.apply(x, params)
-        images = x if x.is_floating_point() else x.float() / 255
+        images = x if x.is_floating_point() else kernels.divide(x.float(), 255)
         out = self.apply(images, params[:, 0])
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -204,7 +204,9 @@ OPS: dict[str, Op] = {
     "crop_reflect": Op(
         kernels.warp_reflected, 4, 4, integral=True, prepare=prepare_crop, limits=(0, np.inf)
     ),
-    "cutout": Op(kernels.erase, 0, 0.5, prepare=prepare_cutout, limits=(0, 1)),
+    "cutout": Op(
+        kernels.erase, 0, 0.5, prepare=prepare_cutout, form=(0.5, 0.5, 0.5), limits=(0, 1)
+    ),
     "gaussian_blur": Op(kernels.blur, 0.1, 2.0, prepare=prepare_blur, limits=(0, np.inf)),
     "gaussian_noise": Op(kernels.add_noise, 0, 0.1, prepare=prepare_noise, limits=(0, np.inf)),
 }

@@ -37,8 +37,8 @@ class PrepareContext(NamedTuple):
 
 Prepare = Callable[[Array, Array, PrepareContext], Array]
 
-_MAGNITUDE, _WARP, _FLIP, _CROP, _BLEND = range(5)
-_NUM_PARAMS = (1, 6, 6, 6, 3)
+_MAGNITUDE, _WARP, _FLIP, _CROP, _BLEND, _CUTOUT, _BLUR, _NOISE = range(8)
+_NUM_PARAMS = (1, 6, 6, 6, 3, 7, 3, 3)
 
 # Columns of a warp's form: how far a magnitude of 1 rotates, shears and translates, the last both
 # as a fraction of the image size and in pixels.
@@ -83,6 +83,15 @@ prepare_crop = CompiledPrepare(_CROP)
 
 prepare_blend = CompiledPrepare(_BLEND)
 """Factors of the image, of its gray version and of its mean; the form says which gets the rest."""
+
+prepare_cutout = CompiledPrepare(_CUTOUT)
+"""A square around a random pixel, of the form's colour; what lies outside the image is ignored."""
+
+prepare_blur = CompiledPrepare(_BLUR)
+"""A 5-tap Gaussian's weights from the centre outwards, fewer for tiny images."""
+
+prepare_noise = CompiledPrepare(_NOISE)
+"""The standard deviation, and the two numbers that seed the noise."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -131,6 +140,25 @@ def prepare_rows(
                 rest = one - value
                 out[i, slot, 0] = value
                 out[i, slot, 1], out[i, slot, 2] = rest * form[at, 0], rest * form[at, 1]
+            elif which == _CUTOUT:
+                side = np.rint(value * np.float32(min(height, width)))
+                for axis in range(2):
+                    size = np.float32(height if axis == 0 else width)
+                    first = np.floor(spare[i, slot, axis] * size) - np.floor(side / two)
+                    out[i, slot, axis], out[i, slot, axis + 2] = first, first + side
+                for channel in range(3):
+                    out[i, slot, 4 + channel] = form[at, channel]
+            elif which == _BLUR:
+                sigma, total = max(np.float64(value), 1e-3), 0.0
+                radius = min(2, height - 1, width - 1)
+                for away in range(radius + 1):
+                    total += np.exp(-((away / sigma) ** 2) / 2)
+                total = 2 * total - 1  # each twice but the centre, which is 1
+                for away in range(radius + 1):
+                    out[i, slot, away] = np.exp(-((away / sigma) ** 2) / 2) / total
+            elif which == _NOISE:
+                out[i, slot, 0] = value
+                out[i, slot, 1], out[i, slot, 2] = spare[i, slot, 0], spare[i, slot, 1]
             elif which == _MAGNITUDE:
                 out[i, slot, 0] = value
 
@@ -162,33 +190,3 @@ def _get_affine(magnitude: Any, form: Array, at: int, height: int, width: int) -
         cos,
         centre_y * (1 - cos) - centre_x * sin + shear_y / 2 - moved_y,
     )
-
-
-# Rare operations, prepared with NumPy.
-
-
-def prepare_cutout(
-    share: Array, _: Array, context: PrepareContext, colour: tuple[float, ...] = (0.5,)
-) -> Array:
-    """Return a square around a random pixel; what lies outside the image is ignored."""
-    side = np.round(share * min(context.height, context.width))
-    out = np.empty((len(share), 7), np.float32)
-    for axis, size in enumerate((context.height, context.width)):
-        first = np.floor(context.spare[:, axis] * size) - np.floor(side / 2)
-        out[:, axis], out[:, axis + 2] = first, first + side
-    out[:, 4:] = colour
-    return out
-
-
-def prepare_blur(sigma: Array, _: Array, context: PrepareContext) -> Array:
-    """Return a 5-tap Gaussian's weights from the centre outwards, fewer for tiny images."""
-    radius = min(2, context.height - 1, context.width - 1)
-    scaled = np.arange(radius + 1) / np.maximum(sigma.astype(np.float64), 1e-3)[:, None]
-    weights: Array = np.exp(-np.square(scaled) / 2)
-    weights /= 2 * weights.sum(1, keepdims=True) - weights[:, :1]  # each twice but the centre
-    return weights
-
-
-def prepare_noise(sigma: Array, _: Array, context: PrepareContext) -> Array:
-    """Return the standard deviation and the two numbers that seed the noise."""
-    return np.concatenate([sigma[:, None], context.spare], 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -30,10 +29,10 @@ from augsubset.augment.draws import (
     build_op_table,
     decode_draws,
 )
-from augsubset.augment.engine import Engine
+from augsubset.augment.engine import Engine, EngineName
 from augsubset.augment.kernels import warp, warp_reflected
 from augsubset.augment.ops import OPS, Op, select_ops
-from augsubset.augment.params import prepare_cutout
+from augsubset.augment.plan import OpTables
 from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
@@ -148,7 +147,7 @@ class RandomOps:
         count = len(self.ops)
         self._mode, self._num_choices = INDEPENDENT if replacement else DISTINCT, count
         self._op_table = build_op_table(self.ops.values(), [probability] * count, [-1.0] * count)
-        self._engine = Engine(self.ops, compiled)
+        self.engine = Engine(self.ops, compiled)
         moves = [op.apply in (warp, warp_reflected) for op in self.ops.values()]
         self._moves = np.array([*moves, False])  # the last is that of -1, no operation
 
@@ -267,9 +266,8 @@ class RandomOps:
         colour = tuple(float(value) for value in values)
         if len(colour) not in (1, 3) or not all(0 <= value <= 1 for value in colour):
             raise ValueError(f"fill must be one or three values in [0, 1], got fill={fill}.")
-        op = replace(
-            OPS["cutout"], low=size, high=size, prepare=partial(prepare_cutout, colour=colour)
-        )
+        form = colour if len(colour) == 3 else colour * 3
+        op = replace(OPS["cutout"], low=size, high=size, form=form)
         return cls({"cutout": op}, 1, **options)
 
     @classmethod
@@ -280,6 +278,11 @@ class RandomOps:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(ops={tuple(self.ops)}, num_ops={self.num_ops})"
+
+    @property
+    def engine_name(self) -> EngineName | None:
+        """Name of what made the last batch, ``None`` before the first."""
+        return self.engine.name
 
     @property
     def is_geometric(self) -> bool:
@@ -294,7 +297,6 @@ class RandomOps:
             op.check_channels(repr(name), x)
         if len(x) == 0:
             return (x, *masks) if masks else x
-        rows = rows.round_epochs(self.every)
         with disable_grad_and_autocast(x.device):
             images = x if x.dtype == torch.uint8 else x.to(torch.float32)
             moved = move_masks(masks, x, self.mask_fill, lambda mask: self._move(mask, rows))
@@ -309,12 +311,26 @@ class RandomOps:
                 f"masks must be moved by built-in operations alone, got {own or 'a mixture'}. Pass "
                 "a policy (x, rows, masks) -> (x, masks) of your own."
             )
-        draws = self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream))
-        return self._engine(masks, draws._replace(op=np.where(self._moves[draws.op], draws.op, -1)))
+        draws, params = self._plan(rows, *masks.shape[-2:])
+        is_moving = np.where(self._moves[draws.op], draws.op, -1)
+        return self.engine(masks, draws._replace(op=is_moving), params)
 
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
-        draws = draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)
-        return self._engine(x, self._decode(draws))
+        return self.engine(x, *self._plan(rows, *x.shape[-2:]))
+
+    @property
+    def tables(self) -> OpTables | None:
+        """What the loops that plan a batch need; ``None`` if they cannot plan this policy's."""
+        drawing = self._mode, self._num_choices, self._op_table, self._levels, self.num_ops
+        return self.engine.make_tables(self.stream, self.every, *drawing)
+
+    def _plan(self, rows: RowKeys, height: int, width: int) -> tuple[OpDraws, Float32Array | None]:
+        """Return each row's operations, and their parameters if one loop makes both."""
+        tables = self.tables
+        if tables is not None:
+            return self.engine.plan(rows, tables, height, width)
+        rows = rows.round_epochs(self.every)
+        return self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)), None
 
     def _decode(self, draws: Float32Array) -> OpDraws:
         """Return the operations for uniform numbers of any shape with 6 ``num_ops`` per row."""
@@ -418,11 +434,12 @@ class AugMix(RandomOps):
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
         # Per row: the draws of all chains, their depths, their weights, the original's weight.
         per_chain = self.num_ops * DRAWS_PER_SLOT
+        rows = rows.round_epochs(self.every)
         draws = draw_uniforms(rows, self.width * (per_chain + 2) + 1, self.stream)
         chains = self._decode(draws[:, : self.width * per_chain])
         depth = draws[:, self.width * per_chain : -self.width - 1].reshape(-1, 1) * self.num_ops
         chains.op[np.arange(self.num_ops) > depth] = -1  # keeps floor(depth) + 1 operations
-        chained = self._engine(x.repeat_interleave(self.width, 0), chains)
+        chained = self.engine(x.repeat_interleave(self.width, 0), chains)
         # A uniform point on the simplex: exponential numbers divided by their sum. 2**-25, half the
         # resolution of a draw, keeps the logarithm finite.
         share = -np.log(draws[:, -self.width - 1 : -1].astype(np.float64) + 2**-25)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["GOLDEN", "RowKeys", "draw_normals", "draw_uniforms", "hash_rows", "mix_word"]
-__all__ += ["look_up_normals", "mix_words", "to_int64"]
+__all__ = ["GOLDEN", "RowKeys", "draw_normals", "draw_uniforms", "fill_uniforms", "get_quantiles"]
+__all__ += ["hash_rows", "look_up_normals", "mix_word", "mix_words", "to_int64"]
 
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
@@ -90,6 +90,11 @@ class RowKeys:
         kept = self.epoch[rows], self.index[rows], self.copy[rows]
         return object.__new__(RowKeys)._set(self.seed, *kept)
 
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """Seed, epoch, index and copy as the compiled loops take them."""
+        return self._arrays
+
     def round_epochs(self, every: int) -> RowKeys:
         """Return the keys with epochs rounded down to a multiple, to repeat draws that long."""
         if every == 1:
@@ -134,7 +139,7 @@ def _hash(
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw(
+def fill_uniforms(
     seed: np.uint64,
     stream: int,
     epoch: Int64Array,
@@ -142,6 +147,7 @@ def _draw(
     copy: Int64Array,
     out: Float32Array,
 ) -> None:
+    """Write :func:`draw_uniforms`' numbers; called by other compiled loops too."""
     words = np.empty(out.shape[0], np.uint64)
     _hash(seed, stream, epoch, index, copy, words)
     golden, unit = np.uint64(GOLDEN), np.float32(2**-24)
@@ -155,7 +161,7 @@ def _draw(
 def hash_rows(rows: RowKeys, stream: int) -> UInt64Array:
     """Return a 64-bit hash of each row's key, ``(B,)``; other streams give independent hashes."""
     words = np.empty(len(rows), np.uint64)
-    seed, epoch, index, copy = rows._arrays
+    seed, epoch, index, copy = rows.arrays
     _hash(seed, stream, epoch, index, copy, words)
     return words
 
@@ -170,8 +176,8 @@ def draw_uniforms(rows: RowKeys, num_draws: int, stream: int) -> Float32Array:
         One hash per number, a few nanoseconds each.
     """
     out = np.empty((len(rows), num_draws), np.float32)
-    seed, epoch, index, copy = rows._arrays
-    _draw(seed, stream, epoch, index, copy, out)
+    seed, epoch, index, copy = rows.arrays
+    fill_uniforms(seed, stream, epoch, index, copy, out)
     return out
 
 
@@ -194,7 +200,7 @@ def mix_words(state: Tensor) -> Tensor:
 _tables: dict[torch.device, Tensor] = {}
 
 
-def _get_quantiles(device: torch.device) -> Tensor:
+def get_quantiles(device: torch.device) -> Tensor:
     """Return the normal quantiles at the midpoints of 2**16 equal bins of probability."""
     if device not in _tables:
         midpoints = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
@@ -227,12 +233,12 @@ def look_up_normals(states: Tensor, num_draws: int) -> Tensor:
     device = states.device
     if device.type == "cpu" and not torch.compiler.is_compiling():
         out = np.empty((len(states), num_draws), np.float32)
-        _look_up(states.numpy(), _get_quantiles(device).numpy(), out)
+        _look_up(states.numpy(), get_quantiles(device).numpy(), out)
         return torch.from_numpy(out)
     counters = torch.arange(1, -(-num_draws // 4) + 1, device=device) * to_int64(GOLDEN)
     words = mix_words(states[:, None] + counters)
     bins = words.view(torch.int16)[:, :num_draws].long() + (1 << 15)  # four per word
-    values: Tensor = _get_quantiles(device)[bins]
+    values: Tensor = get_quantiles(device)[bins]
     return values
 
 

@@ -42,7 +42,7 @@ def as_bits(x):
 def run_both(policy, x):
     """Return the results of the loops and of the kernels for the same draws."""
     rows = RowKeys(0, 3, torch.arange(len(x)), 1)
-    engine = policy._engine
+    engine = policy.engine
     assert engine._loop_of is not None
     loops = policy(x, rows)
     with pytest.MonkeyPatch.context() as patch:

@@ -288,7 +288,7 @@ def test_autoaugment_draws_the_published_pairs(dataset):
 def replace_ops(policy, ops):
     """Make a policy draw from these operations only."""
     other = RandomOps(ops, 1)
-    policy.ops, policy._engine, policy._op_table = ops, other._engine, other._op_table
+    policy.ops, policy.engine, policy._op_table = ops, other.engine, other._op_table
     policy._num_choices = len(ops)
 
 
@@ -677,10 +677,13 @@ def test_masks_move_exactly_as_the_images_do(policy, dtype):
     if isinstance(policy, RandomOps):
         only_moves = pickle.loads(pickle.dumps(policy))
         keep = [op.prepare is OPS["rotate"].prepare or "flip" in n for n, op in policy.ops.items()]
-        engine = only_moves._engine
-        only_moves._engine = lambda x, draws: engine(
-            x, draws._replace(op=np.where(np.array([*keep, False])[draws.op], draws.op, -1))
-        )
+
+        def augment(x, rows):
+            draws, params = only_moves._plan(rows, *x.shape[-2:])
+            kept = np.where(np.array([*keep, False])[draws.op], draws.op, -1)
+            return only_moves.engine(x, draws._replace(op=kept), params)
+
+        only_moves._augment = augment
     x = (places[:, None] + 1).to(torch.uint8)
     moved, mask, same = policy(x, keys(64), places, places[:, None])
     expected = only_moves(x, keys(64)).long() - 1

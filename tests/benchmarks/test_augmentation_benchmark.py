@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from augsubset import RandomOps
+from augsubset import RandomOps, RowKeys
 from augsubset.augment import OPS
 from benchmarks import augmentation, gallery
 from benchmarks.datasets import load_digits_images
@@ -122,12 +122,42 @@ def test_the_pictures_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_the_sweep_on_a_device_leaves_large_images_out_where_it_is_quick(monkeypatch, quick):
-    timed = {"milliseconds": 1.0, "raw": [1.0], "launches": 1}
-    monkeypatch.setattr(augmentation, "_timed_on", lambda *arguments: timed)
-    found = augmentation.on_device(augmentation.stand_in(64), torch.device("cpu"), 1, quick)
-    sizes = [name.split(" at ")[1] for name in found]
-    assert (sizes.count("32"), sizes.count("224")) == (5, 0 if quick else 3)
-    assert list(found["64 at 32"]) == [
-        *("eager", "compiled", "kornia grouped", "torchvision per batch")
-    ]
+def test_on_a_device_peers_are_left_out_where_it_is_quick(monkeypatch, quick):
+    monkeypatch.setattr(augmentation, "LARGE", 40)
+    large = [(rows, 40 if size == 224 else size) for rows, size in augmentation.ON_DEVICE]
+    targets = dict(zip(large, augmentation.ON_DEVICE.values(), strict=True))
+    monkeypatch.setattr(augmentation, "ON_DEVICE", targets)
+    monkeypatch.setattr(augmentation, "_timed_on", _time_by_way)
+    found, figures = augmentation.on_device(
+        augmentation.stand_in(64), torch.device("cpu"), 1, quick
+    )
+    assert list(found) == [f"{rows} at {size}" for rows, size in targets]
+    peers = ["compiled", "kornia grouped", "torchvision per batch"]
+    assert list(found["64 at 32"]) == ["one launch", "eager", *([] if quick else peers)]
+    assert list(found["64 at 40"]) == ["one launch", "eager"]
+    by_name = {figure.name: figure for figure in figures}
+    assert len(by_name) == 2 * len(targets)
+    faster = by_name["64 rows, 32 px: faster than eager"]
+    assert (faster.value, faster.target) == (8.0, 30.0)
+    # Two operations read and write 64 x 3 x 1,024 bytes; a copy takes 1 ms for 2 x 2**20 of them.
+    over = by_name["64 rows, 32 px: the launch over the bandwidth limit"]
+    assert over.value == pytest.approx(0.25 / (4 * 64 * 3072 / 2**21))
+
+
+def _time_by_way(device, call, repeats):
+    """Stand in for times on a device: 8 ms by torch kernels, 1 ms for all else."""
+    is_eager = isinstance(call.func, RandomOps) and call.func.engine.codes is None
+    times = {"milliseconds": 8.0 if is_eager else 1.0, "kernel_milliseconds": 0.25}
+    return {**times, "raw": [1.0], "launches": 1}
+
+
+def test_a_policy_by_kernels_takes_no_other_way():
+    policy, rows = augmentation.by_kernels(), RowKeys(0, 0, torch.arange(4), 1)
+    policy(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), rows)
+    assert policy.engine_name == "torch kernels"
+
+
+def test_a_plan_is_timed_at_three_sizes():
+    figures, measured = augmentation.planning(1)
+    assert list(measured) == ["64", "512", "4096"]
+    assert [figure.target for figure in figures[::2]] == [10, 40, 320]

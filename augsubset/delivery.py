@@ -1,0 +1,241 @@
+"""A batch of images in one launch on a GPU: augmented, cropped, normalised and cast."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from augsubset.augment import CropFlip, RandomOps, SubPolicies
+from augsubset.augment.device import OUT_TYPES, deliver_rows
+from augsubset.augment.plan import (
+    COUNT,
+    MIRRORED,
+    SOURCE,
+    TOP,
+    CropTables,
+    OpTables,
+    count_columns,
+    fill_crops,
+    plan_ops,
+    stage_ops,
+)
+from augsubset.normalization import Normalization
+from augsubset.sampling import PADDING, is_original, unpack
+from augsubset.utils.torch_utils import to_device_async
+
+__all__ = ["Delivery", "StagedBatch", "plan_batch"]
+
+Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+_unpack: Any = numba.njit(unpack)
+_is_original: Any = numba.njit(is_original)
+_MASK = (1 << 64) - 1
+# Parts of the one buffer that is copied begin at multiples of this many bytes.
+_ALIGNMENT = 16
+
+
+class StagedBatch(NamedTuple):
+    """What a launch needs, on the device, and what was copied along with it.
+
+    Args:
+        images: ``(B, C, H, W)``
+        plan: ``(B, W)`` int32
+        parts: As given.
+        num_copies: Rows that are augmented copies.
+    """
+
+    images: Tensor
+    plan: Tensor
+    parts: list[Tensor]
+    num_copies: int
+
+
+class Delivery:
+    """Delivers batches of one image tensor, uint8 or float32, in one launch.
+
+    Results are bit-identical to those of the policies and the normalisation one after another.
+
+    Args:
+        augment: Policy for copies.
+        base: For all rows, after it.
+        normalization: What values mean.
+    """
+
+    def __init__(
+        self, augment: RandomOps, base: CropFlip | None, normalization: Normalization
+    ) -> None:
+        self._augment, self._normalization = augment, normalization
+        self._base = CropFlip(0, flip=0) if base is None else base
+        self._dtype = normalization.dtype or torch.float32
+        self._known: dict[tuple[Any, ...], bool] = {}
+
+    @classmethod
+    def make(cls, augment: Any, base: Any, normalization: Normalization) -> Delivery | None:
+        """Return a delivery for these policies, ``None`` if they need a general way."""
+        # Not subclasses, which may do anything.
+        is_known = type(augment) in (RandomOps, SubPolicies) and type(base) in (
+            CropFlip,
+            type(None),
+        )
+        if not is_known or augment.tables is None or normalization.arrives_normalised:
+            return None
+        delivery = cls(augment, base, normalization)
+        return delivery if delivery._dtype in OUT_TYPES else None
+
+    def can_take(self, x: Any, device: torch.device) -> bool:
+        """Return whether a batch of inputs goes through one launch on a device."""
+        is_batch = isinstance(x, Tensor) and x.ndim == 4 and len(x) > 0
+        if device.type == "cpu" or not is_batch:
+            return False
+        known = device, x.dtype, x.shape[1:]
+        if known not in self._known:
+            self._known[known] = self._check(x, device)
+        return self._known[known]
+
+    def _check(self, x: Tensor, device: torch.device) -> bool:
+        if x.dtype not in (torch.uint8, torch.float32):
+            return False
+        factors = self._normalization.get_factors(device, x.dtype)
+        channels, height, width = x.shape[1:]
+        ops = self._augment.ops.values()
+        return (
+            (factors.ndim == 0 or factors.shape[1] == channels)
+            and all(not op.channels or channels in op.channels for op in ops)
+            and not (self._is_reflected and self._base.padding >= min(height, width))
+            and self._augment.engine.find_obstacle(x[:1].to(device)) is None
+        )
+
+    @property
+    def _is_reflected(self) -> bool:
+        return self._base.padding_mode == "reflect"
+
+    def stage(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        seeds: tuple[int, int],
+        parts: list[Tensor],
+        device: torch.device,
+    ) -> StagedBatch:
+        """Plan a batch, and copy it to the device: the pixels, and everything else at once.
+
+        Args:
+            x: ``(B, C, H, W)`` as fetched.
+            keys: ``(B,)`` int64.
+            seeds: Of the strong policy's rows and the base policy's.
+            parts: Tensors on the CPU that are needed on the device as well.
+            device: Where all goes.
+        """
+        tables, codes = self._augment.tables, self._augment.engine.codes
+        assert tables is not None
+        assert codes is not None
+        num_rows, width = len(keys), count_columns(tables.num_slots, tables.num_params)
+        ends = [num_rows * width * 4]
+        starts = []
+        for part in parts:
+            starts.append(-(-ends[-1] // _ALIGNMENT) * _ALIGNMENT)
+            ends.append(starts[-1] + part.nbytes)
+        staged = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        buffer = staged.numpy()
+        lines = buffer[: ends[0]].view(np.int32).reshape(num_rows, width)
+        num_copies = plan_batch(
+            keys.numpy(),
+            np.uint64(seeds[0] & _MASK),
+            np.uint64(seeds[1] & _MASK),
+            tables,
+            codes,
+            self._base.tables,
+            x.shape[2],
+            x.shape[3],
+            x.dtype == torch.uint8,
+            lines,
+        )
+        for part, start, end in zip(parts, starts, ends[1:], strict=True):
+            buffer[start:end] = part.contiguous().view(-1).view(torch.uint8).numpy()
+        on_device = staged.to(device, non_blocking=True)
+        moved = [
+            on_device[start:end].view(part.dtype).view(part.shape)
+            for part, start, end in zip(parts, starts, ends[1:], strict=True)
+        ]
+        plan = on_device[: ends[0]].view(torch.int32).view(num_rows, width)
+        return StagedBatch(to_device_async(x, device).contiguous(), plan, moved, num_copies)
+
+    def launch(self, staged: StagedBatch) -> Tensor:
+        """Return the images as the model takes them."""
+        images, tables = staged.images, self._augment.tables
+        assert tables is not None
+        if staged.num_copies:
+            self._augment.engine.name = "one launch"
+        is_last = self._normalization.channels_last
+        out = torch.empty(
+            images.shape,
+            dtype=self._dtype,
+            device=images.device,
+            memory_format=torch.channels_last if is_last else torch.contiguous_format,
+        )
+        factors = self._normalization.get_factors(images.device, images.dtype)
+        deliver_rows(
+            images,
+            out,
+            staged.plan,
+            num_slots=tables.num_slots,
+            num_params=tables.num_params,
+            has_copies=staged.num_copies > 0,
+            statistics=factors if factors.ndim else None,
+            is_reflected=self._is_reflected,
+            is_channels_last=is_last,
+        )
+        return out
+
+
+@numba.njit(cache=True, nogil=True)
+def plan_batch(
+    keys: Int64Array,
+    seed: np.uint64,
+    base_seed: np.uint64,
+    tables: OpTables,
+    codes: Int64Array,
+    crop: CropTables,
+    height: int,
+    width: int,
+    is_byte: bool,
+    lines: Int32Array,
+) -> int:
+    """Write a batch's plan, its copies' operations and all rows' crops; return how many copies.
+
+    Args:
+        keys: ``(B,)``
+        seed: Of the strong policy's rows.
+        base_seed: Of the base policy's rows.
+        tables: The strong policy's.
+        codes: Kernel code of each operation.
+        crop: The base policy's.
+        height: Image height.
+        width: Image width.
+        is_byte: Whether pixels are bytes.
+        lines: Out. ``(B, W)``
+    """
+    num_rows, num_copies = keys.shape[0], 0
+    epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    copy, rows = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    for i in range(num_rows):
+        epoch[i], copy[i], index[i] = _unpack(keys[i])
+        if not _is_original(copy[i]) and copy[i] != PADDING:
+            rows[num_copies] = i
+            num_copies += 1
+        lines[i, SOURCE], lines[i, SOURCE + 1], lines[i, COUNT] = i, 0, 0
+        for column in range(TOP, MIRRORED + 1):
+            lines[i, column] = 0
+    if crop.padding > 0 or crop.flip > 0:
+        fill_crops(base_seed, epoch, index, copy, crop, lines[:, TOP : MIRRORED + 1])
+    if num_copies > 0:
+        at = rows[:num_copies]
+        op, _, _, params = plan_ops(seed, epoch[at], index[at], copy[at], tables, height, width)
+        stage_ops(op, params, codes, is_byte, at, lines)
+    return num_copies

@@ -1,0 +1,311 @@
+"""A batch in one launch: bit-identical to policies and normalisation in turn, and little else."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
+from augsubset.augment import OPS
+from augsubset.normalization import Normalization
+from augsubset.pipeline import BatchPipeline
+from augsubset.sampling.keys import FIRST_REPEAT, LAST_FILLER, PADDING, pack
+from benchmarks.augmentation import CountCalls
+from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
+from tests.stand_in import StandInDevice
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+POLICIES = {
+    "paper": RandomOps.paper(),
+    "every op": RandomOps(tuple(OPS), 3, every=2),
+    "rarely": RandomOps(probability=0.3),
+    # Weights of this width add up to more than 1, in the last bit.
+    "one": RandomOps({"blur": OPS["gaussian_blur"].between(0.64, 0.64)}, 1),
+    "autoaugment": RandomOps.autoaugment("cifar10"),
+}
+BASES = {
+    "none": None,
+    "crop": CropFlip(3, flip=0.3, every=3),
+    "far": CropFlip(40),
+    "flip": CropFlip(0),
+    "reflect": CropFlip(2, padding_mode="reflect"),
+}
+# Copy numbers of originals, copies, repeated originals, fillers and padding.
+COPIES = (0, 1, 2, 0, FIRST_REPEAT, LAST_FILLER, PADDING, 3)
+
+
+def statistics(channels):
+    return [0.4, 0.0, 1.0][:channels], [0.2, 1e-6, 0.7][:channels]
+
+
+def make_batch(count, channels, height, width, is_byte, seed=0):
+    x = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
+    x[::2] = (x[::2] * 4096).round() / 4096  # ties of float16
+    x[1] *= 1e-6  # subnormal as float16
+    x[2::8] = 1  # a blurred copy exceeds it
+    x = (x * 255).round().to(torch.uint8) if is_byte else x
+    copy = torch.tensor(COPIES).repeat(-(-count // len(COPIES)))[:count]
+    keys = pack(5, copy, torch.arange(count) * 1_000_003)
+    return (x, torch.arange(count) % 10), keys, torch.rand(count)
+
+
+def make_pipeline(augment, base=None, spec=None, **normalization):
+    given = {"normalize": None, "denormalize": None, **normalization}
+    spec = BatchSpec() if spec is None else spec
+    return BatchPipeline(spec, Normalization(**given), augment, base, seed=7, owns_batches=False)
+
+
+def as_bits(x):
+    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+
+
+def take_back(x):
+    """Return a tensor of either device on the CPU."""
+    return getattr(x, "inner", x).cpu()
+
+
+def assert_same(found, expected):
+    for mine, other in zip(found.output, expected.output, strict=True):
+        assert mine.device.type != "cpu"
+        assert mine.dtype == other.dtype
+        assert torch.equal(take_back(mine), other)
+    formats = torch.contiguous_format, torch.channels_last
+    for layout in formats:
+        found_as, expected_as = (
+            x.output[0].is_contiguous(memory_format=layout) for x in (found, expected)
+        )
+        assert found_as == expected_as
+    assert torch.equal(as_bits(take_back(found.output[0])), as_bits(expected.output[0]))
+
+
+@needs_compiler
+@given(
+    augment=st.sampled_from(sorted(POLICIES)),
+    base=st.sampled_from(sorted(BASES)),
+    count=st.integers(2, 24),
+    channels=st.sampled_from([1, 3]),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    is_byte=st.booleans(),
+    is_normalised=st.booleans(),
+    dtype=st.sampled_from([None, torch.float32, torch.float16, torch.bfloat16]),
+    channels_last=st.booleans(),
+)
+@example("paper", "crop", 64, 3, (32, 32), True, True, None, False)
+@example("paper", "reflect", 64, 3, (32, 32), False, True, torch.float16, True)
+@example("one", "none", 16, 1, (9, 7), False, False, None, False)
+@example("every op", "far", 40, 3, (8, 30), True, False, torch.bfloat16, True)
+def test_a_batch_in_one_launch_is_that_of_policies_and_normalisation_in_turn(
+    augment, base, count, channels, size, is_byte, is_normalised, dtype, channels_last
+):
+    batch, keys, weights = make_batch(count, channels, *size, is_byte)
+    given = {"normalize": statistics(channels)} if is_normalised else {}
+    pipeline = make_pipeline(
+        POLICIES[augment],
+        BASES[base],
+        BatchSpec(return_index=True),
+        channels_last=channels_last,
+        dtype=dtype,
+        **given,
+    )
+    expected = pipeline.process(batch, keys, weights, CPU)
+    before = batch[0].clone()
+    with fake_cuda() as driver:
+        found = pipeline.process(batch, keys, weights, DEVICE)
+        assert_same(found, expected)
+    assert driver.launches == ["deliver_rows"]
+    assert torch.equal(batch[0], before)
+    assert torch.equal(found.originals, expected.originals)
+    assert found.num_copies == expected.num_copies > 0
+    assert POLICIES[augment].engine_name == "one launch"
+
+
+class CountCopies(TorchDispatchMode):
+    """Count copies between devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            self.count += args[0].device != result.device
+        return result
+
+
+@needs_compiler
+@pytest.mark.parametrize("is_byte", [True, False])
+def test_a_batch_takes_two_copies_one_launch_and_few_calls(is_byte):
+    batch, keys, weights = make_batch(64, 3, 16, 16, is_byte)
+    spec = BatchSpec(return_index=True)
+    fused = make_pipeline(POLICIES["paper"], CropFlip(), spec, normalize=statistics(3))
+    general = make_pipeline(POLICIES["paper"], lambda x, rows: x, spec, normalize=statistics(3))
+    found = {}
+    with fake_cuda() as driver:
+        for name, pipeline in (("fused", fused), ("general", general)):
+            pipeline.process(batch, keys, weights, DEVICE)  # loads the code
+            driver.launches.clear()
+            with CountCopies() as copies, CountCalls() as calls:
+                made = pipeline.process(batch, keys, weights, DEVICE)
+                assert made.num_copies > 0
+            found[name] = copies.count, len(driver.launches), calls.count
+    copies, launches, calls = found["fused"]
+    assert copies == 2
+    assert launches == 1
+    assert calls <= 12
+    assert found["general"][0] > copies
+    assert found["general"][2] > 2 * calls
+
+
+@needs_compiler
+def test_images_that_are_on_the_device_are_not_copied():
+    batch, keys, _ = make_batch(16, 3, 8, 8, True)
+    pipeline = make_pipeline(POLICIES["paper"], CropFlip())
+    expected = pipeline.process(batch, keys, None, CPU)
+    with fake_cuda():
+        there = batch[0].to(DEVICE), batch[1]
+        assert_same(pipeline.process(there, keys, None, DEVICE), expected)
+        with CountCopies() as copies:
+            pipeline.process(there, keys, None, DEVICE)
+    assert copies.count == 1
+
+
+@needs_compiler
+def test_labels_of_any_dtype_go_along():
+    (x, _), keys, _ = make_batch(6, 3, 8, 8, True)
+    pipeline = make_pipeline(POLICIES["paper"])
+    for labels in (
+        torch.rand(6, 4).bfloat16(),
+        torch.rand(6) < 0.5,
+        torch.rand(4, 6).T,
+        [{"box": torch.rand(2)} for _ in range(6)],
+    ):
+        expected = pipeline.process((x, labels), keys, None, CPU).output[1]
+        with fake_cuda() as driver:
+            found = pipeline.process((x, labels), keys, None, DEVICE).output[1]
+        assert driver.launches == ["deliver_rows"]
+        if isinstance(labels, list):
+            for mine, other in zip(found, expected, strict=True):
+                assert torch.equal(mine["box"].inner, other["box"])
+        else:
+            assert torch.equal(found.inner, expected)
+
+
+GENERAL = {
+    "a policy of the user's own": {"augment": lambda x, rows: x},
+    "an operation of the user's own": {"augment": RandomOps({"mine": Op(lambda x, _: 1 - x)}, 1)},
+    "a mixture": {"augment": RandomOps.augmix()},
+    "another base": {"base": RandomOps(["crop"], 1)},
+    "a dataset that normalises": {"denormalize": ([0.0] * 3, [1.0] * 3)},
+    "the batch's own structure": {"spec": BatchSpec(whole=True)},
+    "masks": {"spec": BatchSpec(others=[1])},
+    "doubles": {"dtype": torch.float64},
+    "a dtype of the images": {"images": torch.float64},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", GENERAL)
+def test_all_else_takes_the_general_path(name):
+    given = {"augment": POLICIES["paper"], **GENERAL[name]}
+    (x, _), keys, _ = make_batch(12, 3, 8, 8, False)
+    x = x.to(given.pop("images", torch.float32))
+    y = torch.arange(12 * 64).view(12, 8, 8) % 5 if name == "masks" else torch.arange(12)
+    pipeline = make_pipeline(**given)
+    expected = pipeline.process((x, y), keys, None, CPU).inputs
+    with fake_cuda() as driver:
+        found = pipeline.process((x, y), keys, None, DEVICE).inputs
+    assert "deliver_rows" not in driver.launches
+    assert torch.equal(found.inner, expected)
+
+
+def test_what_a_policy_refuses_it_refuses_on_the_device():
+    (x, y), keys, _ = make_batch(6, 2, 8, 8, True)
+    with fake_cuda(), pytest.raises(ValueError, match="channels"):
+        make_pipeline(POLICIES["paper"]).process((x, y), keys, None, DEVICE)
+    (x, y), keys, _ = make_batch(6, 3, 8, 8, True)
+    base = CropFlip(8, padding_mode="reflect")
+    with fake_cuda(), pytest.raises(ValueError, match="padding must be smaller"):
+        make_pipeline(POLICIES["paper"], base).process((x, y), keys, None, DEVICE)
+
+
+MUTANTS = {
+    "halves to even": ("+ ((bits >> 13) & 1u)", ""),
+    "subnormals": ("rintf(fabsf(value)", "floorf(fabsf(value)"),
+    "bfloat16": ("0x7fffu + ", "0x8000u + "),
+    "mirrored": ("width - 1 - x", "width - 2 - x"),
+    "outside": ("y < height && x >= 0", "y <= height && x >= 0"),
+    "reflected": ("y = mirror(y, height)", "y = mirror(y, width)"),
+    "shift": ("a.statistics[CHANNELS + c];\n    if", "a.statistics[c];\n    if"),
+    "layout": ("i * CHANNELS + c", "c * size + i"),
+    "clamped copies": ("PIXEL_IS_BYTE && count == 0", "PIXEL_IS_BYTE"),
+    "clamped floats": ("scratch[1][i] = clamp_to_pixel((float)from[i])", "scratch[1][i] = from[i]"),
+    "buffers": ("scratch[slot % 2]", "scratch[0]"),
+}
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_found(name):
+    reach = {"dtype": torch.bfloat16 if name == "bfloat16" else torch.float16}
+    reach["channels_last"] = name == "layout"
+    ways = itertools.product((True, False), BASES, ("every op", "one"), ("float32", "half", "norm"))
+
+    def is_wrong(is_byte, base, augment, way):
+        batch, keys, _ = make_batch(40, 3, 12, 7, is_byte)
+        batch[0][:4] *= 1 if is_byte else 1.0002  # rounding that is clamped
+        options = {} if way == "float32" else reach
+        options = {**reach, "normalize": statistics(3)} if way == "norm" else options
+        pipeline = make_pipeline(POLICIES[augment], BASES[base], **options)
+        expected = pipeline.process(batch, keys, None, CPU).inputs
+        with fake_cuda(MUTANTS[name]):
+            found = pipeline.process(batch, keys, None, DEVICE).inputs
+        return not torch.equal(found.inner, expected)
+
+    assert any(is_wrong(*way) for way in ways)
+
+
+def test_bytes_are_divided_on_the_device_as_on_the_cpu():
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    pipeline = make_pipeline(POLICIES["paper"])
+    with StandInDevice(inverts=True):
+        there = x.to(DEVICE)
+        assert torch.equal(pipeline.preprocess(x, DEVICE).inner, pipeline.preprocess(x, CPU))
+        assert not torch.equal((there / 255).inner, x / 255)  # as CUDA divides by a number
+
+
+# With a GPU: `make test-gpu`.
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("is_byte", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_on_a_gpu_a_batch_is_that_of_the_cpu(base, is_byte, channels_last, dtype):
+    for augment, (count, size) in itertools.product(POLICIES, ((256, 32), (8, 224))):
+        batch, keys, weights = make_batch(count, 3, size, size, is_byte)
+        options = {"normalize": statistics(3), "channels_last": channels_last, "dtype": dtype}
+        spec = BatchSpec(return_index=True)
+        pipeline = make_pipeline(POLICIES[augment], BASES[base], spec, **options)
+        expected = pipeline.process(batch, keys, weights, CPU)
+        found = pipeline.process(batch, keys, weights, GPU)
+        assert POLICIES[augment].engine_name == "one launch"
+        assert_same(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("is_byte", [False, True])
+def test_under_a_sanitizer(is_byte):
+    """Every operation, alone and delivered, on few rows: compute-sanitizer takes its time."""
+    batch, keys, weights = make_batch(40, 3, 33, 25, is_byte)
+    rows = RowKeys(7, 5, torch.arange(40), 1)
+    policy = POLICIES["every op"]
+    assert torch.equal(take_back(policy(batch[0].to(GPU), rows)), policy(batch[0], rows))
+    pipeline = make_pipeline(policy, BASES["reflect"])
+    expected = pipeline.process(batch, keys, weights, CPU)
+    assert_same(pipeline.process(batch, keys, weights, GPU), expected)
