@@ -99,8 +99,9 @@ class CropFlip:
             )
         if len(x) == 0:
             return (x, *masks) if masks else x
+        seed, epoch, index, copy = rows.arrays
         crops = np.empty((len(x), 3), np.int32)  # first row, first column, mirrored or not
-        fill_crops(*rows.arrays, self.tables, crops)
+        fill_crops(seed, epoch, index, copy, self.tables, crops)
         has_loops = x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32)
         has_loops = has_loops and height * width <= kernels_cpu.MAX_PIXELS
         is_reflected = self.padding_mode == "reflect"
