@@ -34,7 +34,7 @@ test: .venv/installed
 
 # Tests that start ranks run one after the other: these have cores and timeouts of their own.
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m 'slow and not distributed'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'slow and not distributed'
 	$(BIN)/python -m pytest -m distributed
 
 # Python starts anew under each tool, whose instrumented kernels take a minute.
@@ -67,12 +67,12 @@ bench-full: .venv/installed
 grid: .venv/installed
 	$(BIN)/python -m benchmarks.train $(or $(GRID),smoke) $(if $(DATA),--data $(DATA)) $(if $(MINUTES),--budget-minutes $(MINUTES))
 
-SITE := $(if $(OUT),$(dir $(OUT))site,docs/_site)
+SITE := $(or $(OUT),docs)/_site
 
 docs: .venv/installed
 	$(if $(OUT),,$(BIN)/python -m benchmarks.tables)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.explain --draw docs)
-	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page $(if $(DATA),--data $(DATA)))
+	$(if $(OUT),,$(BIN)/python -m benchmarks.results_page)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.way)
 	$(if $(OUT),,$(BIN)/python -m benchmarks.selection --plot benchmarks/results/selection-curves.json)
 	$(BIN)/python -m benchmarks.gallery $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))

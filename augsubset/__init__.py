@@ -1,6 +1,6 @@
 """Data-loading middleware that makes strong data augmentation affordable.
 
-Every R epochs and per class, a small subset is selected whose last-layer gradients stand for the
+Every R epochs and per class, a small subset is selected whose last-layer gradients represent the
 whole training set; only that subset is augmented, in batches on the model's device.
 """
 
@@ -70,7 +70,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what writes reports only when somebody asks for it."""
+    """Import the reporting functions when they are first used."""
     if name in ("doctor", "report"):
         import augsubset.reporting
 

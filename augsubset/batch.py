@@ -59,7 +59,7 @@ class BatchSpec:
             anything else (floats, several labels per row, boxes) forms one group, and needs a
             ``probe`` that knows the loss, or a selector without gradients. Or a tensor of all
             examples' classes, ``(n,)`` integers, where reading the dataset for them would take
-            long; batches then have their labels where they are found without a name.
+            long; the labels of a batch are then found as with ``None``.
         others: Keys, fields or positions of parts that policies transform together with the
             inputs: masks, boxes. Policies are then called as
             ``(x, rows, *others) -> (x, *others)``; ours take integer masks ``(B, H, W)``. These
@@ -162,7 +162,7 @@ class BatchSpec:
 
         Args:
             batch: As collated.
-            item: Its first item; anything that has no integer label is let pass.
+            item: Its first item; anything without an integer label passes.
 
         Raises:
             ValueError: If the item's label is an integer, and the batch's are soft or in pairs.
@@ -189,8 +189,8 @@ class BatchSpec:
         if own is not None and own.ndim == 0 and is_classes(own[None]):
             raise ValueError(
                 f"collate_fn must keep the label of each example, an integer, got {got}: it seems "
-                "to mix examples (MixUp, CutMix), which copies would then be made of. Mix in the "
-                "loop, after the loader: for x, y in loader: x, y = mixup(x, y)."
+                "to mix examples (MixUp, CutMix), so copies would be made from mixtures. Mix in "
+                "the loop, after the loader: for x, y in loader: x, y = mixup(x, y)."
             )
 
     @property

@@ -24,7 +24,7 @@ def world_size() -> int:
 
     Raises:
         AugsubsetError: If a launcher started several processes and torch.distributed is not
-            initialised yet: each would take itself for the only one.
+            initialised yet: each would assume that it is the only one.
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
@@ -118,12 +118,12 @@ class Ranks:
             return f"every rank must take part, got rank {dead[1]} gone {here}. Its log says why."
         return (
             f"every rank must take part within {self._timeout}, got no answer {here}: a rank is "
-            f"gone, or waited for one in vain. {error}"
+            f"gone, or timed out waiting for another. {error}"
         )
 
     @classmethod
     def make_group(cls, timeout: timedelta) -> Ranks:
-        """Return all ranks in a new group, whose calls do not mix with those of the trainer's.
+        """Return all ranks in a new group, whose calls do not mix with the trainer's.
 
         A collective call.
         """
@@ -193,8 +193,8 @@ class Ranks:
                 )
             if order != shares[0][1]:
                 raise AugsubsetError(
-                    f"ranks must share one order from one position on, got another on rank {other} "
-                    "than on rank 0. Give all ranks the same seed, data and checkpoint."
+                    f"ranks must share one order from the same position, got rank {other} unlike "
+                    "rank 0. Give all ranks the same seed, data and checkpoint."
                 )
             if keys != order[share]:
                 raise AugsubsetError(
@@ -206,7 +206,7 @@ class Ranks:
 def choose_seed(seed: int | None, found: int | None, ranks: Ranks | None) -> int:
     """Return the seed of a run: as given, as found, or torch's; of these two rank 0's on all ranks.
 
-    Nothing is drawn: torch tells what it was seeded with, be it by nobody.
+    Nothing is drawn: torch reports its seed, even if none was set.
 
     Args:
         seed: The loader's argument.

@@ -107,7 +107,7 @@ class SelectionCounts:
         return checked | {name: state[name] for name in ("classes", "class_sizes")}
 
     def restore(self, checked: Mapping[str, Any]) -> None:
-        """Take over what :meth:`check_state` returned."""
+        """Restore what :meth:`check_state` returned."""
         self.times, self.mass = checked["times"], checked["mass"]
         self._previous = checked["previous"]
         self.classes, self.class_sizes = checked["classes"], checked["class_sizes"]

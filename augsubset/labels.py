@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _NUM_DIGESTED = 8  # examples that identify a checkpoint's dataset
 _NO_LABELS = (
-    "labels must name the class of at least one example, got negative ones alone, which mark "
+    "labels must name the class of at least one example, got only negative ones, which mark "
     "unlabelled examples: nothing could be selected."
 )
 
@@ -77,7 +77,7 @@ class DatasetInfo:
         return len(torch.unique(self.groups[self.candidates]))
 
     def learn(self, indices: Tensor, labels: Tensor) -> bool:
-        """Take over the labels of visited examples; return whether some are unlabelled.
+        """Store the labels of visited examples; return whether some are unlabelled.
 
         Raises:
             ValueError: If all are.
@@ -89,15 +89,15 @@ class DatasetInfo:
         missing = len(indices) - len(self.candidates)
         if missing:
             _log.warning(
-                "%d of %d examples are unlabelled, which was not known at construction: the "
-                "fraction was taken of all. Pass batch=BatchSpec(labels=...) for one of the others",
+                "%d of %d examples are unlabelled, which was not known at construction: fraction "
+                "refers to all. Pass batch=BatchSpec(labels=...) to refer to the labelled ones",
                 missing,
                 len(indices),
             )
         return missing > 0
 
     def refresh(self) -> bool:
-        """Take over labels that the dataset shows; return whether they have changed.
+        """Read the labels that the dataset exposes; return whether they have changed.
 
         Digests stay: they identify the dataset that the run began with.
         """
@@ -105,7 +105,7 @@ class DatasetInfo:
         if now is None or now.shape != self.groups.shape or torch.equal(now, self.groups):
             return False
         before, self.classes = self.num_classes, now
-        _log.info("labels of the dataset have changed since they were read last")
+        _log.info("labels of the dataset have changed since they were last read")
         if not len(self.candidates):
             raise AugsubsetError(_NO_LABELS)
         if self.num_classes != before:
@@ -249,15 +249,15 @@ def _find_classes(
     if given is not None:
         raise ValueError(
             f"labels must be the classes of the {len(source)} items, in their order, got "
-            f"{len(given)} classes, or others than some items carry."
+            f"{len(given)} classes, or some that differ from those of the items."
         )
-    _log.info("items carry other labels than .targets or .labels show")
+    _log.info("labels of items differ from .targets or .labels")
     return None, False
 
 
 def _gather_classes(source: Source, pipeline: BatchPipeline, progress: bool) -> Tensor:
     """Return the class of every visited example by fetching all of them once, else -1."""
-    _log.info("the dataset does not show its labels: fetching every example for its class")
+    _log.info("the dataset does not expose its labels: fetching every example for its class")
     classes = torch.full((len(source),), -1)
     indices: Any = source.candidates.tolist()
     loader = source.make_loader(indices, persistent_workers=False)

@@ -49,14 +49,14 @@ _ROW_WEIGHTS: dict[Weights, RowWeights] = {
 class SubsetAugmentLoader:
     """Iterate over the originals and augmented copies of a small subset, selected every R epochs.
 
-    A subset is selected per class so that its last-layer gradients stand for the whole set. An
+    A subset is selected per class so that its last-layer gradients represent the whole set. An
     epoch holds the originals and r augmented copies of each selected example, made in batches on
-    the model's device. Each ``iter()`` is the next epoch. Order, augmentation and weights are
-    functions of (seed, epoch, selection), whatever the workers, prefetching or start method.
+    the model's device. Each ``iter()`` starts the next epoch. Order, augmentation and weights are
+    functions of (seed, epoch, selection), for any workers, prefetching or start method.
 
     Args:
         loader: A plain DataLoader over a map-style dataset. Its batch size, workers, collate
-            function, pinning and order (of any sampler with a length) are taken over; the loader
+            function, pinning and order (of any sampler with a length) are adopted; the loader
             itself is not used again. The collate function must keep every row, in order. Without
             a DistributedSampler, the ranks of torch.distributed, which must be initialised, share
             the order.
@@ -65,11 +65,11 @@ class SubsetAugmentLoader:
         augment: *What to augment.* A policy ``(x, rows) -> x`` or Kornia module; sees copies only.
         fraction: Share of the examples to augment, in (0, 1]; no fewer than the classes. 1.0 takes
             everything: nothing is probed, and ``selector`` is not used. Negative labels mark
-            unlabelled examples: these are originals only, and not counted here.
+            unlabelled examples: they are used as originals only, and not counted here.
         copies: Augmented copies of each selected example, r.
         originals: Which originals an epoch holds: ``"all"``, ``"unselected"`` (copies replace the
             selected ones), ``"selected"`` or ``"none"``.
-        base: The same for every row, after the strong one; ``None``: nothing.
+        base: A policy for every row, after the strong one; ``None``: nothing.
         selector: How the subset is chosen; ``None``: :class:`~augsubset.CoresetSelector`.
         weights: ``"uniform"``: every row weighs 1, and the loader yields ``(x, y)``.
             ``"cluster"``, the paper's text: cluster size / r on each copy, 1 on each original,
@@ -91,7 +91,7 @@ class SubsetAugmentLoader:
 
         every: *When.* Epochs between selections, R.
         seed: Distinguishes runs. ``None``: what your DataLoader's generator or DistributedSampler
-            was seeded with, else ``torch.initial_seed()``; a loaded state brings its own.
+            was seeded with, else ``torch.initial_seed()``; a loaded state restores its seed.
 
         progress: *Rarely needed.* Show bars while probing and gathering labels (needs tqdm).
         on_event: Called with each entry of :attr:`history` as it is made.
@@ -107,23 +107,23 @@ class SubsetAugmentLoader:
             composed of, from the data to the history. Read them, do not replace them.
 
     Yields:
-        ``(x, y)`` or ``(x, y, w)`` on the device: x float32, or of half precision for such a model
-        (unless it is no ``(B, C, H, W)`` images), classes y int64, w float32.
+        ``(x, y)`` or ``(x, y, w)`` on the device: x float32, or half precision for such a model
+        (inputs that are not ``(B, C, H, W)`` images keep theirs), classes y int64, w float32.
 
     Raises:
         TypeError: If loader, model, dataset or a batch is of the wrong kind.
         ValueError: If a value is out of range, images are outside [0, 1], or the loader has a
-            batch sampler of its own. Both at construction.
+            batch sampler of its own. Both are raised at construction.
         AugsubsetError: If a second iterator is started while one is live, the dataset changed its
             length, weights are NaN or infinite when an epoch starts, the data is not sharded, or
             sharded twice, or the selector needs gradients of a model split over ranks.
 
     Cost:
         A selection takes a forward pass over the data and a solve (see
-        :func:`~augsubset.select_coreset`); a batch its copies' augmentation and about 0.1 ms of
-        bookkeeping; an epoch one wait for the device, to check the model's weights. Construction
-        fetches two examples, and eight twice, by which a checkpoint recognises the dataset; all of
-        them if no attribute shows their classes and ``fraction`` may be below one of each class.
+        :func:`~augsubset.select_coreset`); a batch, its copies' augmentation and about 0.1 ms of
+        bookkeeping; an epoch, one wait for the device, to check the model's weights. Construction
+        fetches two examples, and eight twice, by which a checkpoint recognises the dataset. It
+        fetches all if no attribute has their classes and ``fraction`` may be too small for each.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -271,8 +271,8 @@ class SubsetAugmentLoader:
     def _iterate_epoch(self) -> Generator[Any, None, None]:
         if self.is_running:
             raise AugsubsetError(
-                "this loader already has a live iterator, an epoch of its own. Finish it, end it "
-                "by loader.close(), or construct a second loader."
+                "this loader already has a live iterator, and each iter() is an epoch. Finish it, "
+                "end it by loader.close(), or construct a second loader."
             )
         if (epoch := self.source.read_epoch()) is not None:
             self.set_epoch(epoch)
@@ -382,8 +382,8 @@ class SubsetAugmentLoader:
     def reselect(self) -> Selection:
         """Select now, with the model as it is, for the next epoch that starts.
 
-        Between epochs this replaces the selection due at the next one; not while an epoch runs,
-        because the model goes on training. On several ranks, call it on all.
+        Between epochs this replaces the selection due at the next one. While an epoch runs it does
+        not, because the model continues training. On several ranks, call it on all.
         """
         self._check_unchanged()
         new = self.schedule.reselect(self._next[0], stands_for=self.epoch)
@@ -403,8 +403,8 @@ class SubsetAugmentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Set which epoch the next ``iter()`` starts; without it, the one after the last.
 
-        Nothing changes for the epoch that :meth:`load_state_dict` was in the middle of. Calling
-        ``set_epoch`` of your DistributedSampler does the same. There are 8,192 epochs.
+        It has no effect if a loaded state is in the middle of that epoch. Calling ``set_epoch`` of
+        your DistributedSampler does the same. There are 8,192 epochs.
         """
         epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
         if epoch != self._next[0]:
@@ -418,12 +418,12 @@ class SubsetAugmentLoader:
         return (self._at if self.is_running else self._next)[0]
 
     def __len__(self) -> int:
-        """Return the number of batches in every epoch but one that is resumed in its middle."""
+        """Return the number of batches per epoch; only an epoch resumed in its middle has fewer."""
         return len(self._batches)
 
     @property
     def num_rows(self) -> int:
-        """Rows that a whole epoch yields on this rank: what a sum of losses is divided by."""
+        """Rows that a whole epoch yields on this rank: divide a sum of losses by this."""
         return min(len(self.row_sampler), len(self) * self.batch_size)
 
     @property
@@ -472,7 +472,7 @@ class SubsetAugmentLoader:
         """Return everything that the rest of the run depends on, except the model.
 
         In the loop, the batches yielded so far count as consumed; after leaving it early, by
-        ``break``, :meth:`close` or an exception, the state says where it stopped until the next
+        ``break``, :meth:`close` or an exception, the state records where it stopped until the next
         ``iter()`` starts. It holds tensors, numbers and strings only, which ``torch.load`` reads
         with ``weights_only=True``; tensors are not copied. All ranks return the same, except with
         ``recycle``. Waits for a selection that is being solved in the background.
@@ -480,17 +480,17 @@ class SubsetAugmentLoader:
         return make_state(self, *self._at)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called, on any number of workers or ranks.
+        """Continue where :meth:`state_dict` was called, on any number of workers or ranks.
 
         The next ``iter()`` yields the rest of the epoch: nothing if the state was made at its
-        last batch. On other ranks later selections may differ in close calls, as residuals do in
-        their last bits. A loop ``for epoch in range(loader.epoch, num_epochs)`` goes on.
+        last batch. On another number of ranks later selections may differ in close calls, since
+        residuals differ in their last bits. Loop over ``range(loader.epoch, num_epochs)``.
 
         Raises:
             AugsubsetError: While an epoch runs.
             TypeError: If it is not a mapping.
-            ValueError: If it is damaged, or of another dataset, seed that was given, shape of
-                epoch or version. Nothing is changed then.
+            ValueError: If it is damaged, or its dataset, shape of epoch or version differs, or its
+                seed from one that you passed. Nothing is changed then.
         """
         if self.is_running:
             raise AugsubsetError(

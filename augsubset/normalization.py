@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.utils.torch_utils import check_range
+from augsubset.utils.torch_utils import check_range, is_unit
 
 __all__ = ["MeanStd", "Normalization"]
 
 MeanStd = tuple[Sequence[float], Sequence[float]]
-
-_BITS_OF_ONE = np.float32(1).view(np.uint32)
 
 
 class Normalization:
@@ -89,7 +86,7 @@ class Normalization:
             raise ValueError(
                 f"images must be (B, C, H, W), got shape {tuple(x.shape)}, which looks like "
                 "channels last. Permute the dataset's images with permute(2, 0, 1); if channels "
-                f"are first, say how many there are: normalize={zeros} changes nothing."
+                f"are first, pass normalize={zeros}, which changes nothing."
             )
         if x.dtype == torch.uint8 and not self.arrives_normalised:
             return
@@ -99,7 +96,7 @@ class Normalization:
                 f"dtype {x.dtype}."
             )
         if not self.arrives_normalised:
-            if not _is_unit(x):
+            if not is_unit(x):
                 low, high = x.aminmax()
                 check_range(
                     "images must be in [0, 1]",
@@ -115,8 +112,8 @@ class Normalization:
             "images must be in [0, 1] once denormalised",
             (x.amin((0, 2, 3))[:, None, None] * std + mean).min(),
             (x.amax((0, 2, 3))[:, None, None] * std + mean).max(),
-            "Pass the mean and std that the dataset used as denormalize, and let no transform "
-            "after its Normalize leave the range.",
+            "Pass the mean and std that the dataset used as denormalize, and make sure that no "
+            "transform after its Normalize leaves the range.",
         )
 
     def check_augmented(self, name: str, x: Any) -> None:
@@ -192,7 +189,7 @@ class Normalization:
 
 
 def _read_statistics(name: str, statistics: Any) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per channel, or raise on what is no pair of them."""
+    """Return mean and standard deviation per channel, or raise if they are not a valid pair."""
     rule = f"{name} must be (mean, std): one mean in [0, 1] and one std in (0, 1] per channel"
     parts = list(statistics) if isinstance(statistics, Iterable) else []
     if len(parts) != 2:
@@ -204,14 +201,3 @@ def _read_statistics(name: str, statistics: Any) -> tuple[Tensor, Tensor]:
         hint = " Divide statistics of values from 0 to 255 by 255." if is_large else ""
         raise ValueError(f"{rule}, got mean={mean.tolist()}, std={std.tolist()}.{hint}")
     return mean, std
-
-
-def _is_unit(x: Tensor) -> bool:
-    """Return True if float32 values on the CPU are in [0, 1]; False means that nobody knows yet.
-
-    Read as integers, the bits of floats in [0, 1] are at most those of 1, and a sign or a NaN
-    exceeds them: one maximum by NumPy takes a third of the time of torch's aminmax.
-    """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
-        return False
-    return bool(x.detach().numpy().view(np.uint32).max() <= _BITS_OF_ONE)

@@ -30,7 +30,7 @@ class LoaderOptions:
             one batch, where its item is fetched once; all batches have the same size.
         resident: Keep the images of a uint8 ``TensorDataset`` on the device: no workers, no
             collation; keys, order and augmentation stay the same.
-        background: Solve in a thread while the epoch that probed trains on with the old
+        background: Solve in a thread while the epoch that probed continues with the old
             selection; the next epoch waits for it and uses the new one. The first selection is
             made at once. An error in the thread is raised at the end of that epoch or at the
             start of the next.

@@ -129,9 +129,9 @@ class Prober:
         self._has_watched = True  # a whole epoch is enough, whatever the model was given in it
         if self.recycle is not None and self._cache.passes == before:
             _log.warning(
-                "recycle=%d recorded nothing in epoch %d: the model that the loader was given did "
-                "not get the yielded inputs themselves, in training mode. Mixed or converted ones "
-                "do not count. All examples will be probed anew",
+                "recycle=%d recorded nothing in epoch %d: the loader's model was not called in "
+                "training mode on the yielded inputs themselves. Mixed or converted inputs do not "
+                "count. All examples will be probed anew",
                 self.recycle,
                 epoch,
             )
@@ -199,7 +199,7 @@ class Prober:
         return cache
 
     def restore(self, cache: LogitCache) -> None:
-        """Take over what :meth:`check_state` returned."""
+        """Restore what :meth:`check_state` returned."""
         self._cache = cache
 
 

@@ -46,7 +46,7 @@ class _Pending(NamedTuple):
 
 
 class SelectionSchedule:
-    """Selects every R epochs, at once or in a thread while the epoch that probed trains on.
+    """Selects every R epochs, at once or in a thread while the epoch that probed continues.
 
     Holds no selection: it hands each one over, and remembers only what is pending. A selection
     counts as handed over when it is confirmed: a state saved before (by a signal handler, or by a
@@ -217,7 +217,7 @@ class SelectionSchedule:
         return lambda: _select_on_each(ranks, lambda: selector.select(gradients, **arguments))
 
     def _learn_classes(self, parts: Sequence[tuple[Tensor, Tensor]]) -> bool:
-        """Take over labels that the first probe saw; return whether it has to be repeated."""
+        """Store the labels that the first probe saw; return whether it has to be repeated."""
         if not self._info.has_classes or self._info.classes is not None:
             return False
         indices, labels = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -251,7 +251,7 @@ class SelectionSchedule:
     # Resuming.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the schedule needs to go on; waits for a solve in the background."""
+        """Return what the schedule needs to resume; waits for a solve in the background."""
         pending = self._pending
         return {
             "has_selected": self._has_selected,
@@ -283,7 +283,7 @@ class SelectionSchedule:
         }
 
     def restore(self, checked: Mapping[str, Any]) -> None:
-        """Take over what :meth:`check_state` returned."""
+        """Restore what :meth:`check_state` returned."""
         for name, value in checked.items():
             setattr(self, name, value)
 

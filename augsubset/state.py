@@ -1,4 +1,4 @@
-"""A loader's state: what a checkpoint holds, and how a loader takes it over.
+"""A loader's state: what a checkpoint contains, and how a loader restores it.
 
 The loader is above this module, so it is passed without its type.
 """
@@ -24,7 +24,7 @@ _PARTS = ("example_digest", "selection", "active", "schedule", "logits", "histor
 
 
 def make_state(loader: Any, epoch: int, position: int) -> dict[str, Any]:
-    """Return the state of a loader that stands at a position of an epoch."""
+    """Return the state of a loader at a position of an epoch."""
     # First: it waits for a pending selection, which a training thread then uses and confirms.
     schedule = loader.schedule.state_dict()
     sampler = loader.row_sampler
@@ -47,7 +47,7 @@ def make_state(loader: Any, epoch: int, position: int) -> dict[str, Any]:
 
 
 def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
-    """Check all of a state, then take it over; return the epoch and position it stands at.
+    """Check all of a state, then restore it; return its epoch and position.
 
     Raises:
         TypeError: If it is not a mapping.
@@ -58,7 +58,7 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
     if state["version"] != _VERSION:
         raise ValueError(
             f"state_dict must be of version {_VERSION}, got version {state['version']}: it was "
-            "saved by another version of augsubset, and cannot be continued by this one."
+            "saved by another version of augsubset, and cannot be resumed by this one."
         )
     state = map_tensors(Tensor.cpu, state)  # from torch.load(map_location=) on an accelerator
     check_state("state_dict", state, (*_PARTS, *identity))
@@ -86,7 +86,7 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
         _set_seed(loader, seed)
     if active is not None:
         sampler.set_selection(active)
-    sampler.seek(epoch, position)  # in the middle of an epoch it goes on with the active one
+    sampler.seek(epoch, position)  # in the middle of an epoch it continues with the active one
     if selection is not None:
         sampler.set_selection(selection)
     loader.schedule.restore(schedule)
@@ -97,7 +97,7 @@ def restore_state(loader: Any, state: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _set_seed(loader: Any, seed: int) -> None:
-    """Let everything that draws go on with a checkpoint's seed."""
+    """Give a checkpoint's seed to everything that draws."""
     loader.seed = seed
     for part in (loader.source, loader.pipeline, loader.row_sampler, loader.schedule):
         part.set_seed(seed)

@@ -1,4 +1,4 @@
-"""Time of augmenting some rows of a batch, beside Kornia's and torchvision's ways to do it.
+"""Time of augmenting some rows of a batch, beside Kornia, torchvision and albumentations.
 
 ``python -m benchmarks.augmentation --data CIFAR10 --out FILE`` takes each row two operations of
 fourteen on one core, in turn with the peers on the same images, and prints a line a figure: the
@@ -8,7 +8,8 @@ batch; without ``--quick`` with the peers as well, at 32 pixels.
 
 Kornia's modules draw per row, but a batch gets one list of them; here they get the rows of each
 operation, as a user would group them, or all rows behind a gate. torchvision's RandAugment runs
-image by image on PIL, conversions left out, as in a dataset's transform.
+image by image on PIL, conversions left out, as in a dataset's transform; so does albumentations, on
+arrays ``(H, W, C)``, two of the same fourteen, with OpenCV on one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -105,6 +107,35 @@ def kornia_gated(x: Tensor, chosen: Tensor) -> Tensor:
     return _to_bytes(out)
 
 
+def make_albumentations() -> Any:
+    """Return albumentations' nearest to two of the fourteen, drawn anew for each image."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network when imported
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(1)
+    # Affine maps take the nearest pixel, black outside.
+    affine = partial(A.Affine, interpolation=cv2.INTER_NEAREST, p=1)
+    same = (1.0, 1.0)
+    ops = [
+        A.Rotate((-30, 30), interpolation=cv2.INTER_NEAREST, p=1),
+        affine(shear={"x": (-17, 17), "y": 0}),
+        affine(shear={"x": 0, "y": (-17, 17)}),
+        affine(translate_percent={"x": (-0.45, 0.45), "y": 0}),
+        affine(translate_percent={"x": 0, "y": (-0.45, 0.45)}),
+        A.ColorJitter((0.1, 1.9), same, same, (0, 0), p=1),
+        A.ColorJitter(same, (0.1, 1.9), same, (0, 0), p=1),
+        A.ColorJitter(same, same, (0.1, 1.9), (0, 0), p=1),
+        A.Sharpen(p=1),
+        A.Posterize((4, 7), p=1),
+        A.Solarize((0, 1), p=1),
+        A.AutoContrast(p=1),
+        A.Equalize(p=1),
+        A.InvertImg(p=1),
+    ]
+    return A.SomeOf(ops, n=NUM_OPS, replace=False, p=1)
+
+
 class CountCalls(TorchDispatchMode):
     """Count ATen calls that are no views: what a device would launch a kernel for, or copy."""
 
@@ -175,12 +206,14 @@ def against_peers(
     policy = RandomOps.paper()
     pil = v2.RandAugment(NUM_OPS, 9)
     images = [to_pil_image(image) for image in x]
+    some_of, arrays = make_albumentations(), list(x.permute(0, 2, 3, 1).contiguous().numpy())
     calls: dict[str, Callable[[], Any]] = {
         "augsubset": partial(policy, x, rows),
         "drawing": drawing_of(policy, x, rows),
         "its own kernels": partial(by_kernels(), x, rows),
         "kornia grouped": partial(kornia_grouped, x, chosen),
         "torchvision per sample": lambda: [pil(image) for image in images],
+        "albumentations per sample": lambda: [some_of(image=image) for image in arrays],
     }
     if gated:
         calls["kornia gated"] = partial(kornia_gated, x, chosen)
@@ -201,6 +234,8 @@ def against_peers(
         for peer in calls
         if peer not in ("augsubset", "drawing")
     ]
+    each, most = mine / num_rows * 1e6, targets.get("augsubset")
+    figures.append(Figure(f"{name}time of an image", each, "us", "lower", most))
     drawing = median(raw["drawing"]) / mine
     figures.append(
         Figure(f"{name}drawing's share", drawing, "share", "lower", targets.get("drawing"))
@@ -208,7 +243,7 @@ def against_peers(
     measured = {peer: summary(seconds) for peer, seconds in raw.items()}
     return figures, {
         "rows": num_rows,
-        "microseconds_an_image": mine / num_rows * 1e6,
+        "microseconds_an_image": each,
         "seconds": measured,
         "calls": {peer: calls_of(calls[peer]) for peer in ("its own kernels", "kornia grouped")},
     }
@@ -362,7 +397,9 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     """Measure everything that needs no device."""
     torch.set_num_threads(1)
     figures: list[Figure] = []
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = {
+        "versions": {name: version(name) for name in ("kornia", "pillow", "albumentations")}
+    }
 
     def add(name: str, found: tuple[list[Figure], dict[str, Any]]) -> None:
         for figure in found[0]:
@@ -370,7 +407,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
         figures.extend(found[0])
         measured[name] = found[1]
 
-    few = {"kornia grouped": 3.0}
+    few = {"kornia grouped": 3.0, "albumentations per sample": 15.0}
     add("plan", planning(repeats))
     add("64 at 32", against_peers(images[:64], repeats, few, "64 rows, 32 px: "))
     calls = measured["64 at 32"]["calls"]["its own kernels"]
@@ -390,7 +427,13 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
     if not quick:
         large = F.interpolate(images[:512].float(), LARGE, mode="bilinear").round_().to(torch.uint8)
         fewer, name = max(3, repeats // 3), f"64 rows, {LARGE} px: "
-        add(f"64 at {LARGE}", against_peers(large[:64], fewer, {"kornia grouped": 1.3}, name))
+        targets = {
+            "augsubset": 90.0,
+            "kornia grouped": 1.3,
+            "torchvision per sample": 6.0,
+            "albumentations per sample": 4.5,
+        }
+        add(f"64 at {LARGE}", against_peers(large[:64], fewer, targets, name))
         name = f"512 rows, {LARGE} px: "
         add(f"selected at {LARGE}", selected_rows(large, fewer, name))
     return {"figures": [figure.as_record() for figure in figures], "measured": measured}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from augsubset import (
+    BatchSpec,
     CropFlip,
     GradientProbe,
     LoaderOptions,
@@ -31,10 +30,13 @@ from benchmarks.dynamics import Recorded
 from benchmarks.harness import TrainingPlan, environment, train, unchanged
 from benchmarks.models import build_model
 from benchmarks.rules import make_rule
+from benchmarks.strength import Strength
 
 __all__ = ["Cell", "Costs", "OneByOne", "build", "costs_of", "data_of", "run_cell", "start_from"]
 
 Data = ImageData | FolderData
+WHERE = ("device", "precision", "channels_last", "resident")
+"""What a call may change of a grid's cells: a record is the same cell's all the same."""
 
 
 class OneByOne:
@@ -54,7 +56,7 @@ class OneByOne:
             return torch.stack([self._transform(image) for image in x.cpu()]).to(x.device)
 
 
-STRONG: dict[str, Callable[[], Any]] = {
+STRONG: dict[str, Callable[..., Any]] = {
     "none": lambda: unchanged,
     "paper": RandomOps.paper,
     "wu2020": RandomOps.wu2020,
@@ -66,6 +68,7 @@ STRONG: dict[str, Callable[[], Any]] = {
     "cutout": RandomOps.cutout,
     "noise": RandomOps.noise,
     "one by one": OneByOne,
+    "strength": Strength,
 }
 
 
@@ -101,6 +104,7 @@ class Cell:
         every: Epochs between selections.
         start_epoch: First epoch that the rule selects in; random before.
         strong: What is done to copies.
+        strong_options: Its arguments.
         originals: Which take part: "all", "unselected" (in place), "selected", "none".
         weights: See ``SubsetAugmentLoader``.
         max_weight: Of a coreset; see ``CoresetSelector``.
@@ -146,6 +150,7 @@ class Cell:
     every: int = 20
     start_epoch: int = 0
     strong: str = "paper"
+    strong_options: dict[str, Any] = field(default_factory=dict)
     originals: str = "all"
     weights: str = "uniform"
     max_weight: float | None = None
@@ -176,6 +181,8 @@ class Cell:
         if self.graphed and self.device == "cpu":
             raise ValueError('graphed must be False on device="cpu": CUDA graphs need a GPU.')
         self.make_rule()
+        if self.strong_options:
+            self.make_strong()
         self.make_shadows()
 
     @property
@@ -190,6 +197,10 @@ class Cell:
         capped = {} if self.max_weight is None else {"max_weight": self.max_weight}
         made = make_rule(self.rule, {**self.rule_options, **capped})
         return made if self.fraction < 1 else None
+
+    def make_strong(self) -> Any:
+        """Return the policy."""
+        return STRONG[self.strong](**self.strong_options)
 
     def make_shadows(self) -> dict[str, tuple[Any, float]]:
         """Return the rules to compare, by name."""
@@ -215,17 +226,15 @@ class Cell:
         tuples = {name: tuple(values.get(name, ())) for name in ("milestones", "shadows")}
         return cls(**{**values, **tuples})
 
-    @property
-    def name(self) -> str:
-        """A file's name: the arm, the seed, and a digest of what is not the default.
+    def values(self) -> dict[str, Any]:
+        """Return what differs from the defaults, and the arm and the seed."""
+        return {k: v for k, v in vars(self).items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
 
-        A field that is added later, with what was done before for its default, changes no name.
-        """
-        plain = as_recorded(Cell(arm=self.arm, seed=self.seed, weights="cluster"))
-        given = {key: value for key, value in as_recorded(self).items() if value != plain[key]}
-        text = json.dumps(given, sort_keys=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-")
-        return f"{slug}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    @property
+    def key(self) -> str:
+        """What its record is known by: all but the arm's name and where it runs."""
+        found = {k: v for k, v in self.values().items() if k not in ("arm", *WHERE)}
+        return json.dumps(found, sort_keys=True)
 
     def plan(self, num_examples: int) -> TrainingPlan:
         """Return how it is trained."""
@@ -246,21 +255,11 @@ class Cell:
         )
 
 
-# The records that there are call ``originals`` "raw" and the weights "cluster" "paper", then the
-# default: their cells are read in today's words, and files are named after theirs.
-
-
-def as_recorded(cell: Cell) -> dict[str, Any]:
-    """Return a cell's values in the words that names of records are made of."""
-    values = dict(vars(cell))
-    values["raw"] = values.pop("originals")
-    return {**values, "weights": {"cluster": "paper"}.get(cell.weights, cell.weights)}
-
-
-def from_record(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a record's cell in today's words."""
-    values = {{"raw": "originals"}.get(name, name): value for name, value in values.items()}
-    return {**values, "weights": "cluster"} if values.get("weights") == "paper" else values
+_DEFAULTS = {
+    each.name: each.default if each.default_factory is MISSING else each.default_factory()
+    for each in fields(Cell)
+    if each.name not in ("arm", "seed")
+}
 
 
 def data_of(cell: Cell, root: str | Path | None) -> Data:
@@ -279,8 +278,17 @@ def data_of(cell: Cell, root: str | Path | None) -> Data:
     return data
 
 
-def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recorded | None]:
-    """Return what a cell trains, on what, and the record of what its rule, if any, selects."""
+def build(
+    cell: Cell, data: Data, strong: Any = None
+) -> tuple[nn.Module, SubsetAugmentLoader, Recorded | None]:
+    """Return what a cell trains, on what, and the record of what its rule, if any, selects.
+
+    Args:
+        cell: Says all of it.
+        data: Of the cell.
+        strong: Its policy, if that is made already. The loader of one that learns from training
+            passes yields indices too.
+    """
     torch.set_num_threads(cell.threads)
     model = build_model(cell.model, data, cell.seed)
     if cell.init is not None:
@@ -291,6 +299,7 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
     rule = cell.make_rule()
     if rule is not None:
         rule = Recorded(rule, data, cell.is_observed, cell.make_shadows())
+    strong = cell.make_strong() if strong is None else strong
     base = None
     if cell.base != "none":
         base = CropFlip(4, every=cell.base_every if cell.base == "frozen" else 1)
@@ -303,7 +312,7 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
             persistent_workers=cell.workers > 0,
         ),
         model,
-        STRONG[cell.strong](),
+        strong,
         fraction=cell.fraction,
         copies=cell.copies,
         every=cell.every,
@@ -312,6 +321,7 @@ def build(cell: Cell, data: Data) -> tuple[nn.Module, SubsetAugmentLoader, Recor
         weights=cell.weights,  # type: ignore[arg-type]
         base=base,
         normalize=data.mean_std,
+        batch=BatchSpec(return_index=isinstance(strong, Strength)),
         probe=GradientProbe(model, kind=cell.kind),  # type: ignore[arg-type]
         seed=cell.seed,
         options=LoaderOptions(
@@ -348,7 +358,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train, and return the record."""
     found = environment(data, cell.device)  # of the code that starts, whatever happens meanwhile
-    model, loader, rule = build(cell, data)
+    strong = cell.make_strong()
+    model, loader, rule = build(cell, data, strong)
     found["threads"] = torch.get_num_threads()
     test = data
     if cell.resident and isinstance(data, ImageData):
@@ -361,14 +372,15 @@ def run_cell(
         cell.plan(len(data.y_train)),
         evaluate_every=cell.evaluate_every,
         before_epoch=before_epoch,
+        strength=strong if isinstance(strong, Strength) else None,
     )
     if cell.strong == "none":
         result = replace(result, augmented=0)
     return {
-        "cell": asdict(cell),
+        "cell": cell.values(),
         "environment": found,
         "result": asdict(result),
-        "dynamics": {"selections": []} if rule is None else rule.record(),
+        "dynamics": {"selections": {}} if rule is None else rule.record(),
     }
 
 
@@ -414,6 +426,8 @@ def costs_of(cell: Cell, data: Data, num_examples: int, steps: int = 2) -> Costs
     cell = replace(
         cell, rule="coreset", rule_options={}, fraction=0.1, copies=1, every=1, originals="all"
     )
+    if cell.strong == "strength":  # takes as long, and nothing is learnt here
+        cell = replace(cell, strong="randaugment", strong_options={})
     _, loader, _ = build(cell, data)
     found = doctor(loader, steps)
     n = len(data.y_train)

@@ -28,6 +28,7 @@ from torch import Tensor
 from augsubset import select_coreset
 from benchmarks.measuring import PeakMemory
 from benchmarks.peers import PEERS, compiled_once, solve_by_class
+from benchmarks.pictures import WIDTH
 from benchmarks.residuals import softmax_residuals
 
 __all__ = ["AXES", "Point", "draw", "measure_point", "sweep"]
@@ -190,7 +191,7 @@ COLOURS = {
 
 
 def draw(curves: Mapping[str, Any], path: Path) -> None:
-    """Write the picture: a column an axis, seconds above and memory below, all logarithmic."""
+    """Write the picture: a row an axis, seconds and memory, all logarithmic."""
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": "augsubset",
@@ -202,16 +203,16 @@ def draw(curves: Mapping[str, Any], path: Path) -> None:
         "ytick.color": INK,
     }
     with mpl.rc_context(style):
-        picture = Picture(figsize=(3.1 * len(curves), 5.6), layout="constrained")
-        grid = picture.subplots(2, len(curves), squeeze=False, sharex="col", sharey="row")
-        for column, (name, axis) in enumerate(curves.items()):
-            upper, lower = grid[0][column], grid[1][column]
-            _curve(upper, name, axis, "seconds", 1)
-            _curve(lower, name, axis, "extra_bytes", 1e6)
-            upper.set_title(axis["given"], fontsize=8, color=INK)
-            lower.set_xlabel(axis["label"])
+        picture = Picture(figsize=(WIDTH, 2.3 * len(curves) + 1), layout="constrained")
+        grid = picture.subplots(len(curves), 2, squeeze=False, sharex="row", sharey="col")
+        for (left, right), (name, axis) in zip(grid, curves.items(), strict=True):
+            _curve(left, name, axis, "seconds", 1)
+            _curve(right, name, axis, "extra_bytes", 1e6)
+            left.set_title(axis["given"], fontsize=9, color=INK)
+            left.set_xlabel(axis["label"])
+            right.set_xlabel(axis["label"])
         grid[0][0].set_ylabel("time of one selection (s)")
-        grid[1][0].set_ylabel("peak extra memory (MB, at least 1)")
+        grid[0][1].set_ylabel("peak extra memory (MB, ≥ 1)")
         lines = {
             line.get_label(): line
             for axes in grid.flat
@@ -221,12 +222,12 @@ def draw(curves: Mapping[str, Any], path: Path) -> None:
         limit = min(axis["limit_seconds"] for axis in curves.values())
         tools = [tool for axis in curves.values() for tool in axis["tools"].values()]
         stops = any(tool["stopped_at"] is not None for tool in tools)
-        crosses = f"A cross: this point took more than {limit:g} s, or the peer's next one would"
+        crosses = f"A cross: this point took more than {limit:g} s,\nor the peer's next one would"
         picture.legend(
             lines.values(),
             lines.keys(),
             loc="outside lower center",
-            ncols=len(lines),
+            ncols=2,
             frameon=False,
             title=crosses if stops else None,
         )

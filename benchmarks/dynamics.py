@@ -26,6 +26,7 @@ from benchmarks.harness import environment
 __all__ = [
     "Recorded",
     "Track",
+    "as_columns",
     "coverage",
     "gini",
     "gradient_norms",
@@ -122,6 +123,11 @@ def gini(times: Tensor) -> float:
     return (2 * weighted - (n + 1) * total) / (n * total)
 
 
+def as_columns(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return entries of the same names as a list for each name."""
+    return {name: [each[name] for each in entries] for name in (entries[0] if entries else ())}
+
+
 class Track:
     """What one rule selected, over a run.
 
@@ -164,7 +170,7 @@ class Track:
         """Return what there is to say of the whole run."""
         n = len(self._times)
         summary: dict[str, Any] = {
-            "selections": self._entries,
+            "selections": as_columns(self._entries),
             "never_selected": float((self._times == 0).double().mean()),
             "times_selected": torch.bincount(self._times).tolist(),
             "gini": gini(self._times),

@@ -238,11 +238,10 @@ def measure(setting: Setting, seed: int = 0) -> dict[str, Any]:
 
 def draw(found: Mapping[str, Any], docs: Path) -> None:
     """Draw the spectra and the alignments of a record's settings."""
-    from benchmarks.page import COLOURS
-    from benchmarks.pictures import new_figure, save_figure
+    from benchmarks.pictures import COLOURS, new_figure, save_figure
 
-    figure = new_figure(11, 2.6 * len(found))
-    grid = figure.subplots(len(found), 4, squeeze=False)
+    figure = new_figure(3.2 * len(found))
+    grid = figure.subplots(2 * len(found), 2).reshape(len(found), 4)
     for line, (name, setting) in zip(grid, found.items(), strict=True):
         last = list(setting["spectrum"])[-1]
         for axis, (epoch, strength) in zip(
@@ -271,14 +270,14 @@ def draw(found: Mapping[str, Any], docs: Path) -> None:
         line[0].set_ylabel(name)
         for axis in line:
             axis.title.set_fontsize(9)
-            axis.tick_params(labelsize=8)
+            axis.tick_params(labelsize=9)
             axis.spines[["top", "right"]].set_visible(False)
-    grid[0][0].legend(frameon=False, fontsize=8)
-    grid[0][3].legend(frameon=False, fontsize=8)
+    grid[0][0].legend(frameon=False, fontsize=9)
+    grid[0][3].legend(frameon=False, fontsize=9)
     save_figure(figure, docs / "diagnostics-spectrum.svg")
 
-    figure = new_figure(11, 2.8)
-    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    figure = new_figure(2.2 * len(found) + 0.7)
+    axes = figure.subplots(len(found), squeeze=False)[:, 0]
     for axis, (name, setting) in zip(axes, found.items(), strict=True):
         epochs = [int(epoch) for epoch in setting["alignment"]]
         for rule in RULES:
@@ -286,11 +285,14 @@ def draw(found: Mapping[str, Any], docs: Path) -> None:
             for kind, style in (("original", "-"), ("augmented", "--")):
                 values = [each[rule][f"{kind}_cosine"] for each in setting["alignment"].values()]
                 axis.plot(epochs, values, style, color=colour, label=f"{rule}, {kind}", lw=1.5)
-        axis.set(title=name, xlabel="epoch", ylim=(min(0, axis.get_ylim()[0]), 1.02))
+        axis.set(title=name, ylim=(min(0, axis.get_ylim()[0]), 1.02))
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("cosine with all's")
-    axes[-1].legend(frameon=False, fontsize=8)
+    axes[-1].set_xlabel("epoch")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     save_figure(figure, docs / "diagnostics-alignment.svg")
 
 

@@ -22,6 +22,7 @@ import augsubset
 from augsubset import RowKeys, SubsetAugmentLoader, weighted_loss
 from augsubset.normalization import Normalization
 from benchmarks.datasets import FolderData, ImageData, tail_classes
+from benchmarks.strength import Strength
 
 __all__ = [
     "RunResult",
@@ -124,6 +125,7 @@ def train(
     evaluate_every: int = 1,
     before_epoch: Callable[[int], None] | None = None,
     after_epoch: Callable[[int, float | None], None] | None = None,
+    strength: Strength | None = None,
 ) -> RunResult:
     """Train and return the record: the one loop that all arms of all benchmarks go through.
 
@@ -137,6 +139,7 @@ def train(
         evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
         before_epoch: Called with each epoch before it begins; what it raises ends the run.
         after_epoch: Called with each epoch and its accuracy, ``None`` where it was not evaluated.
+        strength: A policy that learns from the passes; the loader then yields indices last.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
@@ -156,10 +159,13 @@ def train(
     while not is_over:
         if before_epoch is not None:
             before_epoch(epoch)
+        if strength is not None:
+            strength.start_epoch(len(data.y_train), plan.done(step, len(loader), seconds))
         model.train()
         total, begin = torch.zeros((), device=device), time.perf_counter()
         batches, first = iter(loader), step
         for x, y, *weights in batches:
+            index = weights.pop() if strength is not None else None
             # The rate of a step is that at its end: the first is not zero, the last is.
             spent = seconds + time.perf_counter() - begin
             share = plan.done(step + 1, len(loader), spent)
@@ -174,6 +180,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if strength is not None and index is not None:
+                strength.observe(index, logits, y)
             step += 1
             total += loss.detach()
             is_over = share >= 1

@@ -38,6 +38,7 @@ __all__ = [
     "MeanOne",
     "Rotating",
     "ScoreProportional",
+    "Tempered",
     "make_rule",
 ]
 
@@ -199,6 +200,38 @@ class MeanOne:
         return replace(found, weights=found.weights * scale, certificate=None)
 
 
+class Tempered:
+    """A coreset whose weights are cluster sizes to a power below 1, capped, and of mean 1.
+
+    Give the loader ``weights="unscaled"``, which shares an example's weight among its copies.
+
+    Args:
+        power: 0 for uniform weights, 1 for cluster sizes.
+        cap: Largest weight, in means.
+        copies: The loader's: each copy then weighs 1 on average.
+    """
+
+    needs_gradients = True
+
+    def __init__(self, power: float = 0.5, cap: float = 4.0, copies: int = 1) -> None:
+        if not 0 <= power <= 1 or not cap >= 1:
+            raise ValueError(
+                f"power must be in [0, 1] and cap 1 or more, got power={power}, cap={cap}."
+            )
+        self._power, self._cap = power, cap
+        self._copies = check_int("copies", copies, 1)
+
+    def select(
+        self, gradients: LastLayerGradients, *, budget: int, seed: int, epoch: int
+    ) -> Selection:
+        """Return a coreset whose weights add up to ``budget * copies``."""
+        found = CoresetSelector().select(gradients, budget=budget, seed=seed, epoch=epoch)
+        weights = found.weights**self._power
+        weights = (weights / weights.mean()).clamp(max=self._cap)
+        scale = self._copies / weights.mean()
+        return replace(found, weights=weights * scale, certificate=None)
+
+
 class Rotating:
     """A coreset's clusters for ``every`` epochs, and of each a fresh random member every epoch.
 
@@ -320,6 +353,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "infobatch": InfoBatch,
     "gradient-matching": GradientMatching,
     "mean-one": MeanOne,
+    "tempered": Tempered,
     "rotating": Rotating,
     "drift": DriftTriggered,
     "adaptive": AdaptiveBudget,

@@ -1,21 +1,20 @@
 """Run a grid of training runs: any rule, budget, data and model; stop and go on at any time.
 
 ``python -m benchmarks.train GRID`` reads a file of ``benchmarks/grids``, runs every cell that has
-no result yet and writes one JSON each to ``benchmarks/results/train/GRID``. ``--estimate`` says
-what the grid would take instead. Where the data is in a file of yours: ``--data PATH``.
+no record yet and appends it to ``benchmarks/results/GRID.jsonl``. ``--estimate`` says instead what
+the grid would take, and what differences its seeds can detect. Where the data is in a file of
+yours: ``--data PATH``.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,108 +22,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from augsubset.utils.checkpoint import write_whole
-from benchmarks.cells import Cell, Costs, costs_of, data_of, from_record, run_cell
+from benchmarks.cells import Cell, Costs, costs_of, data_of, run_cell
 from benchmarks.datasets import FolderData, stand_in
+from benchmarks.grid import RESULTS, Grid, load_grid, load_results, seeds_of
 from benchmarks.harness import environment
+from benchmarks.records import append
+from benchmarks.stats import power_lines
 
-__all__ = ["Grid", "estimate", "load_grid", "load_results", "run_grid"]
-
-GRIDS = Path(__file__).parent / "grids"
-RESULTS = Path(__file__).parent / "results" / "train"
-_SCALARS = ("milestones", "rule_options", "shadows")  # what is no list of alternatives
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A file of cells.
-
-    Args:
-        name: Of the file.
-        title: What it is about.
-        cells: In the order that they are run: seed by seed, so that pairs are complete early.
-        about: What is to be said of it.
-        parts: What names of arms end in where the grid has the same arms several times over.
-    """
-
-    name: str
-    title: str
-    cells: tuple[Cell, ...]
-    about: str = ""
-    parts: tuple[str, ...] = ()
-
-
-def load_grid(path: str | Path) -> Grid:
-    """Return the grid of a TOML file, or of that name in ``benchmarks/grids``.
-
-    ``[setting]`` holds what all cells share, ``seeds`` lists seeds, and each ``[[arm]]`` what is
-    its own. A list stands for alternatives, and the arm's name is formatted with what it has then;
-    ``{share}`` is its fraction in percent, as "10%" or "0.2%". With ``like = "NAME"`` the file has
-    what that grid has, but for the arms in ``without`` and for what the file says itself; its own
-    arms come last.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a name is unknown, or two cells are the same.
-    """
-    path = Path(path)
-    if not path.is_file():
-        path = GRIDS / f"{path}.toml"
-    written = _written(path)
-    cells = []
-    for seed in written["seeds"]:
-        for arm in written["arm"]:
-            shared = {**written.get("setting", {}), **arm, "seed": seed}
-            lists = {
-                key: value
-                for key, value in shared.items()
-                if isinstance(value, list) and key not in _SCALARS
-            }
-            for values in itertools.product(*lists.values()):
-                chosen = {**shared, **dict(zip(lists, values, strict=True))}
-                share = f"{100 * chosen.get('fraction', Cell.fraction):.3g}%"
-                chosen["arm"] = arm["name"].format(**chosen, share=share)
-                chosen.pop("name")
-                cells.append(Cell.of(chosen))
-    names = [cell.name for cell in cells]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"cells must differ, got twice: {twice}.")
-    return Grid(
-        path.stem,
-        written["title"],
-        tuple(cells),
-        written.get("about", ""),
-        tuple(written.get("parts", ())),
-    )
-
-
-def _written(path: Path) -> dict[str, Any]:
-    """Return what a file says, with what it takes over of another."""
-    own = tomllib.loads(path.read_text())
-    if "like" not in own:
-        return own
-    other = _written(path.parent / f"{own['like']}.toml")
-    without = own.get("without", [])
-    unknown = sorted(set(without) - {arm["name"] for arm in other["arm"]})
-    if unknown:
-        raise ValueError(f"without must name arms of {own['like']}, got {unknown}.")
-    arms = [arm for arm in other["arm"] if arm["name"] not in without] + own.get("arm", [])
-    setting = {**other.get("setting", {}), **own.get("setting", {})}
-    return {**other, **own, "arm": arms, "setting": setting}
-
-
-def load_results(grid: Grid, folder: Path | None = None) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return the records there are: by arm, then by seed."""
-    folder = RESULTS / grid.name if folder is None else folder
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for cell in grid.cells:
-        path = folder / f"{cell.name}.json"
-        if path.is_file():
-            record = json.loads(path.read_text())
-            record["cell"] = from_record(record["cell"])
-            found.setdefault(cell.arm, {})[cell.seed] = record
-    return found
+__all__ = ["estimate", "main", "run_grid"]
 
 
 class _OutOfTimeError(Exception):
@@ -137,27 +42,32 @@ class _Run:
 
     Args:
         root: Where the data is.
-        folder: Of the records.
+        path: Of the records.
+        digest: Of the grid.
+        times: Whether records keep the seconds of each epoch.
         changes: Where a cell runs, whatever the grid says: its record has it, its name does not.
         end: Seconds since the epoch at which a cell stops between two of its epochs.
     """
 
     root: str | None
-    folder: Path
+    path: Path
+    digest: str
+    times: bool
     changes: Mapping[str, Any]
     end: float
 
     def __call__(self, cell: Cell) -> tuple[str, float, float]:
         """Run one cell and write its record; return the arm, the accuracy and the time."""
-        begin, name = time.perf_counter(), cell.name
+        begin = time.perf_counter()
         data = data_of(cell, self.root)
         changes = dict(self.changes)
         if isinstance(data, FolderData):  # files stay where they are
             changes.pop("resident", None)
         cell = replace(cell, **changes)
         record = run_cell(cell, data, self._check)
-        text = json.dumps(record, indent=1) + "\n"
-        write_whole(self.folder / f"{name}.json", text.encode())
+        if not self.times:
+            del record["result"]["epoch_seconds"]
+        append(self.path, {"grid": self.digest, **record})
         accuracy: float = record["result"]["accuracies"][-1]
         return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
 
@@ -168,12 +78,13 @@ class _Run:
 
 def run_grid(
     grid: Grid,
-    folder: Path,
-    root: str | None,
+    folder: Path | None = None,
+    root: str | None = None,
     *,
     jobs: int = 1,
-    budget_minutes: float | None,
+    budget_minutes: float | None = None,
     changes: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> int:
     """Run what is missing, and return how many cells still are.
 
@@ -181,35 +92,73 @@ def run_grid(
     and one that is over it is stopped before its next epoch, to be run anew another time: a cell
     that takes longer than any budget is never done. A cell that fails raises, once those beside it
     are done.
+
+    Args:
+        grid: What is run.
+        folder: Of the records; ``None``: where they are published.
+        root: Where the data is.
+        jobs: Cells side by side. Further processes may run other ``seeds`` of the same grid.
+        budget_minutes: Of this call.
+        changes: Where cells run, whatever the grid says.
+        seeds: Only these.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in grid.cells if not (folder / f"{cell.name}.json").is_file()]
-    print(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are done")
+    folder = RESULTS if folder is None else folder
     limit = math.inf if budget_minutes is None else 60 * budget_minutes
-    begin, longest = time.perf_counter(), 0.0
-    run = _Run(root, folder, changes or {}, time.time() + limit)
-    left: Iterator[Cell] = iter(missing)
+    run = _Run(
+        root,
+        folder / f"{grid.name}.jsonl",
+        grid.digest,
+        grid.times,
+        changes or {},
+        time.time() + limit,
+    )
+    clock = _Clock(limit)
+    while True:  # what was run may make a choice, by which more is due
+        results = load_results(grid, folder)
+        due = grid.due(results)
+        missing = [cell for cell in due if cell.seed not in results.get(cell.arm, {})]
+        print(f"{grid.name}: {len(due) - len(missing)} of {len(due)} cells are done", flush=True)
+        asked = [cell for cell in missing if seeds is None or cell.seed in seeds]
+        done = _run_cells(run, asked, clock, jobs) if asked else 0
+        if not done or done < len(asked):
+            return len(missing) - done
+
+
+class _Clock:
+    """How much of a budget of seconds is left, and whether another cell fits."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit, self._begin, self.longest = limit, time.perf_counter(), 0.0
+
+    @property
+    def has_room(self) -> bool:
+        spent = time.perf_counter() - self._begin
+        return self._limit > 0 and spent + self.longest <= self._limit
+
+
+def _run_cells(run: _Run, cells: Sequence[Cell], clock: _Clock, jobs: int) -> int:
+    """Run cells as long as there is time, and return how many were done."""
+    left: Iterator[Cell] = iter(cells)
     done = 0
 
     def next_cell() -> Cell | None:
-        spent = time.perf_counter() - begin
-        return None if spent + longest > limit or limit <= 0 else next(left, None)
+        return next(left, None) if clock.has_room else None
 
     def note(get: Callable[[], tuple[str, float, float]]) -> None:
-        nonlocal done, longest
+        nonlocal done
         try:
             name, accuracy, seconds = get()
         except _OutOfTimeError:
-            longest = math.inf  # nothing more is started
+            clock.longest = math.inf  # nothing more is started
             print("  a cell was stopped: if it was the first, it needs a larger budget", flush=True)
             return
-        done, longest = done + 1, max(longest, seconds)
+        done, clock.longest = done + 1, max(clock.longest, seconds)
         print(f"  {name}: {100 * accuracy:.2f} % in {seconds:.0f} s", flush=True)
 
     if jobs == 1:
         while (cell := next_cell()) is not None:
             note(partial(run, cell))
-        return len(missing) - done
+        return done
     # Fresh processes: threads of this one do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running: set[Future[tuple[str, float, float]]] = set()
@@ -217,7 +166,7 @@ def run_grid(
             while len(running) < jobs and (cell := next_cell()) is not None:
                 running.add(pool.submit(run, cell))
             if not running:
-                return len(missing) - done
+                return done
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for each in finished:
                 note(each.result)
@@ -261,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default=os.environ.get("AUGSUBSET_CIFAR10"))
     parser.add_argument("--out", type=Path, help="folder of results, or with --estimate a file")
     parser.add_argument("--budget-minutes", type=float, help="end cleanly after so long")
+    parser.add_argument("--seeds", help="only these, as 5-19; other processes may run others")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side; times are worse")
     parser.add_argument("--device", help="run on it, whatever the grid says: data is kept there")
     parser.add_argument("--estimate", action="store_true", help="measure what it would take")
@@ -273,8 +223,6 @@ def main(arguments: list[str] | None = None) -> None:
             "channels_last": True,
             "resident": True,
         }
-    if given.out is not None and len(given.grids) > 1 and not given.estimate:
-        parser.error("--out takes the results of one grid")
     begin = time.perf_counter()
     estimates: dict[str, Any] = {}
     measured: dict[tuple[Any, ...], Costs] = {}
@@ -283,18 +231,19 @@ def main(arguments: list[str] | None = None) -> None:
         if given.estimate:
             grid = replace(grid, cells=tuple(replace(cell, **changes) for cell in grid.cells))
             estimates[grid.name] = estimate(grid, measured)
+            print(*power_lines(grid), sep="\n", flush=True)
             continue
         budget = given.budget_minutes
         if budget is not None:
             budget -= (time.perf_counter() - begin) / 60
-        folder = RESULTS / grid.name if given.out is None else given.out
         left = run_grid(
             grid,
-            folder,
+            given.out,
             given.data,
             jobs=given.jobs,
             budget_minutes=budget,
             changes=changes,
+            seeds=None if given.seeds is None else seeds_of(given.seeds),
         )
         print(f"{left} cells are left: run it again to go on" if left else "all cells are done")
     if given.estimate and given.out is not None:

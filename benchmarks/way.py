@@ -39,38 +39,37 @@ RULES = {
 
 # Boxes of the way through: column, row, words. Arrows between them, with what travels.
 BOXES = {
-    "model": (0, 2, "your model"),
-    "probe": (1, 2, "GradientProbe"),
-    "rule": (2, 2, "selector"),
-    "selection": (3, 2, "Selection"),
-    "dataset": (0, 1, "your dataset"),
-    "keyed": (1, 1, "SubsetAugmentDataset"),
-    "sampler": (3, 1, "WeightedCoresetSampler"),
-    "augment": (1, 0, "SubsetAugmentLoader:\nmove, augment the copies"),
-    "loop": (3, 0, "your loop"),
+    "model": (0, 3, "your model"),
+    "probe": (0, 2, "GradientProbe"),
+    "rule": (0, 1, "selector"),
+    "selection": (0, 0, "Selection"),
+    "sampler": (1, 0, "WeightedCoresetSampler"),
+    "keyed": (1, 1, "SubsetAugmentDataset\naround your dataset"),
+    "augment": (1, 2, "SubsetAugmentLoader\naugments the copies"),
+    "loop": (1, 3, "your loop"),
 }
 ARROWS = (
     ("model", "probe", "logits"),
     ("probe", "rule", "gradients"),
     ("rule", "selection", ""),
-    ("selection", "sampler", "indices, weights"),
+    ("selection", "sampler", "indices,\nweights"),
     ("sampler", "keyed", "keys"),
-    ("dataset", "keyed", "items"),
     ("keyed", "augment", "(item, key)"),
     ("augment", "loop", "(x, y)"),
+    ("loop", "model", "trains"),
 )
 
 
 def draw_way(path: Path) -> None:
     """Draw the boxes and arrows."""
-    figure = new_figure(9, 4)
+    figure = new_figure(4.2)
     axis = figure.subplots()
     axis.axis("off")
-    axis.set_xlim(-0.55, 3.55)
-    axis.set_ylim(-0.5, 2.7)
+    axis.set_xlim(-0.4, 1.5)
+    axis.set_ylim(-0.4, 3.8)
     outline = {"boxstyle": "round,pad=0.5", "facecolor": "#eef3f8", "edgecolor": "#4477aa"}
     drawn = {
-        name: axis.text(column, row, words, ha="center", va="center", size=9, bbox=outline)
+        name: axis.text(column, row, words, ha="center", va="center", size=10, bbox=outline)
         for name, (column, row, words) in BOXES.items()
     }
     for first, second, what in ARROWS:
@@ -85,18 +84,18 @@ def draw_way(path: Path) -> None:
                 "patchB": drawn[second].get_bbox_patch(),
             },
         )
-        beside = 0.06 if y0 != y1 else 0.0
+        beside = 0.04 if y0 != y1 else 0.0
         axis.text(
             (x0 + x1) / 2 + beside,
-            (y0 + y1) / 2 + (0.1 if y0 == y1 else 0.0),
+            (y0 + y1) / 2 + (0.08 if y0 == y1 else 0.0),
             what,
             ha="left" if beside else "center",
             va="center" if beside else "bottom",
-            size=8,
+            size=9,
             color="#555555",
         )
-    axis.text(-0.5, 2.55, "every R epochs", size=9, style="italic")
-    axis.text(-0.5, 1.45, "every batch", size=9, style="italic")
+    for column, words in enumerate(("every R epochs", "every batch")):
+        axis.text(column, 3.6, words, ha="center", size=10, style="italic")
     save_figure(figure, path)
 
 
@@ -141,7 +140,7 @@ def draw_selection(
     centred = gradients.residual.double() - gradients.residual.double().mean(0)
     _, _, components = torch.linalg.svd(centred, full_matrices=False)
     at = centred @ components[:2].T
-    figure = new_figure(10, 3.6)
+    figure = new_figure(2.5)
     axes: Any = figure.subplots(1, len(selections), sharex=True, sharey=True)
     for axis, (name, selection) in zip(axes, selections.items(), strict=True):
         pick, cost = nearest(gradients, selection)
@@ -152,7 +151,7 @@ def draw_selection(
         weights = torch.bincount(pick, minlength=len(at))[selection.indices]
         chosen = at[selection.indices]
         axis.scatter(*chosen.T, s=12 + 6 * weights, color="#4477aa", alpha=0.7, zorder=3)
-        axis.set_title(f"{name}: {len(chosen)} of {len(at)}, cost {cost:.1f}", fontsize=9)
+        axis.set_title(f"{name}\n{len(chosen)} of {len(at)}, cost {cost:.1f}", fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
     save_figure(figure, path)

@@ -123,7 +123,7 @@ def test_images_whose_width_looks_like_channels_have_a_way_in(shape):
     same.check(x)
     assert torch.equal(same.to_model(same.to_unit(x)), x)
     if shape[1] > 3:
-        hint = rf"normalize=\(\[0\] \* {shape[0]}, \[1\] \* {shape[0]}\) changes nothing"
+        hint = rf"normalize=\(\[0\] \* {shape[0]}, \[1\] \* {shape[0]}\), which changes nothing"
         with pytest.raises(ValueError, match=f"looks like channels last.*{hint}"):
             Normalization(None, None).check(x)
     else:

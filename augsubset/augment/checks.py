@@ -11,7 +11,7 @@ from torch import Tensor
 
 from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_int
-from augsubset.utils.torch_utils import check_range
+from augsubset.utils.torch_utils import check_range, is_unit
 
 __all__ = ["AUGMIX", "CROP_FLIP", "MODULE", "RANDOM_OPS", "check_batch", "check_images"]
 __all__ += ["clamp_rounding", "disable_grad_and_autocast", "get_stream", "move_masks"]
@@ -86,7 +86,7 @@ def clamp_rounding(x: Tensor) -> Tensor:
 
     On a GPU the check would force a synchronisation.
     """
-    if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0:
+    if not x.is_floating_point() or x.device.type != "cpu" or x.numel() == 0 or is_unit(x):
         return x
     low, high = torch.aminmax(x.detach())
     check_range("images must be in [0, 1]", low, high, "Augment before normalising, or pass uint8.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numba
@@ -10,14 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from augsubset.augment import kernels_cpu
 from augsubset.augment.checks import CROP_FLIP, check_images, get_stream, move_masks
-from augsubset.augment.kernels import take_pixels
+from augsubset.augment.kernels import take_pixels, warp
 from augsubset.augment.plan import CropTables, fill_crops
 from augsubset.augment.random import RowKeys
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["CropFlip"]
+
+Int32Array = npt.NDArray[np.int32]
 
 
 class CropFlip:
@@ -43,7 +47,8 @@ class CropFlip:
         ``(x (B, C, H, W), rows of B) -> (B, C, H, W)``; masks as in :class:`RandomOps`.
 
     Cost:
-        One gather over all pixels.
+        One gather over all pixels; on the CPU, for uint8 or float32 with zeros around, copies of
+        rows.
     """
 
     def __init__(
@@ -94,37 +99,52 @@ class CropFlip:
             )
         if len(x) == 0:
             return (x, *masks) if masks else x
-        seed, epoch, numbers, copy = rows.arrays
+        seed, epoch, index, copy = rows.arrays
+        crops = np.empty((len(x), 3), np.int32)  # first row, first column, mirrored or not
+        fill_crops(seed, epoch, index, copy, self.tables, crops)
+        has_loops = x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32)
+        has_loops = has_loops and height * width <= kernels_cpu.MAX_PIXELS
         is_reflected = self.padding_mode == "reflect"
-        both = _list_sources(seed, epoch, numbers, copy, self.tables, height, width, is_reflected)
-        index = to_device_async(torch.from_numpy(both), x.device)
-        index = index[:, :height, None] + index[:, None, height:]
+        if has_loops and not is_reflected:
+            move = _by_loops(crops, width)
+        else:
+            both = torch.from_numpy(_list_sources(crops, height, width, is_reflected))
+            move = _by_gather(to_device_async(both, x.device), height)
         with torch.no_grad():
-            out = take_pixels(x, index)
-            moved = move_masks(masks, x, self.mask_fill, lambda mask: take_pixels(mask, index))
+            out = move(x)
+            moved = move_masks(masks, x, self.mask_fill, move)
         return (out, *moved) if masks else out
+
+
+def _by_loops(crops: Int32Array, width: int) -> Callable[[Tensor], Tensor]:
+    """Return what moves whole rows on the CPU: a crop is a warp, and copies blocks there."""
+    params = np.zeros((len(crops), 1, 6), np.float32)
+    is_flipped = crops[:, 2] != 0
+    params[:, 0, 0] = np.where(is_flipped, -1, 1)
+    params[:, 0, 2] = crops[:, 1] + np.where(is_flipped, width - 1, 0)
+    params[:, 0, 4] = 1
+    params[:, 0, 5] = crops[:, 0]
+    kernel = np.full((len(crops), 1), kernels_cpu.KERNELS[warp])
+    return lambda images: kernels_cpu.run_rows(images.contiguous(), kernel, params)
+
+
+def _by_gather(both: Tensor, height: int) -> Callable[[Tensor], Tensor]:
+    """Return what moves pixels by their indices, on any device."""
+    index = both[:, :height, None] + both[:, None, height:]
+    return lambda images: take_pixels(images, index)
 
 
 @numba.njit(cache=True, nogil=True)
 def _list_sources(
-    seed: np.uint64,
-    epoch: npt.NDArray[np.int64],
-    index: npt.NDArray[np.int64],
-    copy: npt.NDArray[np.int64],
-    tables: CropTables,
-    height: int,
-    width: int,
-    is_reflected: bool,
+    crops: Int32Array, height: int, width: int, is_reflected: bool
 ) -> npt.NDArray[np.int64]:
     """Return where each row and column of the crops begins, ``(B, H + W)``, to be added up.
 
     They are flat indices into the image with :func:`take_pixels`' black border of one pixel, in
     one array because it is copied to the device.
     """
-    crops = np.empty((epoch.shape[0], 3), np.int32)
-    fill_crops(seed, epoch, index, copy, tables, crops)
-    both = np.empty((epoch.shape[0], height + width), np.int64)
-    for i in range(epoch.shape[0]):
+    both = np.empty((crops.shape[0], height + width), np.int64)
+    for i in range(crops.shape[0]):
         for axis in range(2):
             size, first = (height, 0) if axis == 0 else (width, height)
             for step in range(size):

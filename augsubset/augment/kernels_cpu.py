@@ -16,11 +16,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.extending import overload
 from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["KERNELS", "run_rows"]
+__all__ = ["KERNELS", "MAX_PIXELS", "run_rows"]
 
 Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
@@ -40,6 +41,9 @@ KERNELS: dict[Callable[..., Tensor], int] = {
     kernels.erase: _ERASE,
 }
 """The code of the loop that replaces each kernel."""
+
+MAX_PIXELS = (1 << 23) - 1
+"""Height times width of the largest images: float32 counts the pixels of no larger ones."""
 
 # Pixel values per thread below which starting another thread does not pay.
 _MIN_VALUES_PER_THREAD = 1 << 21
@@ -72,8 +76,7 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
 @numba.njit(cache=True, nogil=True)
 def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
     spare = np.empty(x.shape[1:], x.dtype)
-    gray = np.empty(x.shape[2:], np.float32)
-    other = np.empty(x.shape[2:], np.float32)
+    plane = np.zeros(x.shape[2] * x.shape[3], np.float32)  # intermediate values of a channel
     for i in range(x.shape[0]):
         source, num_left = x[i], 0
         for slot in range(kernel.shape[1]):
@@ -89,22 +92,20 @@ def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> No
             num_left -= 1
             if which == _WARP:
                 _warp(source, p, target)
-            else:
-                _copy(source, target)
-            if which == _BLEND:
-                _blend(target, p, gray)
+            elif which == _BLEND:
+                _blend(source, p, target, plane)
             elif which == _SHARPEN:
-                _sharpen(target, p, gray, other)
+                _sharpen(source, p, target, plane)
             elif which == _POSTERIZE:
-                _posterize(target, p)
+                _posterize(source, p, target)
             elif which == _SOLARIZE:
-                _solarize(target, p)
+                _solarize(source, p, target)
             elif which == _AUTOCONTRAST:
-                _autocontrast(target)
+                _autocontrast(source, target)
             elif which == _EQUALIZE:
-                _equalize(target)
+                _equalize(source, target)
             elif which == _ERASE:
-                _erase(target, p)
+                _erase(source, p, target)
             source = target
 
 
@@ -122,26 +123,18 @@ def _get_white(x: Images) -> np.float32:
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_inside(p: Float32Array, row_x: Any, row_y: Any, column: Any, x: Images) -> Any:
-    """Return whether the source of a column is a pixel of the image."""
-    at_x = np.rint(p[0] * np.float32(column) + row_x)
-    at_y = np.rint(p[3] * np.float32(column) + row_y)
-    return at_x >= 0 and at_x < x.shape[2] and at_y >= 0 and at_y < x.shape[1]
-
-
-@numba.njit(cache=True, nogil=True)
 def _warp(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     source, target, size = x.reshape(-1), out.reshape(-1), height * width
     zero, right, bottom = np.float32(0), np.float32(width - 1), np.float32(height - 1)
     across, step = np.arange(width).astype(np.float32), np.float32(width)
-    index = np.empty(width, np.uint32)  # source pixel within a channel
+    index = np.empty(width, np.int32)  # source pixel within a channel, -1 for outside
     a, d = p[0], p[3]
     # Rows that move as a whole: every column plus one number, or that number minus the column.
-    # Below 2**14 columns the sum is rounded by at most 2**-9 where it is inside, which matters
-    # only next to a tie.
-    is_level, away_from_tie = d == 0 and abs(a) == 1, np.float32(0.5 - 2**-8)
-    is_level = is_level and width < 1 << 14
+    # Up to 2**16 columns a sum that is inside is rounded by at most 2**-9, so only next to a tie
+    # can that change the pixel.
+    is_level = d == 0 and abs(a) == 1 and width <= 1 << 16
+    away_from_tie = np.float32(0.5 - 2**-8)
     for y in range(height):
         row_x = p[1] * np.float32(y) + p[2]
         row_y = p[4] * np.float32(y) + p[5]
@@ -152,22 +145,24 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
             shift = np.int64(min(max(np.rint(row_x), -2 * step), 2 * step))
             first = max(-shift if a > 0 else shift - width + 1, 0)
             last = min(width - shift if a > 0 else shift + 1, width)
-            if first >= last or not _is_inside(p, row_x, row_y, first, x):
-                first = last = width
-            else:
+            if first < last and np.rint(row_y) >= 0 and np.rint(row_y) < height:
                 start = np.int64(np.rint(row_y)) * width + shift + (first if a > 0 else -first)
+            else:
+                first = last = width
         else:
+            for column in range(width):
+                at_x = np.rint(a * across[column] + row_x)
+                at_y = np.rint(d * across[column] + row_y)
+                x_inside, y_inside = min(max(at_x, zero), right), min(max(at_y, zero), bottom)
+                is_inside = (at_x == x_inside) & (at_y == y_inside)
+                pixel = y_inside * step + x_inside  # exact: integers
+                index[column] = np.int32(pixel if is_inside else np.float32(-1))
             # Sources are monotone in the column, so those inside are neighbours.
             first, last = 0, width
-            while first < last and not _is_inside(p, row_x, row_y, first, x):
+            while first < last and index[first] < 0:
                 first += 1
-            while first < last and not _is_inside(p, row_x, row_y, last - 1, x):
+            while first < last and index[last - 1] < 0:
                 last -= 1
-            for column in range(width):
-                # The bounds matter outside alone, and for NaN.
-                at_x = min(max(zero, np.rint(a * across[column] + row_x)), right)
-                at_y = min(max(zero, np.rint(d * across[column] + row_y)), bottom)
-                index[column] = np.int32(at_y * step + at_x)  # exact: integers
         # Unsigned, as numba compiles a check for negative ones into every other index.
         count, before, after = np.uint64(last - first), np.uint64(first), np.uint64(width - last)
         for c in range(channels):
@@ -191,147 +186,202 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
                 target[to + i] = 0
 
 
+def _truncate(value: Any, like: Images) -> Any:
+    """Return a value without its fraction for bytes, as it is for floats. In loops only."""
+
+
+@overload(_truncate, strict=False)
+def _compile_truncate(value: Any, like: Any) -> Callable[..., Any]:
+    if like.dtype == numba.uint8:
+        return lambda value, like: np.int32(value)  # no other cast has vector instructions
+    return lambda value, like: value
+
+
+def _as_integers(plane: Float32Array, like: Images) -> Any:
+    """Return a plane for gray levels or sums, as uint16 for bytes. In loops only."""
+
+
+@overload(_as_integers, strict=False)
+def _compile_as_integers(plane: Any, like: Any) -> Callable[..., Any]:
+    if like.dtype == numba.uint8:
+        return lambda plane, like: plane.view(np.uint16)[: plane.size]
+    return lambda plane, like: plane
+
+
 @numba.njit(cache=True, nogil=True)
-def _blend(x: Images, p: Float32Array, gray: Float32Array) -> None:
-    channels, height, width = x.shape
-    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
+def _as_pixel(value: Any, like: Images) -> Any:
+    """Return a value clamped to the range of an image, and cast; bytes truncate."""
+    return _truncate(min(max(value, np.float32(0)), _get_white(like)), like)
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_gray(x: Images, gray: Any) -> None:
+    """Write the luma of each pixel, truncated to integers for bytes."""
+    channels = x.shape[0]
+    red, green, blue = x[0].reshape(-1), x[1 % channels].reshape(-1), x[2 % channels].reshape(-1)
+    for i in range(gray.shape[0]):
+        if channels == 1:
+            gray[i] = red[i]
+        else:
+            value = np.float32(red[i]) * _RED
+            value += np.float32(green[i]) * _GREEN
+            value += np.float32(blue[i]) * _BLUE
+            gray[i] = _truncate(value, x)
+
+
+@numba.njit(cache=True, nogil=True)
+def _blend(x: Images, p: Float32Array, out: Images, plane: Float32Array) -> None:
+    channels, is_bytes, gray = x.shape[0], x.itemsize == 1, _as_integers(plane, x)
     if channels == 1 and p[1] != 0:
+        _copy(x, out)
         return
-    total = np.int64(0)
-    for y in range(height):
-        for column in range(width):
-            if channels == 1:
-                value = np.float32(x[0, y, column])
-            else:
-                value = np.float32(x[0, y, column]) * _RED
-                value += np.float32(x[1, y, column]) * _GREEN
-                value += np.float32(x[2, y, column]) * _BLUE
-                if is_bytes:
-                    value = np.floor(value)
-            gray[y, column] = value
-            total += np.int64(value if is_bytes else np.rint(value * np.float32(_FIXED_POINT)))
-    unit = 1 if is_bytes else _FIXED_POINT
-    mean = np.float32(total) / np.float32(unit * height * width)
+    of_image, of_gray = p[0], p[1]  # locals: in a loop that writes, p would be read every time
+    # Bytes skip what has no weight; in floats it may still change the sign of a zero.
+    if of_gray != 0 or p[2] != 0 or not is_bytes:
+        _to_gray(x, gray)
+    mean = np.float32(0)
+    if p[2] != 0 or not is_bytes:
+        unit, total = np.float32(1 if is_bytes else _FIXED_POINT), np.int64(0)
+        for i in range(gray.shape[0]):
+            total += np.int64(gray[i]) if is_bytes else np.int64(np.rint(gray[i] * unit))
+        mean = np.float32(total) / np.float32(np.int64(unit) * gray.size)
     add = mean * p[2]
     for c in range(channels):
-        for y in range(height):
-            for column in range(width):
-                value = np.float32(x[c, y, column]) * p[0]
-                if channels != 1:
-                    value += gray[y, column] * p[1]
-                value += add
-                x[c, y, column] = min(max(value, zero), white)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)
+        if channels == 1 or (is_bytes and of_gray == 0):
+            for i in range(flat.shape[0]):
+                target[i] = _as_pixel(np.float32(flat[i]) * of_image + add, x)
+        else:
+            for i in range(flat.shape[0]):
+                value = np.float32(flat[i]) * of_image + np.float32(gray[i]) * of_gray
+                target[i] = _as_pixel(value + add, x)
 
 
 @numba.njit(cache=True, nogil=True)
-def _sharpen(x: Images, p: Float32Array, sums: Float32Array, smooth: Float32Array) -> None:
+def _sharpen(x: Images, p: Float32Array, out: Images, plane: Float32Array) -> None:
     channels, height, width = x.shape
     if height <= 2 or width <= 2:
+        _copy(x, out)
         return
-    is_bytes, white, zero = x.itemsize == 1, _get_white(x), np.float32(0)
-    share = np.float32(1) - p[0]
+    is_bytes, share = x.itemsize == 1, np.float32(1) - p[0]
+    sums = _as_integers(plane, x)
+    left, middle, right = sums[:-2], sums[1:-1], sums[2:]
     for c in range(channels):
-        image = x[c]
-        for y in range(1, height - 1):
-            for column in range(width):
-                value = np.float32(image[y - 1, column]) + np.float32(image[y, column])
-                sums[y, column] = value + np.float32(image[y + 1, column])
-        for y in range(1, height - 1):
-            for column in range(1, width - 1):
-                value = sums[y, column - 1] + sums[y, column]
-                value += sums[y, column + 1]
-                value += np.float32(image[y, column]) * np.float32(4)
-                value /= np.float32(13)
-                smooth[y, column] = np.rint(value) if is_bytes else value
-        for y in range(1, height - 1):
-            for column in range(1, width - 1):
-                inner = np.float32(image[y, column])
-                value = inner + (smooth[y, column] - inner) * share
-                image[y, column] = min(max(value, zero), white)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)[1:-1]
+        above, below = flat[: -2 * width], flat[2 * width :]
+        row = flat[width:-width]
+        for i in range(above.shape[0]):
+            sums[width + i] = above[i] + row[i] + below[i]
+        row = flat[1:-1]
+        for i in range(target.shape[0]):
+            inner = np.float32(row[i])
+            smooth = np.float32(_truncate(left[i] + middle[i] + right[i], x))
+            smooth += inner * np.float32(4)
+            if is_bytes:
+                # The same as the quotient for all 3,316 sums; a division takes much longer.
+                smooth = np.rint(smooth * np.float32(1 / 13))
+            else:
+                smooth /= np.float32(13)
+            target[i] = _as_pixel(inner + (smooth - inner) * share, x)
+        # The borders stay.
+        for y in range(height):
+            out[c, y, 0], out[c, y, width - 1] = x[c, y, 0], x[c, y, width - 1]
+        for column in range(width):
+            out[c, 0, column] = x[c, 0, column]
+            out[c, height - 1, column] = x[c, height - 1, column]
 
 
 @numba.njit(cache=True, nogil=True)
-def _posterize(x: Images, p: Float32Array) -> None:
-    flat = x.reshape(-1)
+def _posterize(x: Images, p: Float32Array, out: Images) -> None:
+    flat, target = x.reshape(-1), out.reshape(-1)
     if x.itemsize == 1:
         mask = np.uint8(256 - np.float32(2 ** np.float64(8 - p[0])))
         for i in range(flat.shape[0]):
-            flat[i] = np.uint8(flat[i]) & mask
+            target[i] = np.uint8(flat[i]) & mask
     else:
         levels = np.float32(2 ** np.float64(p[0]))
         for i in range(flat.shape[0]):
-            flat[i] = min(np.floor(flat[i] * levels), levels - np.float32(1)) / levels
+            target[i] = min(np.floor(flat[i] * levels), levels - np.float32(1)) / levels
 
 
 @numba.njit(cache=True, nogil=True)
-def _solarize(x: Images, p: Float32Array) -> None:
-    flat, white = x.reshape(-1), _get_white(x)
-    threshold = np.ceil(p[0] * white) if x.itemsize == 1 else p[0]
-    for i in range(flat.shape[0]):
-        value = np.float32(flat[i])
-        if value >= threshold:
-            flat[i] = white - value
+def _solarize(x: Images, p: Float32Array, out: Images) -> None:
+    flat, target, white = x.reshape(-1), out.reshape(-1), _get_white(x)
+    if x.itemsize == 1:
+        threshold = np.uint8(np.ceil(p[0] * white))
+        for i in range(flat.shape[0]):
+            value = np.uint8(flat[i])
+            target[i] = value ^ np.uint8(255) if value >= threshold else value
+    else:
+        for i in range(flat.shape[0]):
+            target[i] = white - flat[i] if flat[i] >= p[0] else flat[i]
 
 
 @numba.njit(cache=True, nogil=True)
-def _autocontrast(x: Images) -> None:
-    white, zero = _get_white(x), np.float32(0)
+def _autocontrast(x: Images, out: Images) -> None:
     for c in range(x.shape[0]):
-        flat = x[c].reshape(-1)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)
         low, high = flat[0], flat[0]
         for i in range(flat.shape[0]):
             low, high = min(low, flat[i]), max(high, flat[i])
         if not high > low:
+            _copy(x[c], out[c])
             continue
         first = np.float32(low)
-        scale = (np.float32(high) - first) * np.float32(1 / np.float64(white))
+        scale = (np.float32(high) - first) * np.float32(1 / np.float64(_get_white(x)))
         for i in range(flat.shape[0]):
-            value = (np.float32(flat[i]) - first) / scale
-            flat[i] = min(max(value, zero), white)
+            target[i] = _as_pixel((np.float32(flat[i]) - first) / scale, x)
 
 
 @numba.njit(cache=True, nogil=True)
-def _equalize(x: Images) -> None:
+def _equalize(x: Images, out: Images) -> None:
     is_bytes = x.itemsize == 1
     count = x[0].size
     levels, table = np.empty(count, np.uint8), np.zeros(256, np.uint8)
-    # Two histograms in turn: neighbouring pixels are often equal, and a second increment of the
+    # Four histograms in turn: neighbouring pixels are often equal, and a second increment of the
     # same counter would wait for the first.
-    histogram = np.zeros((2, 256), np.int64)
+    parts, histogram = np.zeros((4, 256), np.int32), np.zeros(256, np.int64)
+    fours = levels[: count // 4 * 4].reshape(-1, 4)
     for c in range(x.shape[0]):
-        flat = x[c].reshape(-1)
+        flat, target = x[c].reshape(-1), out[c].reshape(-1)
         for i in range(count):
             levels[i] = flat[i] if is_bytes else flat[i] * np.float32(256 - 1e-3)
-        histogram[:] = 0
-        for i in range(0, count - 1, 2):
-            histogram[0, levels[i]] += 1
-            histogram[1, levels[i + 1]] += 1
-        if count % 2:
-            histogram[0, levels[count - 1]] += 1
-        brightest = 255
-        while histogram[0, brightest] + histogram[1, brightest] == 0:
-            brightest -= 1
-        step = (count - histogram[0, brightest] - histogram[1, brightest]) // 255
-        below = 0
+        parts[:] = 0
+        for i in range(fours.shape[0]):
+            parts[0, fours[i, 0]] += 1
+            parts[1, fours[i, 1]] += 1
+            parts[2, fours[i, 2]] += 1
+            parts[3, fours[i, 3]] += 1
+        for i in range(fours.size, count):
+            parts[0, levels[i]] += 1
         for level in range(256):
-            table[level] = level if step == 0 else min((below + step // 2) // step, 255)
-            below += histogram[0, level] + histogram[1, level]
+            histogram[level] = parts[0, level] + parts[1, level] + parts[2, level] + parts[3, level]
+        brightest = 255
+        while histogram[brightest] == 0:
+            brightest -= 1
+        step = (count - histogram[brightest]) // 255
+        below = step // 2
+        for level in range(256):
+            # In float64, exact here: a division of integers takes twice as long.
+            table[level] = level if step == 0 else min(np.float64(below) / np.float64(step), 255)
+            below += histogram[level]
         if is_bytes:
             for i in range(count):
-                flat[i] = table[levels[i]]
+                target[i] = table[levels[i]]
         else:
             for i in range(count):
-                flat[i] = np.float32(table[levels[i]]) / np.float32(255)
+                target[i] = np.float32(table[levels[i]]) / np.float32(255)
 
 
 @numba.njit(cache=True, nogil=True)
-def _erase(x: Images, p: Float32Array) -> None:
+def _erase(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     white = _get_white(x)
+    _copy(x, out)
     for c in range(channels):
         colour = p[4 + c] if p.shape[0] >= 4 + channels else p[4]
         for y in range(height):
             if y >= p[0] and y < p[2]:
                 for column in range(width):
                     if column >= p[1] and column < p[3]:
-                        x[c, y, column] = colour * white
+                        out[c, y, column] = colour * white

@@ -316,6 +316,11 @@ def _check_part(part: nn.Module, per_row: bool) -> None:
                 raise TypeError(
                     f"module must augment images one by one, got {name}, which {reason}."
                 )
+    if name in ("Normalize", "Denormalize"):
+        raise ValueError(
+            f"module must keep values in [0, 1], got {name}. Take it out, and pass "
+            "normalize=(mean, std) to the loader, which applies it last."
+        )
     # Some classes have no such argument and set it themselves, as CenterCrop does.
     is_argument = "same_on_batch" in signature(type(part).__init__).parameters
     if per_row and is_argument and getattr(part, "same_on_batch", None) is True:

@@ -1,4 +1,4 @@
-"""The demo's data: scikit-learn's handwritten digits, or somebody's own arrays."""
+"""The demo's data: scikit-learn's handwritten digits, or the user's own arrays."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
     def check_schedulers(self) -> None:
         """Warn once of a scheduler as long as the plain loader, or at its end before training.
 
-        Accelerate keeps the last learning rate then, without a word.
+        Accelerate would silently keep the last learning rate.
         """
         for prepared in self.schedulers:
             factor = 1 if prepared.split_batches else self.loader.num_replicas
@@ -99,7 +99,7 @@ class _Prepared(DataLoaderStateMixin):  # type: ignore[misc]
         if name == "sampler":  # which skip_first_batches asks for
             raise AttributeError(
                 "skip_first_batches() must not be called on this loader: accelerator.load_state() "
-                "skipped what was consumed. Drop the line."
+                "skipped what was consumed. Remove the call."
             )
         return getattr(self.loader, name)
 
@@ -113,9 +113,9 @@ def prepare(
 ) -> Any:
     """Return a :class:`~augsubset.SubsetAugmentLoader` over a DataLoader that accelerate shards.
 
-    The number of shards, this process's shard and, with ``split_batches``, the batch size are
-    accelerate's, and so are the rows of each step, except that an uneven tail is filled up with
-    rows of weight 0, or with further copies where rows are not weighted, instead of repeated rows.
+    accelerate determines the number of shards, this process's shard, the rows of each step and,
+    with ``split_batches``, the batch size. Only an uneven tail differs: it is filled up with rows
+    of weight 0, or with further copies where rows are not weighted, instead of repeated rows.
     The last batch of an epoch ends a gradient accumulation. ``save_state`` saves the loader's
     state, and ``load_state`` resumes, within an epoch too, without ``skip_first_batches``.
 

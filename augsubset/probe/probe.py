@@ -65,15 +65,15 @@ class GradientProbe:
         layer: ``"auto"``: the output of ``forward`` is the logits, and the last layer is the
             Linear layer that runs last, see :attr:`layer_name`. A Linear module of the model or
             its name: the output of that layer is the logits, whatever the model returns. A list,
-            for ``kind="last_layer"`` only: the output of the last one is the logits, and
-            gradients in the weights of the others are added (the paper's "earlier layers").
+            for ``kind="last_layer"`` only: the output of the last one is the logits, and gradients
+            with respect to the others' weights are added (the paper's "earlier layers").
         kind: ``"logits"``: the gradient with respect to the logits. ``"last_layer"``: with
             respect to the last layer's weights, residual ⊗ input, stored as these two factors.
         loss: ``"cross_entropy"``; ``"mse"``, half the squared distance to the one-hot label or to
             float labels, with residual f - y; or a callable
             ``(logits (B, C), labels) -> losses (B,)``, which gets labels as they are in the batch.
-        forward: ``(model, inputs) -> logits``, if ``model(inputs)`` is not enough, which gives a
-            model of half precision inputs of its dtype.
+        forward: ``(model, inputs) -> logits``, if ``model(inputs)`` is not enough; that call casts
+            inputs to the dtype of a half-precision model.
         device: Device to move inputs to; ``None``: that of the model's first parameter.
 
     Raises:
@@ -276,7 +276,7 @@ class GradientProbe:
         if self._earlier:
             raise ValueError(
                 "layer must be one layer to be recorded during training, got earlier layers too, "
-                "whose gradients need a backward pass of their own."
+                "whose gradients need a separate backward pass."
             )
         if (num_examples is None) == (into is None):
             raise ValueError("exactly one of num_examples and into must be given.")

@@ -61,7 +61,8 @@ def _use_closed_form(logits: Tensor, labels: Any, loss: str) -> tuple[Tensor, Te
             else f"type {type(labels).__name__}"
         )
         raise ValueError(
-            f"labels must be one class index per example, got labels of {kind}. For regression "
+            f"labels must be one class index per example, got labels of {kind}. MixUp and "
+            "CutMix belong in the loop, after the loader. For regression "
             'on float labels probe with GradientProbe(model, loss="mse"); for anything else pass '
             "a callable as its loss=, and a forward= that returns (B, C) outputs."
         )

@@ -84,9 +84,9 @@ def _render_savings(figures: Mapping[str, Any]) -> str:
     share = figures["seconds"]["selection"] / max(savings["seconds"], 1e-9)
     return (
         f"<p><b>{savings['verdict']}</b></p>\n"
-        "<p>This is about time alone: the report knows nothing about accuracy. Whether the subset "
-        "trains as good a model only a run with everything augmented can tell, and one with a "
-        "random subset of the same size.</p>\n"
+        "<p>This is about time alone: the report knows nothing about accuracy. To see whether the "
+        "subset trains as good a model, compare with a run that augments everything and one with "
+        "a random subset of the same size.</p>\n"
         f"<p>The run trained on {savings['num_copies']:,} augmented copies; augmenting every "
         f"example would have made {savings['num_copies_full']:,}. Selection took {share:.1%} of "
         f"the epochs' {format_duration(savings['seconds'])}. At this run's cost per fetched "
@@ -193,8 +193,8 @@ def _render_fit(figures: Mapping[str, Any]) -> str:
     axes = Axes("first epoch of a selection", "error / length of the full gradient", sentence)
     chart = draw_lines({name: points for name, points in series.items() if points}, axes)
     return (
-        f"<h2>How well the subset stands for the data</h2>\n<p>{sentence}0 would be a perfect "
-        f"stand-in; 1 is no better than a zero gradient.</p>\n{chart}"
+        f"<h2>How well the subset represents the data</h2>\n<p>{sentence}0 would be a perfect "
+        f"approximation; 1 is no better than a zero gradient.</p>\n{chart}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Show what a policy makes of somebody's own images, as a page."""
+"""Show what a policy does to the user's own images, as a page."""
 
 from __future__ import annotations
 

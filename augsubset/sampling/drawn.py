@@ -21,7 +21,7 @@ __all__ = ["DrawnOrder", "ShardedSampler"]
 
 _ORDER = 5  # random stream, beside those of the plan
 _TRIED = 8
-_REPEATED = " In place of repeated augmentation pass copies=, of a grouped order layout='grouped'."
+_REPEATED = " Replace repeated augmentation by copies=, and a grouped order by layout='grouped'."
 
 # Generators that a sampler may hold, and how to make one of that kind from a seed.
 _GENERATORS: tuple[tuple[type, Callable[[Any, int], Any]], ...] = (

@@ -63,8 +63,8 @@ def check_epoch_exists(epoch: int) -> None:
     """
     if epoch >= MAX_EPOCHS:
         raise AugsubsetError(
-            f"a run must end after {MAX_EPOCHS:,} epochs, which a key has room for, got epoch "
-            f"{epoch}. Go on with a new loader and another seed."
+            f"a run must end after {MAX_EPOCHS:,} epochs, since a key has room for no more, got "
+            f"epoch {epoch}. Continue with a new loader and another seed."
         )
 
 

@@ -95,7 +95,7 @@ def unpack_batch_sampler(loader: Any) -> Any:
 
 
 def read_order(loader: Any) -> LoaderOrder:
-    """Return a DataLoader's order; raise where it cannot be taken over.
+    """Return a DataLoader's order; raise if the loader cannot be rebuilt.
 
     Raises:
         TypeError: If it is not a plain DataLoader over a map-style dataset. A subclass may do
@@ -293,7 +293,7 @@ class Source:
         return epoch if is_new else None
 
     def refresh(self, loader: DataLoader[Any]) -> bool:
-        """Take over tensors that were assigned to the dataset anew; return whether there were any.
+        """Adopt tensors that were newly assigned to the dataset; return whether there were any.
 
         Args:
             loader: Made here; its persistent workers, which hold the old ones, are given up.
@@ -323,7 +323,7 @@ class Source:
     ) -> DataLoader[Any]:
         """Return a DataLoader with the user's options: all examples in order, or a sampler's.
 
-        It has a generator of its own, so that starting an epoch does not advance the caller's.
+        It has a separate generator, so that starting an epoch does not advance the caller's.
         """
         options = {**self._options, **changes}
         if sampler is None:
@@ -346,7 +346,7 @@ class Source:
         a file on first access must not do so here and be forked afterwards. Each evenly spaced
         example fills a batch by itself, so that neither its random numbers nor its padding depend
         on another. Both passes agree, unless the dataset draws from a generator of its own. What
-        is random is the same whatever the seed of the run, which a checkpoint may bring along.
+        is random is the same whatever the seed of the run, which a checkpoint may change.
 
         Args:
             count: Number of evenly spaced examples, or fewer if the dataset is smaller.

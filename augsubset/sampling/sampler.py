@@ -66,7 +66,7 @@ class WeightedCoresetSampler(Sampler[int]):
     expectation, whereas with cluster weights copies and originals count equally in total.
 
     Args:
-        dataset: The user's dataset, or it wrapped in :class:`SubsetAugmentDataset`; only its
+        dataset: The user's dataset, plain or wrapped in :class:`SubsetAugmentDataset`; only its
             length is used. The DataLoader's own dataset must be the wrapped one, since keys are
             not indices. Call :meth:`set_epoch` before each pass, or every pass is the same epoch.
         selection: The first :class:`~augsubset.Selection`.
@@ -140,8 +140,8 @@ class WeightedCoresetSampler(Sampler[int]):
             budget = len(selection.indices)
         if order is not None and (originals, layout) != ("all", "mixed"):
             raise ValueError(
-                "originals must be 'all' and layout 'mixed' with a sampler of your own, which says "
-                f"what an epoch holds, got originals={originals!r}, layout={layout!r}. Pass "
+                "originals must be 'all' and layout 'mixed' with a sampler of your own, which "
+                f"decides the originals, got originals={originals!r}, layout={layout!r}. Pass "
                 "shuffle=True instead, and a Subset of the dataset for fewer examples."
             )
         self._order = order
@@ -220,8 +220,8 @@ class WeightedCoresetSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Set which epoch the next iteration is, 0..8191; it starts at the beginning.
 
-        Does nothing for the very epoch that :meth:`load_state_dict` was in the middle of, since
-        loops set the epoch that they resume.
+        Has no effect if a loaded state is in the middle of that epoch, since loops set the epoch
+        that they resume.
         """
         epoch = check_int("epoch", epoch, 0, MAX_EPOCHS - 1)
         if epoch != self._epoch:
@@ -267,8 +267,8 @@ class WeightedCoresetSampler(Sampler[int]):
         if len(selection.clusters) != n or largest >= n:
             raise ValueError(
                 f"selection must be of this dataset of {n} examples, got one of "
-                f"{len(selection.clusters)} rows and indices up to {largest}. Its indices are "
-                "gradients.indices of the rows that were chosen."
+                f"{len(selection.clusters)} rows and indices up to {largest}. A selector must "
+                "return gradients.indices of the rows that it chose."
             )
         self.selection = selection
 
@@ -418,11 +418,11 @@ class WeightedCoresetSampler(Sampler[int]):
         return {"rank": self.rank, "num_replicas": self.num_replicas}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the iteration stands: a few numbers, in O(1).
+        """Return the position of the iteration: a few numbers, in O(1).
 
         The position counts keys of the order handed out over all ranks. It runs ahead of training
         where batches are prefetched: a stateful loader keeps the state that belongs to each batch.
-        Of the selection it holds the digest alone; save the selection itself when it is made.
+        It holds only the digest of the selection; save the selection itself when it is made.
         """
         position = self._position
         selection = self.active if position else self.selection
@@ -455,7 +455,7 @@ class WeightedCoresetSampler(Sampler[int]):
         return epoch, position
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, on any number of ranks: the next iteration yields the rest.
+        """Resume from a saved state, on any number of ranks: the next iteration yields the rest.
 
         Raises:
             ValueError: If it is the state of another sampler, or made with another selection than

@@ -220,7 +220,7 @@ class TensorBatches(Dataset[Any]):
         self.refresh()
 
     def refresh(self) -> bool:
-        """Take over tensors that are not those seen last; return whether there were any.
+        """Adopt tensors that differ from those seen last; return whether there were any.
 
         They may have been assigned anew, or resident images changed in place, which the copy on
         the device does not show. Changes in place of the others need nothing.

@@ -52,11 +52,11 @@ def select_coreset(
 
     Class budgets follow Sainte-Lague and are filled by greedy facility location. The weight of a
     selected example is its cluster size: the number of examples of its class that it is nearest to
-    (paper, algorithm 1, lines 4 and 5). A class depends on its own data and budget alone.
+    (paper, algorithm 1, lines 4 and 5). Each class depends only on its own data and budget.
 
     Args:
-        gradients: From :meth:`GradientProbe.scan`, or an ``(n, d)`` tensor or array, or what numpy
-            makes one of, such as a DataFrame. Not sparse.
+        gradients: From :meth:`GradientProbe.scan`, or an ``(n, d)`` tensor or array, or anything
+            that numpy converts to one, such as a DataFrame. Not sparse.
         labels: Class of each row of a tensor or array, an integer; ``None``: a single class.
         fraction: Fraction of the examples to select, in (0, 1]; at least one per class.
         budget: Number of examples to select in total, or of each class by label.
@@ -65,10 +65,10 @@ def select_coreset(
             fraction, budget and tolerance must be given.
         similarity: ``"shifted"``: C - d, with C the largest distance in the class.
             ``"shifted_sq"``: C^2 - d^2. ``"exp"``: exp(-d / p) with p features, as in the paper's
-            released code; next to 0 at every distance above about 10 p, so that clusters may not be
-            the nearest picks there: scale such rows down. Or an elementwise function of a tensor of
-            distances, with values between 0 and its value at 0. Errors are reported as distances in
-            all cases.
+            released code; almost 0 at every distance above about 10 p, where examples may not be
+            assigned to their nearest pick: scale such rows down. Or an elementwise function of a
+            tensor of distances, with values between 0 and its value at 0. Errors are reported as
+            distances in all cases.
         method: ``"lazy"``: exact greedy. ``"naive"``: the same selection, slower. ``"stochastic"``:
             evaluates n / k ln(1 / epsilon) random candidates per pick, stores no matrix.
             ``"partitioned"``: exact within parts of similar examples, merged by gain. ``"auto"``:
@@ -79,7 +79,7 @@ def select_coreset(
             stay below it. ``None``: no limit on the CPU, 8 GiB on other devices.
         seed: Determines the candidates of ``"stochastic"``; exact methods ignore it.
         progress: Show a progress bar over classes (needs tqdm).
-        epsilon: Loss of ``"stochastic"`` against (1 - 1/e), in expectation.
+        epsilon: How far ``"stochastic"`` may fall below (1 - 1/e), in expectation.
         part_size: Maximum number of examples per part of ``"partitioned"``.
 
     Returns:

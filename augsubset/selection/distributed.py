@@ -352,7 +352,7 @@ def _combine_classes(
     if len(distinct) != len(indices):
         raise ValueError(
             f"indices must be distinct over all ranks, got {len(indices) - len(distinct)} repeats. "
-            "Give each rank a shard of its own."
+            "Give each rank its own shard."
         )
     return assemble_selection(
         torch.from_numpy(distinct),

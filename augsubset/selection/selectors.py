@@ -33,8 +33,8 @@ class Selector(Protocol):
 
     Attributes:
         needs_gradients: Whether the model is probed before :meth:`select`. If not, the gradients
-            passed are placeholders with n rows, their labels and no columns. An attribute
-            ``needs_labels = False`` spares reading labels that the dataset does not show.
+            passed are placeholders with n rows, their labels and no columns. If an attribute
+            ``needs_labels`` is False, labels that the dataset does not expose are not read.
     """
 
     @property

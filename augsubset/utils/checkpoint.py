@@ -33,8 +33,8 @@ _PLAIN = (type(None), bool, float, complex, str, bytes)
 def write_whole(path: str | PathLike[str], content: bytes) -> None:
     """Write a file so that readers find either the old content or the new, never a part.
 
-    Writes at the same time, of signal handlers, threads or processes, do not meet: the last to end
-    stays. A link is kept, and what it points to replaced. Removes what killed writes have left.
+    Concurrent writes by signal handlers, threads or processes do not interfere: the last one to
+    finish wins. A link is kept, and its target replaced. Files left by killed writes are removed.
 
     Raises:
         OSError: If it cannot be written, for example on a full disk; the old content is kept.
@@ -80,7 +80,7 @@ def save_checkpoint(path: str | PathLike[str], **states: Any) -> None:
     """Write state dicts to one file, which a crash or a full disk cannot leave incomplete.
 
     On several ranks call it on one, since all have the same loader state. With ``recycle=`` each
-    rank's state holds the logits of its own examples, so each must write a file of its own.
+    rank's state holds the logits of its own examples, so each must write its own file.
 
     Args:
         path: File to write; an older one is replaced.
@@ -163,11 +163,11 @@ def load_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     content = Path(path).read_bytes()
     head = len(_MAGIC) + 4
     if not content.startswith(_MAGIC):
-        raise ValueError(f"{path} must be a checkpoint of save_checkpoint, got another file.")
+        raise ValueError(f"{path} must be a checkpoint by save_checkpoint, got another file.")
     if zlib.crc32(content[head:]).to_bytes(4, "big") != content[head - 4 : head]:
         raise ValueError(
-            f"{path} must be complete, got {len(content)} bytes that are damaged or cut short. Go "
-            "back to an older checkpoint."
+            f"{path} must be complete, got {len(content)} bytes that are damaged or cut short. Use "
+            "an older checkpoint."
         )
     try:
         states: dict[str, Any] = torch.load(

@@ -84,6 +84,6 @@ def check_state(
     for key, value in (same or {}).items():
         if state[key] != value:
             raise ValueError(
-                f"{name} must be of a run with the same {key}, got {key}={state[key]!r} for "
+                f"{name} must come from a run with the same {key}, got {key}={state[key]!r} for "
                 f"{key}={value!r} here."
             )

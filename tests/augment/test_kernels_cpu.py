@@ -34,6 +34,11 @@ def images(count, channels, height, width, dtype, seed=0):
     return (x * 255).round().to(torch.uint8) if dtype == torch.uint8 else x
 
 
+def as_bits(x):
+    """Floats as integers: unlike their values, those of 0.0 and -0.0 differ."""
+    return x.view(torch.int32) if x.is_floating_point() else x
+
+
 def run_both(policy, x):
     """Return the results of the loops and of the kernels for the same draws."""
     rows = RowKeys(0, 3, torch.arange(len(x)), 1)
@@ -61,7 +66,7 @@ def test_loops_and_kernels_are_bit_identical(name, count, channels, size, dtype,
     if name == "cutout" and channels == 1:
         channels = 3
     loops, kernels = run_both(POLICIES[name], images(count, channels, *size, dtype, seed))
-    assert torch.equal(loops, kernels)
+    assert torch.equal(as_bits(loops), as_bits(kernels))
 
 
 @pytest.mark.parametrize(
@@ -75,12 +80,7 @@ def test_every_operation_is_bit_identical_over_its_range(name, dtype):
     context = PrepareContext(np.full((21, 2), 0.4, np.float32), 32, 32)
     params = op.compute_params(magnitude.numpy(), context)[:, None]
     found = kernels_cpu.run_rows(x, np.full((21, 1), kernels_cpu.KERNELS[op.apply]), params)
-    assert torch.equal(found, op(x, magnitude, (0.4, 0.4)))
-
-
-def as_bits(x):
-    """Floats as integers: unlike their values, those of 0.0 and -0.0 differ."""
-    return x.view(torch.int32) if x.is_floating_point() else x
+    assert torch.equal(as_bits(found), as_bits(op(x, magnitude, (0.4, 0.4))))
 
 
 def around(values):
@@ -107,18 +107,18 @@ def test_rows_that_move_by_whole_pixels_follow_the_kernel_at_every_tie(
     assert torch.equal(as_bits(found), as_bits(expected))
 
 
-def test_a_row_of_many_columns_takes_the_general_form():
-    """Beyond 2**14 columns the sum of column and shift loses the bits that decide."""
-    width = (1 << 14) + 3
-    params = np.array([[1, 0, 0.495, 0, 1, 0], [-1, 0, width - 1.495, 0, 1, 0]], np.float32)
-    x = images(2, 1, 1, width, torch.uint8)
-    found = kernels_cpu.run_rows(x, np.full((2, 1), kernels_cpu._WARP), params[:, None])
+@pytest.mark.parametrize(("width", "shift"), [(1 << 16, 0.5 - 2**-9), ((1 << 16) + 8, 0.5 - 2**-8)])
+def test_shifts_that_become_a_tie_in_the_sum_take_the_general_form(width, shift):
+    """The sum with a large column loses the bits that decide."""
+    params = np.array([[1, 0, shift, 0, 1, 0]], np.float32)
+    x = images(2, 1, 1, width, torch.uint8)[1:]
+    found = kernels_cpu.run_rows(x, np.full((1, 1), kernels_cpu._WARP), params[:, None])
     assert torch.equal(found, kernels.warp(x, torch.from_numpy(params)))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
-    ("channels", "height", "width"), [(1, 6, 7), (2, 5, 6), (3, 9, 8), (3, 2, 5), (5, 3, 3)]
+    ("channels", "height", "width"), [(1, 6, 7), (2, 5, 6), (3, 17, 23), (3, 2, 5), (5, 3, 3)]
 )
 def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, width):
     ops = [
@@ -128,6 +128,8 @@ def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, wid
     ]
     num_rows, num_slots = 150, 4
     x, random = images(num_rows, channels, height, width, dtype), np.random.default_rng(0)
+    if dtype == torch.float32:
+        x[x == 0] = -0.0  # a sign that sums of zeros decide
     expected, before = x.clone(), x.clone()
     kernel = np.zeros((num_rows, num_slots), np.int64)
     params = np.zeros((num_rows, num_slots, 7), np.float32)
@@ -143,8 +145,24 @@ def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, wid
         kernel[i, slot], params[i, slot, : row.shape[1]] = kernels_cpu.KERNELS[op.apply], row
         expected[i : i + 1] = op.run(expected[i : i + 1], torch.from_numpy(row))
     found = kernels_cpu.run_rows(x, kernel, params)
-    assert torch.equal(found, expected)
+    assert torch.equal(as_bits(found), as_bits(expected))
     assert torch.equal(x, before)
+
+
+def test_smoothing_rounds_every_sum_of_bytes_as_a_division_does():
+    """In a 3 x 3 image the centre counts five times: 13 * 255 is the largest sum."""
+    x = torch.zeros(13 * 255 + 1, 1, 3, 3, dtype=torch.uint8)
+    for total, image in enumerate(x):
+        level, rest = divmod(total, 13)
+        image[:] = level
+        image[0, 1, 1] += rest // 5
+        image[0].view(-1)[: rest % 5] += 1
+    params = torch.zeros(len(x), 1)  # the smoothed image alone
+    found = kernels_cpu.run_rows(
+        x, np.full((len(x), 1), kernels_cpu._SHARPEN), params.numpy()[:, None]
+    )
+    assert torch.equal(found, kernels.sharpen(x, params))
+    assert len(found[:, 0, 1, 1].unique()) == 256
 
 
 def test_the_comparison_can_fail():

@@ -26,16 +26,13 @@ from tests.contracts import assert_resumable
 from tests.stand_in import DEVICE, StandInDevice
 
 SIDE = 16
-MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.2])
 RANGE = torch.tensor([-0.3, 0.3])
 # Arguments of each class, beside p.
 CLASSES = {
     "CenterCrop": ((12, 12),),
     "ColorJiggle": (0.2, 0.2, 0.2, 0.2),
     "ColorJitter": (0.2, 0.2, 0.2, 0.2),
-    "Denormalize": (MEAN, STD),
     "LongestMaxSize": (20,),
-    "Normalize": (MEAN, STD),
     "PadTo": ((20, 20),),
     "RandomAffine": (20.0, (0.1, 0.1), (0.8, 1.2), 10.0),
     "RandomAutoContrast": (),
@@ -90,6 +87,7 @@ RESIZING = {"CenterCrop", "LongestMaxSize", "PadTo", "Resize", "SmallestMaxSize"
 TOLERANCE = {"RandomElasticTransform": 1e-5}
 MIXING = {"PatchMix", "RandomCutMixV2", "RandomJigsaw", "RandomMixUpV2", "RandomMosaic"}
 MIXING |= {"RandomTransplantation"}
+NORMALISING = {"Normalize", "Denormalize"}
 ABSTRACT = {"AugmentationBase2D", "GeometricAugmentationBase2D", "IntensityAugmentationBase2D"}
 ABSTRACT |= {"MixAugmentationBaseV2", "RigidAffineAugmentationBase2D"}
 # One runs a diffusion model that it downloads; dispatchers hand several inputs to several modules.
@@ -170,7 +168,7 @@ def is_2d(found):
 
 
 def test_every_class_of_kornia_has_its_place_here():
-    named = CLASSES.keys() | MIXING | ABSTRACT | LEFT_OUT | CONTAINERS
+    named = CLASSES.keys() | MIXING | NORMALISING | ABSTRACT | LEFT_OUT | CONTAINERS
     assert classes_of(K) == named
     bases = {"PolicyAugmentBase", "PolicySequential"}
     assert {f"auto.{name}" for name in set(auto.__all__) - bases} <= MODULES.keys()
@@ -228,7 +226,7 @@ def columns(params, n):
 
 N = 20_000
 # At p < 1 these draw once for the batch whether they run: one number, not 20,000.
-P_BATCH = {"RandomCrop", "RandomResizedCrop", "Normalize", "Denormalize"}
+P_BATCH = {"RandomCrop", "RandomResizedCrop"}
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES.keys() - RESIZING - {"RandomMotionBlur"}))
@@ -407,8 +405,20 @@ def test_modules_for_other_things_are_refused_with_the_reason(module, reason):
         KorniaModule(module())
 
 
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize(
+    "made", [*(getattr(K, name) for name in sorted(NORMALISING)), v2.Normalize]
+)
+def test_modules_that_leave_the_range_for_good_are_refused(made, per_row):
+    """Bytes would be clamped, without a word."""
+    module = made(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.2]))
+    for each in (module, torch.nn.Sequential(K.RandomAffine(20.0), module)):
+        with pytest.raises(ValueError, match=r"got (N|Den)ormalize\. Take it out, and pass norm"):
+            KorniaModule(each, per_row=per_row)
+
+
 def test_classes_that_set_same_on_batch_themselves_are_taken():
-    for module in (K.CenterCrop(8), K.Normalize(MEAN, STD), K.Resize((8, 8))):
+    for module in (K.CenterCrop(8), K.Resize((8, 8))):
         assert KorniaModule(K.ImageSequential(module)).strategy == "keyed"
     KorniaModule(K.RandomAffine(10.0, same_on_batch=True), per_row=False)
 

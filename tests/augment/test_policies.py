@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, v2
 
 from augsubset import CropFlip, KorniaModule, Op, RandomOps, RowKeys, SubPolicies
-from augsubset.augment import OPS, AugMix
+from augsubset.augment import OPS, AugMix, kernels_cpu
 from augsubset.augment.random import draw_uniforms
 
 
@@ -433,6 +433,23 @@ def test_crop_flip_reflects_like_torch_pad():
         for left in range(5)
     }
     assert {tuple(row.flatten().tolist()) for row in out} == windows
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("padding", "size"), [(0, (5, 1)), (3, (12, 10)), (9, (4, 7))])
+def test_crop_flip_copies_rows_on_the_cpu_to_where_a_gather_takes_them(
+    padding, size, dtype, monkeypatch
+):
+    x, crop = batch(60, shape=(2, *size), dtype=dtype), CropFlip(padding)
+    x = x.to(memory_format=torch.channels_last)
+    by_rows = crop(x.requires_grad_(x.is_floating_point()), keys(60))
+    assert by_rows.dtype == dtype
+    assert torch.equal(by_rows.double(), crop(x.double(), keys(60)))
+    monkeypatch.setattr(kernels_cpu, "run_rows", None)
+    with pytest.raises(TypeError):
+        crop(x, keys(60))
+    monkeypatch.setattr(kernels_cpu, "MAX_PIXELS", size[0] * size[1] - 1)
+    assert torch.equal(by_rows, crop(x, keys(60)))
 
 
 @pytest.mark.parametrize("channels", [2, 5])

@@ -43,6 +43,27 @@ def test_the_peers_apply_every_operation_to_its_own_rows(monkeypatch):
     assert ran == [6] * 8
 
 
+def test_albumentations_gives_each_image_two_operations_of_fourteen():
+    some_of, ran = augmentation.make_albumentations(), []
+    some_of.set_random_seed(0)
+    images = augmentation.stand_in(60).permute(0, 2, 3, 1).contiguous().numpy()
+    assert len(some_of.transforms) == len(augmentation.KORNIA_OPS)
+    for op in some_of.transforms:
+        changed = op(image=images[0])["image"]
+        assert changed.shape == images[0].shape
+        assert changed.dtype == np.uint8
+        assert (changed != images[0]).any()
+        call = op.apply_with_params
+        op.apply_with_params = lambda *args, op=op, call=call, **named: (
+            ran.append(id(op)) or call(*args, **named)
+        )
+    for number, image in enumerate(images, 1):
+        some_of(image=image)
+        assert len(ran) == 2 * number
+        assert len(set(ran[-2:])) == 2
+    assert len(set(ran)) == 14
+
+
 @pytest.mark.slow
 def test_the_quick_form_writes_every_figure_it_prints(tmp_path, capsys):
     threads = torch.get_num_threads()
@@ -83,18 +104,21 @@ def test_the_gallery_shows_every_published_policy():
 
 def test_the_picture_of_the_docs_is_of_real_images(capsys, monkeypatch):
     monkeypatch.delenv("AUGSUBSET_CIFAR10", raising=False)
-    before = gallery.PICTURE.read_bytes()
+    before = (gallery.DOCS / "policies.png").read_bytes()
     gallery.main([])
-    assert "is left as it is" in capsys.readouterr().out
-    assert gallery.PICTURE.read_bytes() == before
+    assert "are left as they are" in capsys.readouterr().out
+    assert (gallery.DOCS / "policies.png").read_bytes() == before
 
 
-def test_the_gallery_is_a_picture(tmp_path):
-    gallery.main(["--out", str(tmp_path / "gallery.png")])
-    with Image.open(tmp_path / "gallery.png") as picture:
-        pixels = np.asarray(picture.convert("L"))
-    assert pixels.shape[0] > 800
-    assert 0.02 < (pixels < 128).mean() < 0.9
+def test_the_pictures_are_drawn(tmp_path):
+    gallery.main(["--out", str(tmp_path)])
+    heights = {}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        heights[path.stem] = pixels.shape[0]
+        assert 0.02 < (pixels < 128).mean() < 0.9
+    assert 300 < heights["augmentations"] < heights["policies"] < heights["operations"]
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from augsubset import LastLayerGradients, Selection, Selector, select_coreset
+from benchmarks.grid import grid_names, load_grid
 from benchmarks.rules import (
     RULES,
     AdaptiveBudget,
@@ -17,7 +18,6 @@ from benchmarks.rules import (
     _rows,
     make_rule,
 )
-from benchmarks.train import GRIDS, load_grid
 
 
 def gradients_of(n=60, classes=3, seed=0, inputs=0, losses=None):
@@ -208,8 +208,20 @@ def test_weights_of_mean_one_are_a_coresets_over_their_mean():
         MeanOne(copies=0)
 
 
+def test_tempered_weights_are_roots_capped_and_of_mean_one():
+    gradients = gradients_of()
+    plain = make_rule("coreset", {}).select(gradients, budget=12, seed=0, epoch=0)
+    found = make_rule("tempered", {"cap": 1.2}).select(gradients, budget=12, seed=0, epoch=0)
+    assert found.indices.tolist() == plain.indices.tolist()
+    roots = plain.weights.sqrt()
+    capped = (roots / roots.mean()).clamp(max=1.2)
+    assert torch.allclose(found.weights, capped / capped.mean())
+    assert float(found.weights.mean()) == pytest.approx(1)
+    assert len(found.weights.unique()) > 1
+
+
 def test_weights_of_mean_one_are_that_on_each_copy_in_every_grid():
-    cells = [cell for path in GRIDS.glob("*.toml") for cell in load_grid(path.stem).cells]
+    cells = [cell for name in grid_names() for cell in load_grid(name).cells]
     of_mean_one = {
         (cell.weights, cell.copies, cell.rule_options.get("copies", 1))
         for cell in cells

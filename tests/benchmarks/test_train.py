@@ -10,20 +10,11 @@ import torch
 from augsubset import Selection
 from benchmarks import cells
 from benchmarks import train as training
-from benchmarks.answers import in_parts
-from benchmarks.cells import (
-    Cell,
-    Costs,
-    OneByOne,
-    as_recorded,
-    build,
-    data_of,
-    from_record,
-    run_cell,
-)
+from benchmarks.cells import Cell, Costs, OneByOne, build, data_of, run_cell
 from benchmarks.datasets import load_imagenet
+from benchmarks.grid import grid_names, load_grid, load_results
 from benchmarks.models import build_model
-from benchmarks.train import GRIDS, load_grid, load_results, main, run_grid
+from benchmarks.train import main, run_grid
 from tests.benchmarks.test_datasets import write_image
 
 TINY = {"limit": 60, "epochs": 2, "batch_size": 30, "lr": 0.05, "base": "none", "copies": 1}
@@ -51,14 +42,14 @@ RANDOM = "[[arm]]\nname = '{rule} {share}'\nrule = 'random'\nfraction = [0.2, 0.
 # Files.
 
 
-@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_grid_on_file_is_one(path):
-    grid = load_grid(path.stem)
+@pytest.mark.parametrize("name", grid_names())
+def test_every_grid_on_file_is_one(name):
+    grid = load_grid(name)
     assert grid.title
-    assert len({cell.name for cell in grid.cells}) == len(grid.cells)
     by_arm = {}
     for each in grid.cells:
-        by_arm.setdefault(each.arm, []).append(each.seed)
+        if each.seed in grid.seeds:
+            by_arm.setdefault(each.arm, []).append(each.seed)
     assert len({tuple(seeds) for seeds in by_arm.values()}) == 1  # all arms paired, none twice
 
 
@@ -92,18 +83,19 @@ def test_a_grid_may_be_another_with_other_settings(tmp_path):
     *others, mine = (each.arm for each in load_grid(tmp_path / "more.toml").cells if each.seed == 0)
     assert (set(others), mine) == ({each.arm for each in kept}, "mine")  # added, none is lost
     (tmp_path / "more.toml").write_text(own.replace("'control'", "'controls'"))
-    with pytest.raises(ValueError, match=r"without must name arms of one, got \['controls'\]"):
+    with pytest.raises(
+        ValueError, match=r"without and only must name arms of one, got \['controls'\]"
+    ):
         load_grid(tmp_path / "more.toml")
 
 
-@pytest.mark.parametrize("path", sorted(GRIDS.glob("*-steps.toml")), ids=lambda path: path.stem)
-def test_what_is_at_equal_steps_is(path):
-    """All arms take as many steps, and none, the control, is one of them."""
-    grid = load_grid(path.stem)
-    for arms in in_parts(grid, {each.arm: each for each in grid.cells}).values():
-        assert "none" in arms
-        (steps,) = {each.plan(1000).steps for each in arms.values()}
-        assert steps is not None
+@pytest.mark.parametrize("name", [name for name in grid_names() if name.endswith("-steps")])
+def test_what_is_at_equal_steps_is(name):
+    """All arms of one data set take as many steps."""
+    steps = {}
+    for each in load_grid(name).cells:
+        steps.setdefault((each.imbalance, each.noise_kind), set()).add(each.plan(1000).steps)
+    assert all(len(found) == 1 and None not in found for found in steps.values())
 
 
 def test_files_that_are_no_grids_are_refused(tmp_path):
@@ -135,24 +127,24 @@ def test_cells_that_could_not_run_are_refused_at_once(values, message):
 # Cells.
 
 
-def test_names_differ_where_cells_do_and_defaults_leave_no_mark():
+def test_keys_differ_where_cells_do_and_not_by_names_or_devices():
     plain = cell()
-    assert plain.name == cell(threads=1, workers=0).name
+    same = cell(arm="another", device="cuda", precision="bfloat16", threads=1, workers=0)
+    assert plain.key == same.key
     others = [
         cell(seed=1),
         cell(every=2),
         cell(rule_options={"similarity": "exp"}),
         cell(noise=0.5),
+        cell(strong="strength", strong_options={"by": "time"}),
     ]
-    assert len({plain.name, *(each.name for each in others)}) == 5
+    assert len({plain.key, *(each.key for each in others)}) == 6
 
 
-def test_a_record_of_before_is_of_the_same_cell_and_found_under_its_name():
-    found = Cell.of({"arm": "coreset", "seed": 0, "originals": "selected", "weights": "cluster"})
-    old = as_recorded(found)
-    assert (old["raw"], old["weights"]) == ("selected", "paper")
-    assert Cell.of(from_record(old)) == found == Cell.of(from_record(vars(found)))
-    assert "coreset-augmented-0-d521a8b7" in {each.name for each in load_grid("small-only").cells}
+def test_a_cell_is_told_by_what_is_not_the_default():
+    some = cell(rule="random", milestones=[1, 2])
+    assert Cell.of(json.loads(json.dumps(some.values()))) == some
+    assert Cell(arm="plain", seed=3).values() == {"arm": "plain", "seed": 3}
 
 
 def made_of(monkeypatch, **values):
@@ -244,12 +236,13 @@ class Ran:
 
     def __call__(self, cell, data, before_epoch):
         self.cells.append(cell)
-        return {"cell": {}, "result": {"accuracies": [0.5]}}
+        result = {"accuracies": [0.5], "epoch_seconds": []}
+        return {"cell": cell.values(), "environment": {}, "result": result}
 
 
 def test_what_selects_everything_is_not_observed():
-    assert run(rule="all", fraction=1.0, observe=True)["dynamics"]["selections"] == []
-    assert "error" in run(rule="random", observe=True)["dynamics"]["selections"][0]
+    assert run(rule="all", fraction=1.0, observe=True)["dynamics"]["selections"] == {}
+    assert "error" in run(rule="random", observe=True)["dynamics"]["selections"]
 
 
 def test_a_cell_is_a_function_of_itself():
@@ -294,21 +287,21 @@ def test_copies_that_are_not_augmented_do_not_count():
 
 def test_every_selection_is_recorded():
     record = run(rule="random", observe=True, epochs=3)["dynamics"]
-    assert [entry["epoch"] for entry in record["selections"]] == [0, 1, 2]
-    assert all(0 < entry["error"] < 1 for entry in record["selections"])
-    assert "overlap_with_max_loss" in record["selections"][0]
-    plain = run(rule="random")["dynamics"]["selections"][0]
+    assert record["selections"]["epoch"] == [0, 1, 2]
+    assert all(0 < error < 1 for error in record["selections"]["error"])
+    assert "overlap_with_max_loss" in record["selections"]
+    plain = run(rule="random")["dynamics"]["selections"]
     assert "error" not in plain
 
 
 def test_noise_tails_and_shadows_reach_the_record():
-    noisy = run(rule="coreset", noise=0.5)["dynamics"]["selections"][0]
-    assert 0 < noisy["clean_share"] < 1
-    tail = run(rule="coreset", limit=None, imbalance=10, epochs=1)["dynamics"]["selections"][0]
-    assert 0 < tail["tail_recall"] < 1
+    noisy = run(rule="coreset", noise=0.5)["dynamics"]["selections"]
+    assert 0 < noisy["clean_share"][0] < 1
+    tail = run(rule="coreset", limit=None, imbalance=10, epochs=1)["dynamics"]["selections"]
+    assert 0 < tail["tail_recall"][0] < 1
     shadows = [{"rule": "max-loss", "fraction": 0.3}]
     found = run(rule="random", shadows=shadows)["dynamics"]["shadows"]["max-loss 0.3"]
-    assert [entry["num_selected"] for entry in found["selections"]] == [18, 18]
+    assert found["selections"]["num_selected"] == [18, 18]
 
 
 def test_weights_of_another_task_are_started_from(tmp_path):
@@ -336,7 +329,7 @@ def test_a_rule_that_rotates_probes_only_now_and_then():
         patch.setattr("augsubset.probe.probe.GradientProbe.scan", scan)
         record = run_cell(chosen, data)
     assert len(scans) == 2
-    assert len(record["dynamics"]["selections"]) == 4
+    assert len(record["dynamics"]["selections"]["epoch"]) == 4
 
 
 def test_one_by_one_is_torchvision_a_row():
@@ -360,23 +353,18 @@ def test_a_run_that_stopped_goes_on(tmp_path, capsys):
     grid, out = load_grid(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
     main([str(tmp_path / "g.toml"), "--out", str(out), "--budget-minutes", "0"])
     assert "4 cells are left" in capsys.readouterr().out
-    first = grid.cells[0]
-    run_grid(replace_cells(grid, grid.cells[:1]), out, None, budget_minutes=None)
-    written = (out / f"{first.name}.json").stat().st_mtime_ns
+    run_grid(replace(grid, cells=grid.cells[:1]), out)
+    before = (out / "g.jsonl").read_text()
     main([str(tmp_path / "g.toml"), "--out", str(out)])
     shown = capsys.readouterr().out
     assert "1 of 4 cells are done" in shown
     assert "all cells are done" in shown
-    assert (out / f"{first.name}.json").stat().st_mtime_ns == written
+    assert (out / "g.jsonl").read_text().startswith(before)
     results = load_results(grid, out)
     assert {arm: sorted(by_seed) for arm, by_seed in results.items()} == {
         "random 20%": [0, 1],
         "random 50%": [0, 1],
     }
-
-
-def replace_cells(grid, cells):
-    return type(grid)(grid.name, grid.title, tuple(cells))
 
 
 def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
@@ -389,7 +377,7 @@ def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
         return cell.arm, 0.5, 50.0
 
     monkeypatch.setattr(training._Run, "__call__", run)
-    left = run_grid(grid, tmp_path / "out", None, budget_minutes=2.0)
+    left = run_grid(grid, tmp_path / "out", budget_minutes=2.0)
     assert left == 2  # a third would end at 150 of 120 seconds
 
 
@@ -406,7 +394,7 @@ def test_a_cell_stops_before_an_epoch_that_is_over_the_budget(
     shown = capsys.readouterr().out
     assert f"{left} cells are left" in shown
     assert "a cell was stopped" in shown
-    assert len(list(out.iterdir())) == 4 - left
+    assert sum(map(len, load_results(load_grid(path), out).values())) == 4 - left
     main([str(path), "--out", str(out)])
     assert "all cells are done" in capsys.readouterr().out
 
@@ -427,7 +415,7 @@ def test_files_are_not_kept_on_a_device(tmp_path, monkeypatch):
 def test_a_budget_ends_cells_side_by_side_and_they_go_on(tmp_path, capsys, monkeypatch):
     path, out = str(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
     with monkeypatch.context() as patch:  # time is up once a cell is done
-        patch.setattr(time, "perf_counter", lambda: 1e9 if list(out.glob("*.json")) else 0.0)
+        patch.setattr(time, "perf_counter", lambda: 1e9 if list(out.glob("*")) else 0.0)
         main([path, "--out", str(out), "--jobs", "2", "--budget-minutes", "5"])
     assert "2 cells are left" in capsys.readouterr().out
     main([path, "--out", str(out), "--jobs", "2"])
@@ -473,7 +461,7 @@ def test_images_in_folders_go_through_a_cell(tmp_path):
     record = run_cell(chosen, data)
     assert record["result"]["augmented"] > 0
     assert record["environment"]["data"] == {"name": "imagenet", "sha256": data.digest}
-    assert len(record["dynamics"]["selections"]) == 2
+    assert len(record["dynamics"]["selections"]["epoch"]) == 2
     with pytest.raises(ValueError, match="limit, imbalance and noise must not be given"):
         data_of(cell(data="imagenet"), tmp_path)
 
@@ -487,7 +475,7 @@ def test_what_a_cell_ran_on_is_on_record():
 def test_a_cell_that_fails_is_said_and_not_written(tmp_path):
     grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM.replace("0.5", "1.5")))
     with pytest.raises(ValueError, match="fraction must be"):
-        run_grid(grid, tmp_path / "out", None, budget_minutes=None)
+        run_grid(grid, tmp_path / "out")
     assert set(load_results(grid, tmp_path / "out")) <= {"random 20%"}
 
 
@@ -530,12 +518,109 @@ def test_costs_add_up():
 @pytest.mark.slow
 def test_cells_run_side_by_side_are_the_same(tmp_path):
     grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM))
-    run_grid(grid, tmp_path / "one", None, budget_minutes=None)
-    run_grid(grid, tmp_path / "two", None, jobs=2, budget_minutes=None)
+    run_grid(grid, tmp_path / "one")
+    run_grid(grid, tmp_path / "two", jobs=2)
     one, two = load_results(grid, tmp_path / "one"), load_results(grid, tmp_path / "two")
     for arm, by_seed in one.items():
         for seed, record in by_seed.items():
             assert record["result"]["losses"] == two[arm][seed]["result"]["losses"]
+
+
+CHOICE = """
+[[arm]]
+name = "share {share}"
+rule = "random"
+fraction = [0.2, 0.5]
+[[arm]]
+name = "none"
+rule = "all"
+fraction = 1.0
+strong = "none"
+originals = "none"
+[[choice]]
+name = "best"
+of = ["share 20%", "share 50%"]
+seeds = "0-1"
+[[primary]]
+name = "Does it gain?"
+first = "best"
+second = "none"
+margin = 0.5
+"""
+
+
+def test_a_choice_is_made_before_its_arm_is_run_on_the_seeds_that_are_asked(tmp_path):
+    path, out = write_grid(tmp_path / "g.toml", CHOICE, '"2-3"'), tmp_path / "out"
+    assert run_grid(load_grid(path), out) == 0
+    grid = load_grid(path)
+    results = load_results(grid, out)
+    best = grid.chosen("best", results)
+    ran = {arm: sorted(runs) for arm, runs in results.items()}
+    (other,) = {"share 20%", "share 50%"} - {best}
+    assert ran == {best: [0, 1, 2, 3], other: [0, 1], "none": [2, 3]}
+    means = {
+        arm: sum(results[arm][seed]["result"]["accuracies"][-1] for seed in (0, 1))
+        for arm in (best, other)
+    }
+    assert means[best] >= means[other]
+
+
+def test_only_the_seeds_that_are_asked_for_are_run(tmp_path):
+    path, out = write_grid(tmp_path / "g.toml", RANDOM, '"0-3"'), tmp_path / "out"
+    main([str(path), "--out", str(out), "--seeds", "2-3"])
+    results = load_results(load_grid(path), out)
+    assert {arm: sorted(runs) for arm, runs in results.items()} == {
+        "random 20%": [2, 3],
+        "random 50%": [2, 3],
+    }
+
+
+def test_records_say_what_was_declared_before_the_first(tmp_path):
+    path, out = write_grid(tmp_path / "g.toml", CHOICE, '"2-3"'), tmp_path / "out"
+    grid = load_grid(path)
+    run_grid(replace(grid, cells=grid.cells[:1]), out)
+    ((record,),) = (runs.values() for runs in load_results(grid, out).values())
+    assert record["grid"] == grid.digest
+    assert load_grid(write_grid(path, CHOICE, '"2-9"')).digest == grid.digest  # more seeds
+    changed = CHOICE.replace("margin = 0.5", "margin = 0.6")
+    assert load_grid(write_grid(path, changed, '"2-3"')).digest != grid.digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("margin = 0.5", "margin = 0", "margin must be above 0"),
+        ('second = "none"', 'second = "nothing"', r"must name arms or choices, got \['nothing'\]"),
+        ('"0-1"', '"1-2"', r"must not be those of a choice, got \[2\]"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(tmp_path, old, new, message):
+    path = write_grid(tmp_path / "g.toml", CHOICE.replace(old, new), '"2-3"')
+    with pytest.raises(ValueError, match=message):
+        load_grid(path)
+    question = CHOICE[CHOICE.index("[[primary]]") :]
+    with pytest.raises(ValueError, match="at most 5 primary questions, got 6"):
+        load_grid(write_grid(path, CHOICE + 5 * question, '"2-3"'))
+
+
+def test_records_of_the_same_cell_in_another_grid_count(tmp_path):
+    write_grid(tmp_path / "one.toml", RANDOM)
+    run_grid(load_grid(tmp_path / "one.toml"), tmp_path / "out")
+    arm = "reuse = ['one']\n[setting]"
+    path = write_grid(tmp_path / "two.toml", RANDOM.replace("{rule}", "other {rule}"))
+    path.write_text(path.read_text().replace("[setting]", arm))
+    found = load_results(load_grid(path), tmp_path / "out")
+    assert {arm: sorted(runs) for arm, runs in found.items()} == {
+        "other random 20%": [0, 1],
+        "other random 50%": [0, 1],
+    }
+
+
+def test_an_estimate_says_what_seeds_can_detect(tmp_path, capsys):
+    path = write_grid(tmp_path / "g.toml", CHOICE, '"2-6"')
+    path.write_text("spread = 1.0\n" + path.read_text())
+    main([str(path), "--estimate"])
+    assert "5 seeds, a spread of 1 points: a difference of 1.68 points" in capsys.readouterr().out
 
 
 GPU = {"device": "cuda", "precision": "bfloat16", "channels_last": True, "resident": True}

@@ -3,18 +3,21 @@
 import json
 import os
 import re
+import socket
 import types
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import RandomOps, SubsetAugmentLoader, batch
+from benchmarks.grid import load_grid, load_results
 from benchmarks.tables import figure_row, write_tables
-from benchmarks.train import load_grid, load_results
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network when imported
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,26 @@ def of_the_first_page():
     return names
 
 
+def be_the_only_rank(monkeypatch):
+    """Set what torchrun would."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    for name, value in (world | {"MASTER_ADDR": "localhost"}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+def write_photos(folder):
+    """Write JPEGs of two classes, each of another size."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        path = folder / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
 def fit_as_keras(batches, *, steps_per_epoch, epochs, shuffle):
     """Take from a generator what Keras's ``Model.fit`` takes: a batch ahead of training."""
     assert not shuffle
@@ -64,6 +87,9 @@ def fit_as_keras(batches, *, steps_per_epoch, epochs, shuffle):
 def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     """Each from the names that its page says it has, and no other."""
     monkeypatch.chdir(tmp_path)  # where it leaves its files
+    if "init_process_group" in code:
+        be_the_only_rank(monkeypatch)
+        write_photos(tmp_path / "photos")
     names = of_a_readers_own() if page == "README.md" else of_the_first_page()
     model = names["model"]
     model.fit = fit_as_keras
@@ -151,7 +177,14 @@ def test_the_table_in_the_readme_is_the_one_on_record():
         (augmented,) = {run["augmented"] for run in runs}
         steps |= {run["steps"] for run in runs}
         found.append((mean(last), augmented))
-        figures = f"{mean(last):.1f} | {stdev(last):.1f} | {len(runs)} | {augmented:,}"
+        seconds = median(run["seconds"]["total"] for run in runs)
+        augmenting = median(
+            run["seconds"]["augmentation"] / run["seconds"]["total"] for run in runs
+        )
+        assert augmenting < 0.06  # "about a twentieth"
+        figures = (
+            f"{mean(last):.1f} ± {stdev(last):.1f} | {len(runs)} | {augmented:,} | {seconds:.0f}"
+        )
         assert f"| {label} | {figures} |" in text
     assert len(steps) == 1  # "every row takes as many training steps"
     (nothing, _), (subset, some), _, (everything, all_of_them), (in_place, _) = found

@@ -28,6 +28,23 @@ def test_every_public_name_of_diagnostics_is_in_the_reference(room):
     assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
 
 
+def test_the_table_of_the_loaders_arguments_has_each_once():
+    table = REFERENCE.split("## The loader")[1].split("```")[0]
+    named = re.findall(r"`(\w+)`", table)
+    assert sorted(named) == sorted(inspect.signature(augsubset.SubsetAugmentLoader).parameters)
+
+
+@pytest.mark.parametrize("picture", sorted(DOCS.glob("*.svg")), ids=lambda path: path.name)
+def test_pictures_can_be_read_on_a_phone_and_on_a_dark_page(picture):
+    """Text has eight of 358 pixels or more; exponents are smaller."""
+    text = picture.read_text()
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])
+    sizes = {float(size) for size in re.findall(r"font-size: ([\d.]+)px", text)}
+    assert min(sizes - {6.3}) * 358 / width >= 8
+    ground, *_ = re.findall(r'<path d="M 0 [\d.]+ L?\s*[^"]*" style="fill: (#\w+|none)', text)
+    assert ground == "#ffffff" or "#7d8590" in text  # a gray that reads on both
+
+
 def test_every_page_is_in_the_contents():
     named = re.findall(r"^[a-z-]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
     pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}

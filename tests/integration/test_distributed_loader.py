@@ -43,9 +43,12 @@ def test_ranks_of_every_framework_resume_within_an_epoch(framework, num_processe
     assert_all_said(run, num_processes, "resumed")
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize(
-    "when", ["while_probing", "while_solving", "while_exchanging", "in_the_background"]
+    ("num_processes", "when"),
+    [
+        *[(2, "while_probing"), (2, "while_solving"), (2, "in_the_background")],
+        *[(2, "while_exchanging"), (4, "while_exchanging")],
+    ],
 )
 def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute(num_processes, when):
     launch.assert_all_but_rank_1_saw_it("distributed_loader", num_processes, f"killed_{when}")

@@ -79,7 +79,6 @@ def make(
 LAYOUTS, ORIGINALS = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
 WEIGHTS = ("uniform", "cluster", "unscaled", "resample")
 KINDS = list(itertools.product(LAYOUTS, ORIGINALS, WEIGHTS))
-of_every_kind = pytest.mark.parametrize(("layout", "originals", "weights"), KINDS)
 
 
 def kind(layout, originals, weights):
@@ -93,22 +92,25 @@ def kind(layout, originals, weights):
 RANKS = [(1, 0), (2, 0), (2, 1), (4, 3)]
 
 
-def each_kind_with(choices):
+def one_for_each_kind(choices):
+    """Every kind with one of the choices, in turn, another for each of the weights."""
+    return [(*kind, *choices[(i + i // 4) % len(choices)]) for i, kind in enumerate(KINDS)]
+
+
+def each_kind_with(choices, more=()):
     """Every kind with each of the choices; `make test` has one for each kind, in turn."""
-    return [
-        pytest.param(*kind, *choice, marks=() if number == i % len(choices) else pytest.mark.slow)
-        for i, kind in enumerate(KINDS)
-        for number, choice in enumerate(choices)
-    ]
+    fast = one_for_each_kind(choices)
+    every = [(*kind, *choice) for kind in KINDS for choice in choices]
+    slow = [each for each in every if each not in fast] + list(more)
+    return [*fast, *(pytest.param(*each, marks=pytest.mark.slow) for each in slow)]
 
 
-on_ranks = pytest.mark.parametrize(
-    ("layout", "originals", "weights", "num_replicas", "rank"), each_kind_with(RANKS)
+@pytest.mark.parametrize(
+    ("layout", "originals", "weights", "num_replicas", "rank", "num_workers"),
+    each_kind_with(
+        [(*each, 0) for each in RANKS], one_for_each_kind([(*each, 2) for each in RANKS])
+    ),
 )
-
-
-@on_ranks
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_order_depends_on_seed_epoch_and_selection_alone(
     layout, originals, weights, num_replicas, rank, num_workers
 ):
@@ -123,7 +125,9 @@ def test_the_order_depends_on_seed_epoch_and_selection_alone(
     assert num_workers == 0 or [first, second] == orders(0)
 
 
-@on_ranks
+@pytest.mark.parametrize(
+    ("layout", "originals", "weights", "num_replicas", "rank"), each_kind_with(RANKS)
+)
 def test_every_kind_of_epoch_resumes_anywhere(layout, originals, weights, num_replicas, rank):
     options = kind(layout, originals, weights)
     options |= {"num_replicas": num_replicas, "rank": rank}
@@ -138,10 +142,11 @@ def test_every_kind_of_epoch_resumes_anywhere(layout, originals, weights, num_re
 
 
 @pytest.mark.slow
-@of_every_kind
 @pytest.mark.parametrize(
-    ("before", "after", "num_replicas", "rank"),
-    [(0, 2, 1, 0), (2, 0, 1, 0), (2, 2, 1, 0), (2, 2, 2, 0), (2, 2, 2, 1), (2, 2, 4, 3)],
+    ("layout", "originals", "weights", "before", "after", "num_replicas", "rank"),
+    one_for_each_kind(
+        [(0, 2, 1, 0), (2, 0, 1, 0), (2, 2, 1, 0), (2, 2, 2, 0), (2, 2, 2, 1), (2, 2, 4, 3)]
+    ),
 )
 def test_every_kind_resumes_with_other_workers(
     layout, originals, weights, before, after, num_replicas, rank
@@ -177,14 +182,16 @@ def rows_of(batches):
     return [row for batch in batches for row in zip(*batch, strict=True)]
 
 
-WORKERS = [(0, 0), pytest.param((2, 1), marks=pytest.mark.slow)]
+OTHERS = [(1, 2), (2, 1), (2, 4), (4, 2)]
 
 
 @pytest.mark.parametrize(
-    ("layout", "originals", "weights", "before", "after"),
-    each_kind_with([(1, 2), (2, 1), (2, 4), (4, 2)]),
+    ("layout", "originals", "weights", "before", "after", "workers"),
+    each_kind_with(
+        [(*each, (0, 0)) for each in OTHERS],
+        one_for_each_kind([(*each, (2, 1)) for each in OTHERS]),
+    ),
 )
-@pytest.mark.parametrize("workers", WORKERS)
 def test_a_run_goes_on_with_another_number_of_ranks(
     layout, originals, weights, before, after, workers
 ):

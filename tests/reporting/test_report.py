@@ -248,7 +248,7 @@ def test_the_page_is_readable_without_scripts_and_fetches_nothing(tmp_path):
     for heading in (
         "What was selected, and when",
         "Class balance",
-        "How well the subset stands for the data",
+        "How well the subset represents the data",
         "Selected most often",
     ):
         assert f"<h2>{heading}</h2>" in without
