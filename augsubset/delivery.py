@@ -25,7 +25,7 @@ from augsubset.augment.plan import (
     stage_ops,
 )
 from augsubset.normalization import Normalization
-from augsubset.sampling import PADDING, is_original, unpack
+from augsubset.sampling import PADDING, ResidentRows, is_original, unpack
 from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["Delivery", "StagedBatch", "plan_batch"]
@@ -44,7 +44,7 @@ class StagedBatch(NamedTuple):
     """What a launch needs, on the device, and what was copied along with it.
 
     Args:
-        images: ``(B, C, H, W)``
+        images: The batch's, ``(B, C, H, W)``, or all that the plan points into.
         plan: ``(B, W)`` int32
         parts: As given.
         num_copies: Rows that are augmented copies.
@@ -104,11 +104,12 @@ class Delivery:
         factors = self._normalization.get_factors(device, x.dtype)
         channels, height, width = x.shape[1:]
         ops = self._augment.ops.values()
+        one = torch.empty((1, *x.shape[1:]), dtype=x.dtype, device=device)
         return (
             (factors.ndim == 0 or factors.shape[1] == channels)
             and all(not op.channels or channels in op.channels for op in ops)
             and not (self._is_reflected and self._base.padding >= min(height, width))
-            and self._augment.engine.find_obstacle(x[:1].to(device)) is None
+            and self._augment.engine.find_obstacle(one) is None
         )
 
     @property
@@ -154,6 +155,7 @@ class Delivery:
             x.shape[2],
             x.shape[3],
             x.dtype == torch.uint8,
+            isinstance(x, ResidentRows),
             lines,
         )
         for part, start, end in zip(parts, starts, ends[1:], strict=True):
@@ -164,7 +166,11 @@ class Delivery:
             for part, start, end in zip(parts, starts, ends[1:], strict=True)
         ]
         plan = on_device[: ends[0]].view(torch.int32).view(num_rows, width)
-        return StagedBatch(to_device_async(x, device).contiguous(), plan, moved, num_copies)
+        if isinstance(x, ResidentRows):
+            images = x.source
+        else:
+            images = to_device_async(x, device).contiguous()
+        return StagedBatch(images, plan, moved, num_copies)
 
     def launch(self, staged: StagedBatch) -> Tensor:
         """Return the images as the model takes them."""
@@ -174,7 +180,7 @@ class Delivery:
             self._augment.engine.name = "one launch"
         is_last = self._normalization.channels_last
         out = torch.empty(
-            images.shape,
+            (len(staged.plan), *images.shape[1:]),
             dtype=self._dtype,
             device=images.device,
             memory_format=torch.channels_last if is_last else torch.contiguous_format,
@@ -205,6 +211,7 @@ def plan_batch(
     height: int,
     width: int,
     is_byte: bool,
+    is_resident: bool,
     lines: Int32Array,
 ) -> int:
     """Write a batch's plan, its copies' operations and all rows' crops; return how many copies.
@@ -219,6 +226,7 @@ def plan_batch(
         height: Image height.
         width: Image width.
         is_byte: Whether pixels are bytes.
+        is_resident: Whether images are found by their index in the dataset, not by their row.
         lines: Out. ``(B, W)``
     """
     num_rows, num_copies = keys.shape[0], 0
@@ -229,7 +237,9 @@ def plan_batch(
         if not _is_original(copy[i]) and copy[i] != PADDING:
             rows[num_copies] = i
             num_copies += 1
-        lines[i, SOURCE], lines[i, SOURCE + 1], lines[i, COUNT] = i, 0, 0
+        source = index[i] if is_resident else i
+        lines[i, SOURCE], lines[i, SOURCE + 1] = np.int32(source & 0xFFFFFFFF), source >> 32
+        lines[i, COUNT] = 0
         for column in range(TOP, MIRRORED + 1):
             lines[i, column] = 0
     if crop.padding > 0 or crop.flip > 0:

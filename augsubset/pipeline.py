@@ -173,7 +173,7 @@ class BatchPipeline:
         """Return a batch made in one launch, with one copy for all but the pixels."""
         along = [parts.labels, *([] if weights is None else [weights])]
         along += [unpack(keys)[2]] if self.spec.return_index else []
-        labels_go_along = isinstance(parts.labels, Tensor) and parts.labels.device.type == "cpu"
+        labels_go_along = _is_plain(parts.labels)
         seeds = self._seed, self._base_seed
         packed = along if labels_go_along else along[1:]
         staged = delivery.stage(parts.inputs, keys, seeds, packed, device)
@@ -353,6 +353,12 @@ def _describe(part: Any) -> str:
     if isinstance(part, Tensor):
         return f"{tuple(part.shape)} {part.dtype}"
     return type(part).__name__ + (f" of {len(part)}" if isinstance(part, Sized) else "")
+
+
+def _is_plain(part: Any) -> bool:
+    """Return whether a part is a tensor on the CPU that is nothing but its values."""
+    is_dense = type(part) is Tensor and part.layout == torch.strided and not part.requires_grad
+    return is_dense and part.device.type == "cpu"
 
 
 def _record_use(stream: torch.cuda.Stream, output: Any) -> None:

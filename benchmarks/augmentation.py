@@ -548,7 +548,7 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         drawing = drawing_of(policy, torch.empty(num_rows, 3, 32, 32), RowKeys(0, 3, keys, 1))
         small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
         seeds = np.uint64(0), np.uint64(1)
-        given = tables, codes, base.tables, 32, 32, True, lines
+        given = tables, codes, base.tables, 32, 32, True, False, lines
         calls: dict[str, Callable[[], Any]] = {
             "one loop": partial(plan_batch, keys.numpy(), *seeds, *given),
             "in turn": lambda: (drawing(), base(small, RowKeys(1, 3, keys, 1))),  # noqa: B023

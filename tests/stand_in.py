@@ -49,6 +49,8 @@ class StandInDevice(TorchDispatchMode):
         self._inverts = inverts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind not in (OnDevice, Tensor) for kind in types):
+            return NotImplemented  # a tensor that knows how to make itself one of these
         if self._inverts and func in PRODUCTS and isinstance(args[0], OnDevice):
             x, divisor = args
             if not isinstance(divisor, OnDevice):

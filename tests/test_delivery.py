@@ -2,16 +2,21 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
 
 from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
 from augsubset.augment import OPS
+from augsubset.augment.plan import count_columns
+from augsubset.delivery import plan_batch
 from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
+from augsubset.sampling import ResidentRows, TensorBatches
 from augsubset.sampling.keys import FIRST_REPEAT, LAST_FILLER, PADDING, pack
 from benchmarks.augmentation import CountCalls
 from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
@@ -174,6 +179,57 @@ def test_images_that_are_on_the_device_are_not_copied():
 
 
 @needs_compiler
+def test_resident_images_are_found_by_index_and_never_gathered():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 9, 8, 3), generator=generator, dtype=torch.uint8)
+    data = TensorBatches(TensorDataset(images.permute(0, 3, 1, 2), torch.arange(50)), resident=True)
+    keys = pack(2, torch.tensor([0, 1, 2, 3] * 4), torch.randperm(50, generator=generator)[:16])
+    pipeline = make_pipeline(POLICIES["paper"], CropFlip(), normalize=statistics(3))
+    expected = pipeline.process(*data.__getitems__(keys.tolist()), None, CPU)
+    with fake_cuda() as driver:
+        data.to(DEVICE)
+        batch, _ = data.__getitems__(keys.tolist())
+        assert type(batch[0]) is ResidentRows
+        pipeline.process(batch, keys, None, DEVICE)  # loads the code
+        driver.launches.clear()
+        with CountCopies() as copies, CountCalls() as calls:
+            found = pipeline.process(batch, keys, None, DEVICE)
+        assert_same(found, expected)
+    assert (copies.count, driver.launches) == (1, ["deliver_rows"])
+    assert calls.count <= 4
+    assert batch[0]._gathered is None
+
+
+@needs_compiler
+def test_resident_images_go_the_general_way_gathered_once():
+    x, y = images = make_batch(20, 3, 6, 5, True)[0]
+    data = TensorBatches(TensorDataset(x, y), resident=True)
+    keys = pack(1, torch.tensor([0, 1] * 6), torch.arange(12) + 7)
+    pipeline = make_pipeline(RandomOps.augmix(), CropFlip())
+    expected = pipeline.process(*data.__getitems__(keys.tolist()), None, CPU)
+    with fake_cuda() as driver:
+        data.to(DEVICE)
+        batch, _ = data.__getitems__(keys.tolist())
+        assert (batch[0].shape, batch[0].dtype, batch[0].device) == ((12, 3, 6, 5), x.dtype, DEVICE)
+        assert_same(pipeline.process(batch, keys, None, DEVICE), expected)
+        assert batch[0].gather_rows() is batch[0].gather_rows()
+    assert driver.launches == ["augment_rows"]
+    assert torch.equal(x, images[0])
+
+
+def test_a_plan_points_into_data_of_any_size():
+    policy, base = POLICIES["paper"], CropFlip()
+    tables, seed = policy.tables, np.uint64(0)
+    index = torch.tensor([0, 7, 2**31 - 1, 2**31, 2**33 + 5, 2**36 - 1])
+    lines = np.zeros((6, count_columns(tables.num_slots, tables.num_params)), np.int32)
+    given = tables, policy.engine.codes, base.tables, 8, 8, True
+    plan_batch(pack(1, 1, index).numpy(), seed, seed, *given, True, lines)
+    assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == index.tolist()
+    plan_batch(pack(1, 1, index).numpy(), seed, seed, *given, False, lines)
+    assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == list(range(6))
+
+
+@needs_compiler
 def test_labels_of_any_dtype_go_along():
     (x, _), keys, _ = make_batch(6, 3, 8, 8, True)
     pipeline = make_pipeline(POLICIES["paper"])
@@ -181,6 +237,9 @@ def test_labels_of_any_dtype_go_along():
         torch.rand(6, 4).bfloat16(),
         torch.rand(6) < 0.5,
         torch.rand(4, 6).T,
+        torch.zeros(6, 0),
+        torch.rand(6, requires_grad=True),
+        torch.rand(6, 2).to_sparse(),
         [{"box": torch.rand(2)} for _ in range(6)],
     ):
         expected = pipeline.process((x, labels), keys, None, CPU).output[1]
@@ -191,7 +250,7 @@ def test_labels_of_any_dtype_go_along():
             for mine, other in zip(found, expected, strict=True):
                 assert torch.equal(mine["box"].inner, other["box"])
         else:
-            assert torch.equal(found.inner, expected)
+            assert torch.equal(found.inner.to_dense(), expected.to_dense())
 
 
 GENERAL = {
@@ -309,3 +368,16 @@ def test_under_a_sanitizer(is_byte):
     pipeline = make_pipeline(policy, BASES["reflect"])
     expected = pipeline.process(batch, keys, weights, CPU)
     assert_same(pipeline.process(batch, keys, weights, GPU), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("augment", ["paper", "augmix"])
+def test_on_a_gpu_resident_images_are_those_of_the_cpu(augment):
+    policy = RandomOps.augmix() if augment == "augmix" else POLICIES[augment]
+    (x, y), _, _ = make_batch(50, 3, 32, 32, True)
+    data = TensorBatches(TensorDataset(x, y), resident=True)
+    keys = pack(2, torch.tensor([0, 1] * 16), torch.arange(32) + 9)
+    pipeline = make_pipeline(policy, CropFlip())
+    expected = pipeline.process(*data.__getitems__(keys.tolist()), None, CPU)
+    data.to(GPU)
+    assert_same(pipeline.process(*data.__getitems__(keys.tolist()), None, GPU), expected)

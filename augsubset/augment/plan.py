@@ -1,7 +1,8 @@
 """What each row of a batch gets, in one compiled loop: from its key to the kernels' parameters.
 
 The loops call those of other modules. Numba keeps compiled code by the file of the outermost loop:
-after a change in one of the others, touch this file.
+after a change in one of the others, touch this file, and those whose loops call it (``crop.py``,
+``delivery.py``).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from augsubset.sampling.rebuild import (
     shard_loader,
     unpack_batch_sampler,
 )
+from augsubset.sampling.resident import ResidentRows
 from augsubset.sampling.sampler import WeightedCoresetSampler
 from augsubset.sampling.worker import (
     KeyedCollate,
@@ -25,6 +26,7 @@ __all__ = [
     "Layout",
     "LoaderOrder",
     "Originals",
+    "ResidentRows",
     "RowWeights",
     "Source",
     "SubsetAugmentDataset",

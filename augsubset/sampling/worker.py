@@ -20,9 +20,10 @@ from torch.utils.data import (
 )
 
 from augsubset.sampling.keys import MAX_INDEX, unpack
+from augsubset.sampling.resident import ResidentRows
 from augsubset.utils.checks import check_int
 from augsubset.utils.rng import MAX_SEED, forked_rng, mix_seed, seed_cpu
-from augsubset.utils.torch_utils import map_leaves, to_device_async
+from augsubset.utils.torch_utils import map_leaves
 
 __all__ = [
     "KeyedCollate",
@@ -257,15 +258,20 @@ class TensorBatches(Dataset[Any]):
                     f"images must fit on {device} to be resident, got {self._images.numel()} "
                     f"bytes for {free} bytes that are free. Leave resident=False."
                 )
-        self._images = self._images.to(device)
+        self._images = self._images.to(device, memory_format=torch.contiguous_format)
 
     def __getitems__(self, keys: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Return ``([images, labels, ...], keys)``; an index outside the dataset raises."""
         rows = torch.tensor(keys, dtype=torch.int64)
         indices = unpack(rows)[2]
-        on_device = to_device_async(indices, self._images.device)
         others = [part.index_select(0, indices.to(part.device)) for part in self._others]
-        return [self._images.index_select(0, on_device), *others], rows
+        is_on_cpu = self._images.device.type == "cpu"
+        images = (
+            self._images.index_select(0, indices)
+            if is_on_cpu
+            else ResidentRows(self._images, indices)
+        )
+        return [images, *others], rows
 
 
 class KeyedCollate:

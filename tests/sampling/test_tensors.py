@@ -38,7 +38,7 @@ def test_images_are_moved_once_for_all_epochs(resident, moves, monkeypatch):
     to = torch.Tensor.to
 
     def counting(tensor, *arguments, **options):
-        if len(tensor) == N and tensor.dtype == torch.uint8:
+        if tensor.shape[:1] == (N,) and tensor.dtype == torch.uint8:
             moved.append(tensor)
         return to(tensor, *arguments, **options)
 
