@@ -102,5 +102,5 @@ class Strength(RandomOps):
         draws.reshape(len(rows), self.num_ops, DRAWS_PER_SLOT)[:, :, _LEVEL] = self.levels_of(rows)[
             :, None
         ]
-        out: Tensor = self._engine(x, self._decode(draws))
+        out: Tensor = self.engine(x, self._decode(draws))
         return out
