@@ -362,10 +362,13 @@ def through_kornia(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any
         floats = x[:num_rows].float() / 255
         rows = RowKeys(0, 0, torch.arange(num_rows), 1)
 
-        def each_time(policy: KorniaModule, x: Tensor = floats) -> Callable[[], Any]:
-            """Call it with other keys each time: at p=0.5 their draws decide how much is done."""
-            keys = (RowKeys(0, epoch, torch.arange(len(x)), 1) for epoch in range(often + 1))
-            left = iter(list(keys))
+        # Other keys each time: at p=0.5 their draws decide how much is done.
+        keys = [RowKeys(0, epoch, torch.arange(num_rows), 1) for epoch in range(often + 1)]
+
+        def each_time(
+            policy: KorniaModule, x: Tensor = floats, keys: Sequence[RowKeys] = keys
+        ) -> Callable[[], Any]:
+            left = iter(keys)
             return lambda: policy(x, next(left))
 
         for name, module in modules.items():
