@@ -40,6 +40,8 @@ nitpick_ignore = [
     ("py:mod", "augsubset.selection.distances"),
     ("py:class", "augsubset.batch.BatchParts"),
     ("py:class", "augsubset.augment.draws.OpDraws"),
+    ("py:class", "augsubset.augment.plan.CropTables"),
+    ("py:class", "augsubset.augment.plan.OpTables"),
     ("py:class", "augsubset.augment.params.PrepareContext"),
     ("py:class", "augsubset.probe.logit_cache.LogitCache"),
     ("py:class", "augsubset.selection.distances.Factors"),
