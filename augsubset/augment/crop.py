@@ -102,10 +102,8 @@ class CropFlip:
         seed, epoch, index, copy = rows.arrays
         crops = np.empty((len(x), 3), np.int32)  # first row, first column, mirrored or not
         fill_crops(seed, epoch, index, copy, self.tables, crops)
-        has_loops = x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32)
-        has_loops = has_loops and height * width <= kernels_cpu.MAX_PIXELS
         is_reflected = self.padding_mode == "reflect"
-        if has_loops and not is_reflected:
+        if kernels_cpu.can_run(x) and not is_reflected:
             move = _by_loops(crops, width)
         else:
             both = torch.from_numpy(_list_sources(crops, height, width, is_reflected))

@@ -42,9 +42,6 @@ EngineName = Literal["compiled loops", "one launch", "torch kernels"]
 
 _logger = logging.getLogger(__name__)
 
-# From this many pixels on, kernels.warp may need float64 indices; the CPU loops have float32 only.
-_LARGE_IMAGE = 1 << 23
-
 
 class _Segment(NamedTuple):
     """Contiguous rows of a sorted slot for one kernel; ``None`` leaves them unchanged."""
@@ -155,7 +152,7 @@ class Engine:
         """
         height, width = x.shape[-2:]
         params = self.compute_params(draws, height, width) if params is None else params
-        if self._loop_of is not None and x.device.type == "cpu" and height * width < _LARGE_IMAGE:
+        if self._loop_of is not None and kernels_cpu.can_run(x):
             self.name = "compiled loops"
             return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
         if x.device.type != "cpu" and not self._is_compiled:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["KERNELS", "MAX_PIXELS", "run_rows"]
+__all__ = ["KERNELS", "can_run", "run_rows"]
 
 Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
@@ -42,14 +42,20 @@ KERNELS: dict[Callable[..., Tensor], int] = {
 }
 """The code of the loop that replaces each kernel."""
 
-MAX_PIXELS = (1 << 23) - 1
-"""Height times width of the largest images: float32 counts the pixels of no larger ones."""
+# Height times width of the largest images: float32 counts the pixels of no larger ones.
+_MAX_PIXELS = (1 << 23) - 1
 
 # Pixel values per thread below which starting another thread does not pay.
 _MIN_VALUES_PER_THREAD = 1 << 21
 
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _FIXED_POINT = 1 << 20  # as in kernels.blend
+
+
+def can_run(x: Tensor) -> bool:
+    """Return whether the loops take images ``(B, C, H, W)`` of this device, dtype and size."""
+    is_small = x.shape[-2] * x.shape[-1] <= _MAX_PIXELS
+    return x.device.type == "cpu" and x.dtype in (torch.uint8, torch.float32) and is_small
 
 
 def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:

@@ -218,7 +218,7 @@ def test_a_policy_with_any_other_operation_runs_the_kernels():
 
 
 def test_images_too_large_for_float32_indices_run_the_kernels(monkeypatch):
-    monkeypatch.setattr("augsubset.augment.engine._LARGE_IMAGE", 32 * 32)
+    monkeypatch.setattr(kernels_cpu, "_MAX_PIXELS", 32 * 32 - 1)
     monkeypatch.setattr(kernels_cpu, "run_rows", None)
     x = images(4, 3, 32, 32, torch.uint8)
     POLICIES["paper"](x, RowKeys(0, 0, torch.arange(4), 1))

@@ -448,7 +448,7 @@ def test_crop_flip_copies_rows_on_the_cpu_to_where_a_gather_takes_them(
     monkeypatch.setattr(kernels_cpu, "run_rows", None)
     with pytest.raises(TypeError):
         crop(x, keys(60))
-    monkeypatch.setattr(kernels_cpu, "MAX_PIXELS", size[0] * size[1] - 1)
+    monkeypatch.setattr(kernels_cpu, "_MAX_PIXELS", size[0] * size[1] - 1)
     assert torch.equal(by_rows, crop(x, keys(60)))
 
 
