@@ -569,8 +569,9 @@ def render() -> str:
         "## What was not run",
         "",
         "One command each, `python -m benchmarks.train GRID --data CIFAR10`, stopped and continued "
-        "at will. Estimates for the paper's settings, all seeds, are from two steps of each "
-        "network.",
+        "at will. Hours follow from runs on record of the same data and network, and a slower or "
+        "busy core took three times as long. Days, for the paper's settings and all seeds, are "
+        "estimated from two steps of each network.",
         "",
         *left_table(),
     ]

@@ -202,8 +202,10 @@ class Answer:
     def words(self) -> str:
         """What that means, with the question's direction and margin."""
         gap, margin = self.gap, self.primary.margin
-        if gap is None or gap.num_pairs < 2:
+        if gap is None:
             return "not run yet"
+        if gap.num_pairs < 2:
+            return "one run is too few"
         if self.primary.direction == "not below":
             if self.p < ALPHA and gap.mean > -margin:
                 return f"less than {margin:g} points worse, if at all"
