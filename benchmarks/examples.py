@@ -1,4 +1,4 @@
-"""Each pair of docs/examples over several seeds: does adopting the library cost accuracy?"""
+"""Each pair of docs/examples over several seeds: what the library does to accuracy and time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
@@ -23,38 +24,48 @@ from torchvision.datasets import cifar
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
 
-__all__ = ["compare", "main"]
+__all__ = ["compare", "main", "times_as_long"]
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-EPOCHS = {"timm": 8, "cifar": 12}  # others: the scripts' own 20
+EPOCHS = {"timm": 8, "cifar": 4}  # others: the scripts' own 20
 
 
 def compare(topic: str, seeds: list[int], arguments: list[str]) -> dict[str, Any]:
-    """Run both scripts of a pair in every seed; return final figures in percent, and a verdict.
+    """Run both scripts of a pair in every seed, one after the other.
 
     Args:
         topic: Of the pair.
         seeds: One run of each script per seed.
         arguments: For the scripts.
+
+    Returns:
+        Final figures in percent and seconds of each run, imports included, and a verdict.
     """
-    found: dict[str, list[float]] = {}
-    names = {}
-    for kind in ("plain", "augsubset"):
-        script = EXAMPLES / f"{topic}_{kind}.py"
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            lines = list(pool.map(lambda seed: _run_apart(script, seed, arguments), seeds))  # noqa: B023
-        figures = [re.search(r"test (accuracy|error) ([\d.]+)%", line) for line in lines]
-        assert all(figures), lines
-        found[kind] = [float(figure[2]) for figure in figures if figure]
-        names = {figure[1] for figure in figures if figure}
+    kinds = ("plain", "augsubset")
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    names = set()
+    for seed in seeds:
+        for kind in kinds:
+            printed = _run_apart(EXAMPLES / f"{topic}_{kind}.py", seed, arguments)
+            *_, (name, figure) = re.findall(r"test (accuracy|error) ([\d.]+)%", printed)
+            names.add(name)
+            found[kind].append(float(figure))
+            seconds[kind].append(max(map(float, re.findall(r"took ([\d.]+) s", printed))))
     (name,) = names
     sign = -1 if name == "error" else 1
     lost = sign * (mean(found["plain"]) - mean(found["augsubset"]))
-    return {"figure": name, **found, "ok": lost <= stdev(found["plain"])}
+    return {"figure": name, **found, "seconds": seconds, "ok": lost <= stdev(found["plain"])}
+
+
+def times_as_long(pair: Mapping[str, Any]) -> float:
+    """Return the median over seeds of how many times as long the script with the library took."""
+    both = zip(pair["seconds"]["augsubset"], pair["seconds"]["plain"], strict=True)
+    return median(ours / plain for ours, plain in both)
 
 
 def _run_apart(script: Path, seed: int, arguments: list[str]) -> str:
-    """Run a script in a process of its own, or two ranks; return the last line it printed."""
+    """Run a script in a process of its own, or two ranks; return what it printed."""
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     launcher = ranks if script.stem.startswith("ddp") else []
     command = [sys.executable, *launcher, "-m", "benchmarks.examples", "--script", str(script)]
@@ -67,7 +78,7 @@ def _run_apart(script: Path, seed: int, arguments: list[str]) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"{script.name} failed in seed {seed}:\n{done.stderr}")
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout
 
 
 def write_cifar_root(data: ImageData, root: Path, limit: int | None) -> None:
@@ -99,7 +110,9 @@ def _run_here(script: str, seed: int, arguments: list[str]) -> None:
     warnings.simplefilter("ignore")
     # A part of CIFAR-10 does not have the checksums that torchvision expects.
     cifar.check_integrity = lambda path, md5=None: Path(path).is_file()
+    begin = time.perf_counter()
     runpy.run_path(script, run_name="__main__")
+    print(f"took {time.perf_counter() - begin:.2f} s")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,7 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
                 pair["training images"] = given.limit or 50_000
             both = (f"{mean(pair[k]):.2f} ± {stdev(pair[k]):.2f}" for k in ("plain", "augsubset"))
             print(
-                f"{topic:<12}{pair['figure']:<10}" + "  ".join(both), "" if pair["ok"] else "LOWER"
+                f"{topic:<12}{pair['figure']:<10}" + "  ".join(both),
+                f"  time {times_as_long(pair):.2f}x",
+                "" if pair["ok"] else "LOWER",
+                flush=True,
             )
     if given.out:
         kept = json.loads(given.out.read_text()) if given.out.exists() else {}

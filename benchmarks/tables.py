@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
+
+from benchmarks.examples import times_as_long
 
 __all__ = ["between", "figure_row", "main", "write_tables"]
 
@@ -20,6 +23,18 @@ OPERATION_KINDS = {
     "floats": "floats",
     "kornia, bytes": "Kornia: bytes and back",
     "kornia": "floats",
+}
+
+
+LOOPS = {
+    "cifar": "plain, CIFAR-10",
+    "ddp": "DistributedDataParallel, torchrun",
+    "lightning": "Lightning",
+    "accelerate": "accelerate",
+    "trainer": "Hugging Face Trainer",
+    "timm": "timm model",
+    "detection": "detection, boxes",
+    "text": "text classification",
 }
 
 
@@ -59,8 +74,25 @@ def table(columns: list[str], rows: list[str]) -> list[str]:
     return [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}", *rows]
 
 
+def pairs_table(results: Path) -> list[str]:
+    """Return a line a pair of scripts: what the library did to accuracy and time."""
+    pairs = json.loads((results / "examples.json").read_text())
+    rows = []
+    for topic, loop in LOOPS.items():
+        pair = pairs[topic]
+        plain, ours = (
+            f"{mean(pair[kind]):.1f} ± {stdev(pair[kind]):.1f}" for kind in ("plain", "augsubset")
+        )
+        scripts = (f"[{kind}](examples/{topic}_{kind}.py)" for kind in ("plain", "augsubset"))
+        rows.append(
+            f"| {loop} | {', '.join(scripts)} | {pair['figure']} {plain} → {ours} "
+            f"| {times_as_long(pair):.1f}x |"
+        )
+    return table(["your loop", "scripts", "test figure, %", "time"], rows)
+
+
 def write_tables(docs: Path, results: Path) -> None:
-    """Bring the tables of three pages in line with five records.
+    """Bring the tables of four pages in line with six records.
 
     Args:
         docs: Folder of the pages, overwritten.
@@ -107,6 +139,9 @@ def write_tables(docs: Path, results: Path) -> None:
         cells = (times.get(way, "") for way in ways)  # few ways at large sizes
         rows.append(f"| {batch.replace(' at ', ', ')} | {' | '.join(cells)} |")
     page.write_text(between(text, "on a GPU", table(["rows, px", *ways], rows)))
+
+    page = docs / "adopt.md"
+    page.write_text(between(page.read_text(), "pairs", pairs_table(results)))
 
     page = docs / "loader.md"
     rows = [figure_row(figure) for each in loader["workloads"].values() for figure in each]
