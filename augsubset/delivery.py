@@ -32,12 +32,15 @@ __all__ = ["Delivery", "StagedBatch", "plan_batch"]
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
 
 _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
 _MASK = (1 << 64) - 1
 # Parts of the one buffer that is copied begin at multiples of this many bytes.
 _ALIGNMENT = 16
+# Rows that are planned together.
+_BLOCK = 256
 
 
 class StagedBatch(NamedTuple):
@@ -147,16 +150,14 @@ class Delivery:
         lines = buffer[: ends[0]].view(np.int32).reshape(num_rows, width)
         num_copies = plan_batch(
             keys.numpy(),
-            np.uint64(seeds[0] & _MASK),
-            np.uint64(seeds[1] & _MASK),
+            seeds,
             tables,
             codes,
             self._base.tables,
-            x.shape[2],
-            x.shape[3],
-            x.dtype == torch.uint8,
-            isinstance(x, ResidentRows),
+            (x.shape[2], x.shape[3]),
             lines,
+            is_byte=x.dtype == torch.uint8,
+            is_resident=isinstance(x, ResidentRows),
         )
         for part, start, end in zip(parts, starts, ends[1:], strict=True):
             buffer[start:end] = part.contiguous().view(-1).view(torch.uint8).numpy()
@@ -200,9 +201,81 @@ class Delivery:
         return out
 
 
-@numba.njit(cache=True, nogil=True)
 def plan_batch(
     keys: Int64Array,
+    seeds: tuple[int, int],
+    tables: OpTables,
+    codes: Int64Array,
+    crop: CropTables,
+    size: tuple[int, int],
+    lines: Int32Array,
+    *,
+    is_byte: bool,
+    is_resident: bool,
+) -> int:
+    """Write a batch's plan, its copies' operations and all rows' crops; return how many copies.
+
+    Args:
+        keys: ``(B,)``
+        seeds: Of the strong policy's rows and the base policy's.
+        tables: The strong policy's.
+        codes: Kernel code of each operation.
+        crop: The base policy's.
+        size: Image height and width.
+        lines: Out. ``(B, W)``
+        is_byte: Whether pixels are bytes.
+        is_resident: Whether images are found by their index in the dataset, not by their row.
+    """
+    seed, base_seed = (np.uint64(each & _MASK) for each in seeds)
+    values: tuple[Any, ...] = (*size, lines, is_byte, is_resident, *tables, *crop)
+    num_copies: int = _plan_batch(keys, seed, base_seed, codes, *values)
+    return num_copies
+
+
+# Table by table: to look up the type of a tuple takes as long as planning thirty rows.
+@numba.njit(cache=True, nogil=True)
+def _plan_batch(
+    keys: Int64Array,
+    seed: np.uint64,
+    base_seed: np.uint64,
+    codes: Int64Array,
+    height: int,
+    width: int,
+    lines: Int32Array,
+    is_byte: bool,
+    is_resident: bool,
+    stream: int,
+    every: int,
+    mode: int,
+    num_choices: int,
+    op_table: Float32Array,
+    levels: Float32Array,
+    prepare_codes: Int64Array,
+    forms: Float32Array,
+    num_slots: int,
+    num_params: int,
+    crop_stream: int,
+    crop_every: int,
+    padding: int,
+    flip: np.float32,
+) -> int:
+    drawing = stream, every, mode, num_choices, op_table, levels
+    tables = OpTables(*drawing, prepare_codes, forms, num_slots, num_params)
+    crop = CropTables(crop_stream, crop_every, padding, flip)
+    num_copies = 0
+    # Blocks, whose arrays stay in cache and are not mapped anew by each call.
+    for first in range(0, keys.shape[0], _BLOCK):
+        last = min(first + _BLOCK, keys.shape[0])
+        part, to = keys[first:last], lines[first:last]
+        given = tables, codes, crop, height, width, is_byte, is_resident
+        num_copies += _plan_block(part, first, seed, base_seed, *given, to)
+    return num_copies
+
+
+@numba.njit(cache=True, nogil=True)
+def _plan_block(
+    keys: Int64Array,
+    first: int,
     seed: np.uint64,
     base_seed: np.uint64,
     tables: OpTables,
@@ -214,21 +287,7 @@ def plan_batch(
     is_resident: bool,
     lines: Int32Array,
 ) -> int:
-    """Write a batch's plan, its copies' operations and all rows' crops; return how many copies.
-
-    Args:
-        keys: ``(B,)``
-        seed: Of the strong policy's rows.
-        base_seed: Of the base policy's rows.
-        tables: The strong policy's.
-        codes: Kernel code of each operation.
-        crop: The base policy's.
-        height: Image height.
-        width: Image width.
-        is_byte: Whether pixels are bytes.
-        is_resident: Whether images are found by their index in the dataset, not by their row.
-        lines: Out. ``(B, W)``
-    """
+    """Do what :func:`plan_batch` does for some rows, ``first`` and those after it."""
     num_rows, num_copies = keys.shape[0], 0
     epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
     copy, rows = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
@@ -237,7 +296,7 @@ def plan_batch(
         if not _is_original(copy[i]) and copy[i] != PADDING:
             rows[num_copies] = i
             num_copies += 1
-        source = index[i] if is_resident else i
+        source = index[i] if is_resident else first + i
         lines[i, SOURCE], lines[i, SOURCE + 1] = np.int32(source & 0xFFFFFFFF), source >> 32
         lines[i, COUNT] = 0
         for column in range(TOP, MIRRORED + 1):
@@ -246,6 +305,6 @@ def plan_batch(
         fill_crops(base_seed, epoch, index, copy, crop, lines[:, TOP : MIRRORED + 1])
     if num_copies > 0:
         at = rows[:num_copies]
-        op, _, _, params = plan_ops(seed, epoch[at], index[at], copy[at], tables, height, width)
+        op, params = plan_ops(seed, epoch[at], index[at], copy[at], tables, height, width)
         stage_ops(op, params, codes, is_byte, at, lines)
     return num_copies

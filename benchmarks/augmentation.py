@@ -358,7 +358,7 @@ def through_kornia(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any
         return lambda one, other: median(raw[one]) / median(raw[other])
 
     # A few milliseconds with 64 rows: more of them, as ratios are near 1.
-    for num_rows, most, often in ((64, 1.3, 5 * repeats), (512, 1.1, repeats)):
+    for num_rows, most, often in ((64, 1.3, 15 * repeats), (512, 1.1, repeats)):
         floats = x[:num_rows].float() / 255
         rows = RowKeys(0, 0, torch.arange(num_rows), 1)
 
@@ -569,10 +569,10 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         lines = np.empty((num_rows, count_columns(tables.num_slots, tables.num_params)), np.int32)
         drawing = drawing_of(policy, torch.empty(num_rows, 3, 32, 32), RowKeys(0, 3, keys, 1))
         small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
-        seeds = np.uint64(0), np.uint64(1)
-        given = tables, codes, base.tables, 32, 32, True, False, lines
+        given = (0, 1), tables, codes, base.tables, (32, 32), lines
+        one = partial(plan_batch, keys.numpy(), *given, is_byte=True, is_resident=False)
         calls: dict[str, Callable[[], Any]] = {
-            "one loop": partial(plan_batch, keys.numpy(), *seeds, *given),
+            "one loop": one,
             "in turn": lambda: (drawing(), base(small, RowKeys(1, 3, keys, 1))),  # noqa: B023
         }
         for call in calls.values():

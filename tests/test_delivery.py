@@ -219,13 +219,13 @@ def test_resident_images_go_the_general_way_gathered_once():
 
 def test_a_plan_points_into_data_of_any_size():
     policy, base = POLICIES["paper"], CropFlip()
-    tables, seed = policy.tables, np.uint64(0)
+    tables = policy.tables
     index = torch.tensor([0, 7, 2**31 - 1, 2**31, 2**33 + 5, 2**36 - 1])
     lines = np.zeros((6, count_columns(tables.num_slots, tables.num_params)), np.int32)
-    given = tables, policy.engine.codes, base.tables, 8, 8, True
-    plan_batch(pack(1, 1, index).numpy(), seed, seed, *given, True, lines)
+    given = (0, 0), tables, policy.engine.codes, base.tables, (8, 8), lines
+    plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=True)
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == index.tolist()
-    plan_batch(pack(1, 1, index).numpy(), seed, seed, *given, False, lines)
+    plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=False)
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == list(range(6))
 
 

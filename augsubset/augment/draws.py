@@ -107,8 +107,8 @@ def _choose_ops(draws: Float32Array, mode: int, num_choices: int, op: Int64Array
                 for _ in range(slot):
                     smallest = num_choices  # of the used operations above `last`
                     for earlier in range(slot):
-                        if last < op[i, earlier] < smallest:
-                            smallest = op[i, earlier]
+                        used = op[i, earlier]
+                        smallest = min(smallest, used if used > last else num_choices)
                     rank += rank >= smallest
                     last = smallest
                 op[i, slot] = rank
@@ -126,18 +126,17 @@ def fill_draws(
 ) -> None:
     """Write operations, -1 where none is applied, and magnitudes."""
     _choose_ops(draws, mode, num_choices, op)
+    num_levels = levels.shape[0]
+    # Selections, not branches, which would be guessed wrong for every other row.
     for i in range(op.shape[0]):
         for slot in range(op.shape[1]):
-            which = op[i, slot]
-            level = table[which, _FIXED_LEVEL]
-            if level < 0:
-                level = draws[i, slot, _LEVEL]
-                if levels.shape[0]:
-                    level = levels[np.int64(level * levels.shape[0])]
-            change = level * table[which, _SPAN]
-            if table[which, _SIGNED] != 0 and draws[i, slot, _SIGN] < 0.5:
-                change = -change
-            value = table[which, _LOW] + change
-            magnitude[i, slot] = np.rint(value) if table[which, _INTEGRAL] != 0 else value
-            if draws[i, slot, _APPLY] >= table[which, _PROBABILITY]:
-                op[i, slot] = -1
+            which, level = op[i, slot], draws[i, slot, _LEVEL]
+            if num_levels:
+                level = levels[np.int64(level * num_levels)]
+            fixed = table[which, _FIXED_LEVEL]
+            change = (level if fixed < 0 else fixed) * table[which, _SPAN]
+            is_negative = (table[which, _SIGNED] != 0) & (draws[i, slot, _SIGN] < np.float32(0.5))
+            value = table[which, _LOW] + (-change if is_negative else change)
+            rounded = np.rint(value)
+            magnitude[i, slot] = rounded if table[which, _INTEGRAL] != 0 else value
+            op[i, slot] = which if draws[i, slot, _APPLY] < table[which, _PROBABILITY] else -1

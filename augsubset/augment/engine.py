@@ -29,8 +29,7 @@ from augsubset.augment.params import (
     prepare_magnitude,
     prepare_rows,
 )
-from augsubset.augment.plan import KERNEL_CODES, OpTables, plan_ops
-from augsubset.augment.random import RowKeys
+from augsubset.augment.plan import KERNEL_CODES, OpTables
 from augsubset.utils.torch_utils import to_device_async
 
 __all__ = ["Engine", "EngineName"]
@@ -128,38 +127,31 @@ class Engine:
         levels: Float32Array,
         num_slots: int,
     ) -> OpTables | None:
-        """Return what :func:`plan_ops` needs; ``None`` if a parameter is not made in a loop."""
+        """Return what ``plan_ops`` needs; ``None`` if a parameter is not made in a loop."""
         if self._prepares:
             return None
         drawing = stream, every, mode, num_choices, op_table, levels
         return OpTables(*drawing, self._codes, self._forms, num_slots, self._num_params)
 
-    def plan(
-        self, rows: RowKeys, tables: OpTables, height: int, width: int
-    ) -> tuple[OpDraws, Float32Array]:
-        """Return the operations of each row, and their parameters ``(B, S, P)``."""
-        seed, epoch, index, copy = rows.arrays
-        op, magnitude, draws, params = plan_ops(seed, epoch, index, copy, tables, height, width)
-        return OpDraws(op, magnitude, draws[:, :, -2:]), params
-
-    def __call__(self, x: Tensor, draws: OpDraws, params: Float32Array | None = None) -> Tensor:
+    def __call__(self, x: Tensor, draws: OpDraws) -> Tensor:
         """Return the images with each row's operations applied in slot order.
 
         Args:
             x: ``(B, C, H, W)`` uint8 or float32 in [0, 1].
             draws: Operations of each row, on the CPU.
-            params: From :meth:`plan`; ``None``: made here.
         """
-        height, width = x.shape[-2:]
-        params = self.compute_params(draws, height, width) if params is None else params
+        return self.run(x, draws.op, self.compute_params(draws, *x.shape[-2:]))
+
+    def run(self, x: Tensor, op: Int64Array, params: Float32Array) -> Tensor:
+        """Return the same from the operations, and their parameters ``(B, S, P)``."""
         if self._loop_of is not None and kernels_cpu.can_run(x):
             self.name = "compiled loops"
-            return kernels_cpu.run_rows(x.contiguous(), self._loop_of[draws.op], params)
+            return kernels_cpu.run_rows(x.contiguous(), self._loop_of[op], params)
         if x.device.type != "cpu" and not self._is_compiled:
             if (obstacle := self.find_obstacle(x)) is None:
                 assert self.codes is not None
                 self.name = "one launch"
-                return device.augment_rows(x.contiguous(), draws.op, params, self.codes)
+                return device.augment_rows(x.contiguous(), op, params, self.codes)
             if obstacle != self._obstacle:
                 self._obstacle = obstacle
                 _logger.warning(
@@ -168,7 +160,7 @@ class Engine:
                     obstacle,
                 )
         self.name = "torch kernels"
-        order, table, plan = self._plan(draws, params)
+        order, table, plan = self._plan(op, params)
         order, table = to_device_async(order, x.device), to_device_async(table, x.device)
         out = x.contiguous()
         for slot, segments in enumerate(plan):
@@ -206,14 +198,14 @@ class Engine:
         return params
 
     def _plan(
-        self, draws: OpDraws, params: Float32Array
+        self, op: Int64Array, params: Float32Array
     ) -> tuple[Tensor, Tensor, list[list[_Segment]]]:
         """Return row orders ``(S + 1, B)``, parameters ``(S, B, P)``, and each slot's segments."""
-        num_rows, num_slots = draws.op.shape
+        num_rows, num_slots = op.shape
         table = np.empty((num_slots, num_rows, self._num_params), np.float32)
         order = np.empty((num_slots + 1, num_rows), np.int64)
         ends = np.zeros((num_slots, len(self._kernels) + 1), np.int64)
-        _sort_by_kernel(self._kernel_of, draws.op, params, order, table, ends)
+        _sort_by_kernel(self._kernel_of, op, params, order, table, ends)
         names, runs = [*self._names, "none"], [*self._kernels, None]
         plan = [
             [

@@ -39,6 +39,7 @@ __all__ = ["Draw", "Draws", "KeyedMode", "draw_parameters", "record_draws", "run
 
 FloatArray = npt.NDArray[Any]
 
+_HOST = (None, torch.device("cpu"), "cpu")
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
@@ -326,7 +327,7 @@ class Draws:
 
     def deliver(self, values: Tensor, shape: Sequence[int], device: Any) -> Tensor:
         """Return numbers ``(B, share)`` as the tensor that was asked for."""
-        if device is not None and torch.device(device).type != "cpu":
+        if device not in _HOST and torch.device(device).type != "cpu":
             values = to_device_async(values, torch.device(device))
         if self.is_by_row(shape):
             return values.view(shape)
@@ -340,7 +341,8 @@ class Draws:
             words = self._hash_on_device(share)
             values = (words >> (64 - bits)) & ((1 << bits) - 1)
             return (values.to(torch.float64) * 2.0**-bits).to(dtype).reshape(tuple(shape))
-        values = torch.from_numpy(self.next_floats(share, bits)).to(dtype)
+        values = torch.from_numpy(self.next_floats(share, bits))
+        values = values if values.dtype == dtype else values.to(dtype)
         return self.deliver(values, shape, device)
 
     def draw_normal(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:

@@ -117,8 +117,9 @@ def prepare_rows(
         width: Image width.
         out: Zeros on entry. ``(B, S, P)``
     """
-    one, two = np.float32(1), np.float32(2)
-    # Indexed element by element: reference counting of a view costs more than the loop body.
+    one = np.float32(1)
+    # Indexed element by element: reference counting of a view costs more than the loop body. Three
+    # cases before the others: among all of them, branches are guessed wrong more often.
     for i in range(op.shape[0]):
         for slot in range(op.shape[1]):
             at, value = op[i, slot], magnitude[i, slot]
@@ -127,40 +128,58 @@ def prepare_rows(
                 a, b, c, d, e, f = _get_affine(value, form, at, height, width)
                 out[i, slot, 0], out[i, slot, 1], out[i, slot, 2] = a, b, c
                 out[i, slot, 3], out[i, slot, 4], out[i, slot, 5] = d, e, f
-            elif which == _FLIP:
-                flip_x, flip_y = form[at, 0], form[at, 1]
-                out[i, slot, 0], out[i, slot, 4] = one - two * flip_x, one - two * flip_y
-                out[i, slot, 2], out[i, slot, 5] = flip_x * (width - 1), flip_y * (height - 1)
-            elif which == _CROP:
-                num_offsets = two * value + one  # from -value to value
-                out[i, slot, 0] = out[i, slot, 4] = one
-                out[i, slot, 2] = np.floor(spare[i, slot, 1] * num_offsets) - value
-                out[i, slot, 5] = np.floor(spare[i, slot, 0] * num_offsets) - value
             elif which == _BLEND:
-                rest = one - value
-                out[i, slot, 0] = value
+                out[i, slot, 0], rest = value, one - value
                 out[i, slot, 1], out[i, slot, 2] = rest * form[at, 0], rest * form[at, 1]
-            elif which == _CUTOUT:
-                side = np.rint(value * np.float32(min(height, width)))
-                for axis in range(2):
-                    size = np.float32(height if axis == 0 else width)
-                    first = np.floor(spare[i, slot, axis] * size) - np.floor(side / two)
-                    out[i, slot, axis], out[i, slot, axis + 2] = first, first + side
-                for channel in range(3):
-                    out[i, slot, 4 + channel] = form[at, channel]
-            elif which == _BLUR:
-                sigma, total = max(np.float64(value), 1e-3), 0.0
-                radius = min(2, height - 1, width - 1)
-                for away in range(radius + 1):
-                    total += np.exp(-((away / sigma) ** 2) / 2)
-                total = 2 * total - 1  # each twice but the centre, which is 1
-                for away in range(radius + 1):
-                    out[i, slot, away] = np.exp(-((away / sigma) ** 2) / 2) / total
-            elif which == _NOISE:
-                out[i, slot, 0] = value
-                out[i, slot, 1], out[i, slot, 2] = spare[i, slot, 0], spare[i, slot, 1]
             elif which == _MAGNITUDE:
                 out[i, slot, 0] = value
+            elif which >= 0:
+                _prepare_other(which, at, form, value, spare, height, width, out, i, slot)
+
+
+@numba.njit(cache=True, nogil=True)
+def _prepare_other(
+    which: int,
+    at: int,
+    form: Array,
+    value: Any,
+    spare: Array,
+    height: int,
+    width: int,
+    out: Array,
+    i: int,
+    slot: int,
+) -> None:
+    """Write the parameters of one row and slot of the rarer cases."""
+    one, two = np.float32(1), np.float32(2)
+    if which == _FLIP:
+        flip_x, flip_y = form[at, 0], form[at, 1]
+        out[i, slot, 0], out[i, slot, 4] = one - two * flip_x, one - two * flip_y
+        out[i, slot, 2], out[i, slot, 5] = flip_x * (width - 1), flip_y * (height - 1)
+    elif which == _CROP:
+        num_offsets = two * value + one  # from -value to value
+        out[i, slot, 0] = out[i, slot, 4] = one
+        out[i, slot, 2] = np.floor(spare[i, slot, 1] * num_offsets) - value
+        out[i, slot, 5] = np.floor(spare[i, slot, 0] * num_offsets) - value
+    elif which == _CUTOUT:
+        side = np.rint(value * np.float32(min(height, width)))
+        for axis in range(2):
+            size = np.float32(height if axis == 0 else width)
+            first = np.floor(spare[i, slot, axis] * size) - np.floor(side / two)
+            out[i, slot, axis], out[i, slot, axis + 2] = first, first + side
+        for channel in range(3):
+            out[i, slot, 4 + channel] = form[at, channel]
+    elif which == _BLUR:
+        sigma, total = max(np.float64(value), 1e-3), 0.0
+        radius = min(2, height - 1, width - 1)
+        for away in range(radius + 1):
+            total += np.exp(-((away / sigma) ** 2) / 2)
+        total = 2 * total - 1  # each twice but the centre, which is 1
+        for away in range(radius + 1):
+            out[i, slot, away] = np.exp(-((away / sigma) ** 2) / 2) / total
+    elif which == _NOISE:
+        out[i, slot, 0] = value
+        out[i, slot, 1], out[i, slot, 2] = spare[i, slot, 0], spare[i, slot, 1]
 
 
 @numba.njit(cache=True, nogil=True)

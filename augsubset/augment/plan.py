@@ -80,8 +80,8 @@ def plan_ops(
     tables: OpTables,
     height: int,
     width: int,
-) -> tuple[Int64Array, Float32Array, Float32Array, Float32Array]:
-    """Return each row's operations ``(B, S)``, magnitudes, uniform numbers and parameters.
+) -> tuple[Int64Array, Float32Array]:
+    """Return each row's operations ``(B, S)``, -1 for none, and their parameters ``(B, S, P)``.
 
     Args:
         seed: Of the rows.
@@ -106,7 +106,7 @@ def plan_ops(
     spare = draws[:, :, DRAWS_PER_SLOT - 2 :]
     codes, forms = tables.prepare_codes, tables.forms
     prepare_rows(codes, op, forms, magnitude, spare, height, width, params)
-    return op, magnitude, draws, params
+    return op, params
 
 
 @numba.njit(cache=True, nogil=True)
@@ -134,8 +134,6 @@ def stage_ops(
         i, count = rows[j], 0
         for slot in range(num_slots):
             code = codes[op[j, slot]]
-            if code == 0:
-                continue
             at = KERNELS + num_slots + count * num_params
             for t in range(num_params):
                 as_floats[i, at + t] = params[j, slot, t]
@@ -146,7 +144,7 @@ def stage_ops(
                 else:
                     as_floats[i, at] = 2**bits
             lines[i, KERNELS + count] = code
-            count += 1
+            count += code != 0  # the next one overwrites none
         lines[i, COUNT] = count
 
 

@@ -32,7 +32,7 @@ from augsubset.augment.draws import (
 from augsubset.augment.engine import Engine, EngineName
 from augsubset.augment.kernels import warp, warp_reflected
 from augsubset.augment.ops import OPS, Op, select_ops
-from augsubset.augment.plan import OpTables
+from augsubset.augment.plan import OpTables, plan_ops
 from augsubset.augment.random import RowKeys, draw_uniforms
 from augsubset.utils.checks import check_choice, check_int, check_number
 from augsubset.utils.torch_utils import to_device_async
@@ -40,6 +40,7 @@ from augsubset.utils.torch_utils import to_device_async
 __all__ = ["PAPER_OPS", "AugMix", "RandomOps", "SubPolicies"]
 
 Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
 
 PAPER_OPS = tuple(OPS)[:14]
 _NUM_BINS = 31  # magnitude levels in the code of RandAugment and TrivialAugment
@@ -312,12 +313,11 @@ class RandomOps:
                 f"masks must be moved by built-in operations alone, got {own or 'a mixture'}. Pass "
                 "a policy (x, rows, masks) -> (x, masks) of your own."
             )
-        draws, params = self._plan(rows, *masks.shape[-2:])
-        is_moving = np.where(self._moves[draws.op], draws.op, -1)
-        return self.engine(masks, draws._replace(op=is_moving), params)
+        op, params = self._plan(rows, *masks.shape[-2:])
+        return self.engine.run(masks, np.where(self._moves[op], op, -1), params)
 
     def _augment(self, x: Tensor, rows: RowKeys) -> Tensor:
-        return self.engine(x, *self._plan(rows, *x.shape[-2:]))
+        return self.engine.run(x, *self._plan(rows, *x.shape[-2:]))
 
     @property
     def tables(self) -> OpTables | None:
@@ -325,13 +325,14 @@ class RandomOps:
         drawing = self._mode, self._num_choices, self._op_table, self._levels, self.num_ops
         return self.engine.make_tables(self.stream, self.every, *drawing)
 
-    def _plan(self, rows: RowKeys, height: int, width: int) -> tuple[OpDraws, Float32Array | None]:
-        """Return each row's operations, and their parameters if one loop makes both."""
-        tables = self.tables
-        if tables is not None:
-            return self.engine.plan(rows, tables, height, width)
+    def _plan(self, rows: RowKeys, height: int, width: int) -> tuple[Int64Array, Float32Array]:
+        """Return each row's operations ``(B, S)``, and their parameters ``(B, S, P)``."""
+        if (tables := self.tables) is not None:
+            op, params = plan_ops(*rows.arrays, tables, height, width)
+            return op, params
         rows = rows.round_epochs(self.every)
-        return self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream)), None
+        draws = self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream))
+        return draws.op, self.engine.compute_params(draws, height, width)
 
     def _decode(self, draws: Float32Array) -> OpDraws:
         """Return the operations for uniform numbers of any shape with 6 ``num_ops`` per row."""

@@ -679,9 +679,8 @@ def test_masks_move_exactly_as_the_images_do(policy, dtype):
         keep = [op.prepare is OPS["rotate"].prepare or "flip" in n for n, op in policy.ops.items()]
 
         def augment(x, rows):
-            draws, params = only_moves._plan(rows, *x.shape[-2:])
-            kept = np.where(np.array([*keep, False])[draws.op], draws.op, -1)
-            return only_moves.engine(x, draws._replace(op=kept), params)
+            op, params = only_moves._plan(rows, *x.shape[-2:])
+            return only_moves.engine.run(x, np.where(np.array([*keep, False])[op], op, -1), params)
 
         only_moves._augment = augment
     x = (places[:, None] + 1).to(torch.uint8)
