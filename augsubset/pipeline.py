@@ -35,23 +35,20 @@ class ReadyBatch(NamedTuple):
         inputs: The model's, which are a part of it.
         keys: ``(B,)`` int64.
         labels: As fetched.
+        num_copies: Rows that are augmented copies.
     """
 
     output: Any
     inputs: Any
     keys: Tensor
     labels: Any
+    num_copies: int
 
     @property
     def originals(self) -> Tensor:
         """Dataset index of each original, -1 for copies and padding; ``(B,)``."""
         _, copy, index = unpack(self.keys)
         return torch.where(is_original(copy), index, -1)
-
-    @property
-    def num_copies(self) -> int:
-        """Rows that are augmented copies."""
-        return len(_find_copies(unpack(self.keys.numpy())[1]))
 
 
 class BatchCheck:
@@ -150,16 +147,16 @@ class BatchPipeline:
         in_place = self._owns_batches or get_device(x) != get_device(parts.inputs)
         x = self.normalization.to_unit(x)
         with nullcontext() if timer is None else timer.on_device("strong"):
-            x, others = self.augment_copies(x, others, rows, in_place)
+            x, others, num_copies = self.augment_copies(x, others, rows, in_place)
         if self._base is not None:
-            rows = RowKeys(self._base_seed, epoch, index, copy)
+            rows = rows.with_seed(self._base_seed)
             x, others = _apply("base", self._base, x, rows, others)
         x = self.normalization.to_model(x)
         output = self._arrange(batch, BatchParts(x, parts.labels, others), device)
         output += [] if weights is None else [move(weights, device)]
         output += [move(index, device)] if self.spec.return_index else []
         yielded = output[0] if len(output) == 1 else tuple(output)
-        return ReadyBatch(yielded, x, keys, parts.labels)
+        return ReadyBatch(yielded, x, keys, parts.labels, num_copies)
 
     def _deliver(
         self,
@@ -180,7 +177,8 @@ class BatchPipeline:
         with nullcontext() if timer is None else timer.on_device("strong"):
             x = delivery.launch(staged)
         labels = [] if labels_go_along else [move(parts.labels, device)]
-        return ReadyBatch((x, *labels, *staged.parts), x, keys, parts.labels)
+        output = (x, *labels, *staged.parts)
+        return ReadyBatch(output, x, keys, parts.labels, staged.num_copies)
 
     def _arrange(self, batch: Any, parts: BatchParts, device: torch.device) -> list[Any]:
         """Return ``[x, y]``, or ``[batch]`` in its own structure."""
@@ -219,11 +217,14 @@ class BatchPipeline:
 
     def augment_copies(
         self, x: Any, others: tuple[Any, ...], rows: RowKeys, in_place: bool = False
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Return inputs and other parts with the strong policy's results in the copies' rows."""
+    ) -> tuple[Any, tuple[Any, ...], int]:
+        """Return inputs and other parts, the strong policy's results in the rows of copies.
+
+        And how many these are.
+        """
         copies = torch.from_numpy(_find_copies(rows.copy.numpy()))
         if len(copies) == 0:
-            return x, others
+            return x, others, 0
         on_device = to_device_async(copies, get_device(x))
         seen = [take_rows(part, copies, on_device) for part in (x, *others)]
         new, new_others = _apply("augment", self._augment, seen[0], rows[copies], tuple(seen[1:]))
@@ -231,7 +232,7 @@ class BatchPipeline:
             put_rows(part, copies, on_device, values, in_place)
             for part, values in zip((x, *others), (new, *new_others), strict=True)
         ]
-        return replaced[0], tuple(replaced[1:])
+        return replaced[0], tuple(replaced[1:]), len(copies)
 
     def try_policies(self, batch: Any, device: torch.device) -> None:
         """Run the policies once, as if all rows were copies, and raise what would fail later.

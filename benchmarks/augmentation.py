@@ -15,6 +15,7 @@ arrays ``(H, W, C)``, two of the same fourteen, with OpenCV on one thread.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -46,7 +47,7 @@ from augsubset import (
     RowKeys,
     SubsetAugmentLoader,
 )
-from augsubset.augment import OPS, kernels_cpu, policies
+from augsubset.augment import OPS, kernels_cpu
 from augsubset.augment.engine import Engine
 from augsubset.augment.params import PrepareContext
 from augsubset.augment.plan import count_columns
@@ -167,14 +168,7 @@ def calls_of(call: Callable[[], Any]) -> int:
 
 def drawing_of(policy: RandomOps, x: Tensor, rows: RowKeys) -> Callable[[], Any]:
     """Return the part of a policy's call that decides what each row gets."""
-
-    def draw() -> Any:
-        held = rows.round_epochs(policy.every)
-        draws = policies.draw_uniforms(held, policy.num_ops * 6, policy.stream)
-        drawn = policy._decode(draws)
-        return policy.engine.compute_params(drawn, *x.shape[-2:])
-
-    return draw
+    return lambda: policy._plan(rows, *x.shape[-2:])
 
 
 def by_kernels(**options: Any) -> RandomOps:
@@ -564,10 +558,14 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
     tables, codes = policy.tables, policy.engine.codes
     assert tables is not None
     assert codes is not None
-    for num_rows, most in ((64, 10.0), (512, 40.0), (4096, 320.0)):
-        keys = pack(3, torch.ones(num_rows, dtype=torch.int64), torch.arange(num_rows))
+    sizes = ((64, 10.0), (512, 40.0), (4096, 320.0))
+    for (num_rows, most), every in itertools.product(sizes, (2, 1)):
+        # One of two rows is a copy, then each.
+        copy = (torch.arange(num_rows) % every == 0).long()
+        keys = pack(3, copy, torch.arange(num_rows))
         lines = np.empty((num_rows, count_columns(tables.num_slots, tables.num_params)), np.int32)
-        drawing = drawing_of(policy, torch.empty(num_rows, 3, 32, 32), RowKeys(0, 3, keys, 1))
+        copies = RowKeys(0, 3, keys, 1)[copy == 1]
+        drawing = drawing_of(policy, torch.empty(len(copies), 3, 32, 32), copies)
         small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
         given = (0, 1), tables, codes, base.tables, (32, 32), lines
         one = partial(plan_batch, keys.numpy(), *given, is_byte=True, is_resident=False)
@@ -581,12 +579,13 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         blocks = {name: partial(_repeat, call) for name, call in calls.items()}
         taken = in_turn(blocks, max(repeats, 50))
         raw = {name: [each / CALLS for each in seconds] for name, seconds in taken.items()}
-        measured[str(num_rows)] = {name: summary(seconds) for name, seconds in raw.items()}
-        mine, name = median(raw["one loop"]), f"{num_rows} rows: "
+        name = f"{num_rows} rows" + (", half of them copies" if every == 2 else ", all copies")
+        measured[name] = {each: summary(seconds) for each, seconds in raw.items()}
+        mine, target = median(raw["one loop"]), most if every == 2 else None
         ratio = median(raw["in turn"]) / mine
         figures += [
-            Figure(f"{name}the plan in one loop", mine * 1e6, "us", "lower", most),
-            Figure(f"{name}that of each policy in turn, over it", ratio, "x", "higher"),
+            Figure(f"{name}: the plan in one loop", mine * 1e6, "us", "lower", target),
+            Figure(f"{name}: that of each policy in turn, over it", ratio, "x", "higher"),
         ]
     return figures, measured
 

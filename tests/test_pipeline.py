@@ -51,7 +51,7 @@ def said(monkeypatch):
     def batches(number):
         for index in range(number):
             said.append(f"batch {index} is made on {running[-1].name}")
-            yield ReadyBatch(torch.tensor(index), None, None, None)
+            yield ReadyBatch(torch.tensor(index), None, None, None, 0)
 
     return said, batches
 

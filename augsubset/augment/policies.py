@@ -328,7 +328,8 @@ class RandomOps:
     def _plan(self, rows: RowKeys, height: int, width: int) -> tuple[Int64Array, Float32Array]:
         """Return each row's operations ``(B, S)``, and their parameters ``(B, S, P)``."""
         if (tables := self.tables) is not None:
-            op, params = plan_ops(*rows.arrays, tables, height, width)
+            seed, epoch, index, copy = rows.arrays
+            op, params = plan_ops(seed, epoch, index, copy, tables, height, width)
             return op, params
         rows = rows.round_epochs(self.every)
         draws = self._decode(draw_uniforms(rows, self.num_ops * DRAWS_PER_SLOT, self.stream))

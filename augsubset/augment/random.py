@@ -86,9 +86,13 @@ class RowKeys:
         return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> RowKeys:
-        """Return the keys of the rows selected by positions or by a mask."""
+        """Return the keys of the rows selected by positions, a slice or a mask."""
         kept = self.epoch[rows], self.index[rows], self.copy[rows]
         return object.__new__(RowKeys)._set(self.seed, *kept)
+
+    def with_seed(self, seed: int) -> RowKeys:
+        """Return the keys of the same rows under another seed."""
+        return object.__new__(RowKeys)._set(seed, self.epoch, self.index, self.copy)
 
     @property
     def arrays(self) -> tuple[Any, ...]:

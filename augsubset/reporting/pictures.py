@@ -118,7 +118,7 @@ def measure_spectrum(loader: SubsetAugmentLoader, indices: list[int]) -> dict[st
     if not isinstance(x, Tensor):
         raise TypeError(f"inputs must be one tensor for a spectrum, got {type(x).__name__}.")
     rows = RowKeys(loader.seed, 0, torch.tensor(indices), 1)
-    augmented, _ = loader.pipeline.augment_copies(x, others, rows)
+    augmented, *_ = loader.pipeline.augment_copies(x, others, rows)
     normalization, device = loader.pipeline.normalization, loader.prober.device
     change = spectrum_change(
         loader.model,
