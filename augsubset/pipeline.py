@@ -298,7 +298,8 @@ def check_policy(name: str, policy: Any, num_others: int = 0) -> None:
     """Raise if something cannot be called as a policy ``(x, rows, *others) -> x``.
 
     Raises:
-        TypeError: If it is a module, a class, or not callable with these arguments.
+        TypeError: If it is a module, a class, one of albumentations' pipelines, or not callable
+            with these arguments.
     """
     if isinstance(policy, torch.nn.Module):
         raise TypeError(
@@ -307,6 +308,12 @@ def check_policy(name: str, policy: Any, num_others: int = 0) -> None:
         )
     if isinstance(policy, type):
         raise TypeError(f"{name} must be a policy, got the class {policy.__name__}. Call it.")
+    if type(policy).__module__.split(".")[0] == "albumentations":
+        raise TypeError(
+            f"{name} must be a policy (x, rows) -> x, got albumentations' "
+            f"{type(policy).__name__}, which takes one image by name. Wrap a function for one "
+            "image: KorniaModule(function); see 'Your albumentations pipeline' in docs/adopt.md."
+        )
     if not callable(policy):
         raise TypeError(f"{name} must be callable, got {type(policy).__name__}.")
     try:

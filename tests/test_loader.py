@@ -1200,6 +1200,11 @@ def regression_probe():
         (lambda: make(policy=nn.Identity()), TypeError, r"Wrap it: KorniaModule\(module\)"),
         (lambda: make(base=nn.Identity()), TypeError, r"base must be a policy \(x, rows\)"),
         (
+            lambda: make(policy=type("Compose", (), {"__module__": "albumentations.core"})()),
+            TypeError,
+            r"albumentations' Compose, which .* KorniaModule\(function\)",
+        ),
+        (
             lambda: make(TensorDataset(X)),
             TypeError,
             "got list of 1 parts. If labels are missing",

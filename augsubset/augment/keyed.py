@@ -41,6 +41,7 @@ FloatArray = npt.NDArray[Any]
 
 _HOST = (None, torch.device("cpu"), "cpu")
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+_SHIFTS = {bits: (np.uint64(64 - bits), 2.0**-bits) for bits in _BITS.values()}
 
 
 class Draw(NamedTuple):
@@ -296,6 +297,7 @@ class Draws:
     def __init__(self, words: UInt64Array, x: Tensor) -> None:
         self.choices: list[PerRow] = []
         self.batch_shape, self._device = x.shape, x.device
+        self._is_remote = x.device.type != "cpu"
         self._words, self._number = words, 0
 
     def close(self) -> None:
@@ -305,18 +307,18 @@ class Draws:
 
     def next_words(self, share: int) -> UInt64Array:
         """Return the next draw's words, ``(B, share)``."""
-        words: UInt64Array = self._next(share, 64, np.uint64(1), np.uint64)
+        words: UInt64Array = self._next(share, np.uint64(0), np.uint64(1), np.uint64)
         return words
 
     def next_floats(self, share: int, bits: int) -> FloatArray:
         """Return the next draw's multiples of ``2**-bits`` below 1, ``(B, share)``."""
         kind = np.float64 if bits > 24 else np.float32
-        floats: FloatArray = self._next(share, bits, 2.0**-bits, kind)
+        floats: FloatArray = self._next(share, *_SHIFTS[bits], kind)
         return floats
 
-    def _next(self, share: int, bits: int, unit: Any, kind: Any) -> Any:
+    def _next(self, share: int, shift: np.uint64, unit: Any, kind: Any) -> Any:
         out = np.empty((len(self._words), share), kind)
-        _fill(self._words, self._number, np.uint64(64 - bits), unit, out)
+        _fill(self._words, self._number, shift, unit, out)
         self._number += 1
         return out
 
@@ -330,7 +332,7 @@ class Draws:
         if device not in _HOST and torch.device(device).type != "cpu":
             values = to_device_async(values, torch.device(device))
         if self.is_by_row(shape):
-            return values.view(shape)
+            return values if values.shape == shape else values.view(shape)
         return PerRow.wrap(values.reshape(len(values), *shape), self)
 
     def draw_uniform(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
@@ -341,9 +343,9 @@ class Draws:
             words = self._hash_on_device(share)
             values = (words >> (64 - bits)) & ((1 << bits) - 1)
             return (values.to(torch.float64) * 2.0**-bits).to(dtype).reshape(tuple(shape))
-        values = torch.from_numpy(self.next_floats(share, bits))
-        values = values if values.dtype == dtype else values.to(dtype)
-        return self.deliver(values, shape, device)
+        floats = self.next_floats(share, bits)
+        values = torch.from_numpy(floats.reshape(shape) if self.is_by_row(shape) else floats)
+        return self.deliver(values if values.dtype == dtype else values.to(dtype), shape, device)
 
     def draw_normal(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
         """Draw from the standard normal distribution, of 2**16 equally likely values."""
@@ -393,8 +395,7 @@ class Draws:
 
     def _is_noise(self, shape: Sequence[int]) -> bool:
         """Whether there is a number for each pixel, which is made where the images are."""
-        is_remote = self._device.type != "cpu"
-        return is_remote and tuple(shape) == tuple(self.batch_shape)
+        return self._is_remote and tuple(shape) == tuple(self.batch_shape)
 
     def _hash_on_device(self, share: int) -> Tensor:
         """Return the words of :meth:`next_words` as int64 on the device of the images."""
@@ -407,7 +408,7 @@ class Draws:
 
 def _read_size(args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
     size = kwargs["size"] if "size" in kwargs else args[0] if len(args) == 1 else args
-    return (int(size),) if isinstance(size, int) else tuple(int(side) for side in size)
+    return (int(size),) if isinstance(size, int) else tuple(map(int, size))
 
 
 def _read_dtype(kwargs: dict[str, Any]) -> torch.dtype:

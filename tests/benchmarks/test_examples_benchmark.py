@@ -73,5 +73,5 @@ def test_every_pair_is_on_record_and_none_ends_a_deviation_below_its_twin():
     assert set(pairs) == {path.stem.removesuffix("_plain") for path in scripts}
     for pair in pairs.values():
         assert pair["ok"]
-        assert len(pair["plain"]) == len(pair["augsubset"]) == 3
+        assert len(pair["plain"]) == len(pair["augsubset"]) >= 3
     assert pairs["cifar"]["training images"] == 5000
