@@ -82,7 +82,9 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
 @numba.njit(cache=True, nogil=True)
 def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
     spare = np.empty(x.shape[1:], x.dtype)
-    plane = np.zeros(x.shape[2] * x.shape[3], np.float32)  # intermediate values of a channel
+    size = x.shape[2] * x.shape[3]
+    plane = np.zeros(size, np.float32)  # intermediate values of a channel
+    packed = np.zeros(size + 1, np.uint32)  # all channels of a pixel; the last stays black
     for i in range(x.shape[0]):
         source, num_left = x[i], 0
         for slot in range(kernel.shape[1]):
@@ -96,7 +98,9 @@ def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> No
             # Kernels write to the other buffer: copies would cost as much as cheap operations.
             target = out[i] if num_left % 2 else spare  # the last is out
             num_left -= 1
-            if which == _WARP:
+            if which == _WARP and x.itemsize == 1 and x.shape[1] == 3 and not _is_level(p):
+                _warp_packed(source, p, target, packed)
+            elif which == _WARP:
                 _warp(source, p, target)
             elif which == _BLEND:
                 _blend(source, p, target, plane)
@@ -129,17 +133,69 @@ def _get_white(x: Images) -> np.float32:
 
 
 @numba.njit(cache=True, nogil=True)
+def _is_level(p: Float32Array) -> bool:
+    """Return whether rows move as a whole: all columns plus a number, or that minus the column."""
+    return bool(p[3] == 0 and abs(p[0]) == 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_sources(
+    a: np.float32,
+    d: np.float32,
+    row_x: np.float32,
+    row_y: np.float32,
+    bottom: np.float32,
+    outside: np.float32,
+    across: Float32Array,
+    index: Any,
+) -> None:
+    """Write where each column of a row comes from, as a pixel of the channel."""
+    zero, step = np.float32(0), np.float32(across.shape[0])
+    right = step - np.float32(1)
+    for column in range(across.shape[0]):
+        at_x = np.rint(a * across[column] + row_x)
+        at_y = np.rint(d * across[column] + row_y)
+        x_inside, y_inside = min(max(at_x, zero), right), min(max(at_y, zero), bottom)
+        is_inside = (at_x == x_inside) & (at_y == y_inside)
+        pixel = y_inside * step + x_inside  # exact: integers
+        index[column] = np.int32(pixel if is_inside else outside)
+
+
+@numba.njit(cache=True, nogil=True)
+def _warp_packed(x: Images, p: Float32Array, out: Images, packed: Any) -> None:
+    """Warp three channels of bytes, whose pixels are looked up once, not once a channel."""
+    _, height, width = x.shape
+    source, target, size = x.reshape(-1), out.reshape(-1), height * width
+    red, green, blue = source[:size], source[size : 2 * size], source[2 * size :]
+    for i in range(size):
+        both = np.uint32(red[i]) | (np.uint32(green[i]) << np.uint32(8))
+        packed[i] = both | (np.uint32(blue[i]) << np.uint32(16))
+    across, bottom = np.arange(width).astype(np.float32), np.float32(height - 1)
+    index, row, outside = np.empty(width, np.int32), np.empty(width, np.uint32), np.float32(size)
+    count = np.uint64(width)  # unsigned, as in _warp
+    for y in range(height):
+        row_x = p[1] * np.float32(y) + p[2]
+        row_y = p[4] * np.float32(y) + p[5]
+        _find_sources(p[0], p[3], row_x, row_y, bottom, outside, across, index)
+        for i in range(count):
+            row[i] = packed[np.uint32(index[i])]
+        for c in range(3):
+            to, shift = np.uint64(c * size + y * width), np.uint32(8 * c)
+            for i in range(count):
+                target[to + i] = np.uint8(row[i] >> shift)
+
+
+@numba.njit(cache=True, nogil=True)
 def _warp(x: Images, p: Float32Array, out: Images) -> None:
     channels, height, width = x.shape
     source, target, size = x.reshape(-1), out.reshape(-1), height * width
-    zero, right, bottom = np.float32(0), np.float32(width - 1), np.float32(height - 1)
     across, step = np.arange(width).astype(np.float32), np.float32(width)
+    bottom = np.float32(height - 1)
     index = np.empty(width, np.int32)  # source pixel within a channel, -1 for outside
     a, d = p[0], p[3]
-    # Rows that move as a whole: every column plus one number, or that number minus the column.
     # Up to 2**16 columns a sum that is inside is rounded by at most 2**-9, so only next to a tie
     # can that change the pixel.
-    is_level = d == 0 and abs(a) == 1 and width <= 1 << 16
+    is_level = _is_level(p) and width <= 1 << 16
     away_from_tie = np.float32(0.5 - 2**-8)
     for y in range(height):
         row_x = p[1] * np.float32(y) + p[2]
@@ -156,13 +212,7 @@ def _warp(x: Images, p: Float32Array, out: Images) -> None:
             else:
                 first = last = width
         else:
-            for column in range(width):
-                at_x = np.rint(a * across[column] + row_x)
-                at_y = np.rint(d * across[column] + row_y)
-                x_inside, y_inside = min(max(at_x, zero), right), min(max(at_y, zero), bottom)
-                is_inside = (at_x == x_inside) & (at_y == y_inside)
-                pixel = y_inside * step + x_inside  # exact: integers
-                index[column] = np.int32(pixel if is_inside else np.float32(-1))
+            _find_sources(a, d, row_x, row_y, bottom, np.float32(-1), across, index)
             # Sources are monotone in the column, so those inside are neighbours.
             first, last = 0, width
             while first < last and index[first] < 0:
