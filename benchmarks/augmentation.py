@@ -627,7 +627,7 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         torch.set_num_threads(threads)
     if given.out is not None:
-        given.out.write_text(json.dumps(record, indent=1) + "\n")
+        given.out.write_text(json.dumps(record) + "\n")  # thousands of raw times
 
 
 if __name__ == "__main__":
