@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=10_000, help="training images")
     parser.add_argument("--quick", action="store_true", help="every workload at a small size")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser.add_argument("--out", type=Path, help="a JSON file to write; other workloads in it stay")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     data = stand_in(given.limit) if given.data is None else load_cifar10(given.data)
     data = data.limited(min(given.limit, 1000) if given.quick else given.limit)
@@ -509,7 +509,14 @@ def main(arguments: list[str] | None = None) -> None:
         found[name] = [figure.as_record() for figure in figures]
         gc.collect()  # workers that are forked next would find their predecessors' handles
     if given.out is not None:
-        record = {"environment": environment(data), "workloads": found}
+        kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+        setting = environment(data)
+        commits = dict.fromkeys(found, setting.get("commit"))
+        record = {
+            "environment": setting,
+            "workloads": kept.get("workloads", {}) | found,
+            "commits": kept.get("commits", {}) | commits,
+        }
         given.out.write_text(json.dumps(record, indent=1) + "\n")
     if miscounted:
         sys.exit("; ".join(miscounted))
