@@ -128,6 +128,13 @@ def test_the_record_names_every_workload(tmp_path, capsys, monkeypatch):
     loader.main(["--quick", "--limit", "300", "--only", "keys", "decodes", "--out", str(out)])
     record = json.loads(out.read_text())
     assert list(record["workloads"]) == ["keys", "decodes"]
+    assert record["commits"] == dict.fromkeys(record["workloads"], record["environment"]["commit"])
+    loader.main(["--quick", "--limit", "300", "--only", "overhead", "--out", str(out)])
+    again = json.loads(out.read_text())["workloads"]
+    assert {name: again[name] for name in ("keys", "decodes")} == record["workloads"]
+    beyond, bare = again["overhead"]
+    assert beyond["unit"] == bare["unit"] == "us"
+    assert bare["value"] > 0
     assert record["environment"]["data"]["name"] == "synthetic"
     assert "decodes an example, grouped: 1" in capsys.readouterr().out
 
