@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
 from augsubset.augment import OPS
-from augsubset.augment.plan import count_columns
+from augsubset.augment.plan import COUNT, KERNELS, SOURCE, count_columns
 from augsubset.delivery import plan_batch
 from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
@@ -227,6 +227,29 @@ def test_a_plan_points_into_data_of_any_size():
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == index.tolist()
     plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=False)
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("name", ["paper", "every op", "autoaugment"])
+def test_blocks_of_a_plan_hold_what_each_row_gets_alone(name):
+    policy, crop = POLICIES[name], CropFlip(2).tables
+    keys = pack(3, torch.arange(600) % 3 % 2, torch.arange(600) * 7).numpy()
+    width = count_columns(policy.tables.num_slots, policy.tables.num_params)
+    given = (1, 2), policy.tables, policy.engine.codes, crop, (9, 8)
+
+    def plan(keys):
+        lines = np.zeros((len(keys), width), np.int32)
+        return plan_batch(keys, *given, lines, is_byte=True, is_resident=False), lines
+
+    num_copies, together = plan(keys)
+    alone = [plan(keys[i : i + 1]) for i in range(600)]
+    assert num_copies == sum(count for count, _ in alone) == 200
+    assert np.array_equal(together[:, SOURCE], np.arange(600))
+    rows = np.concatenate([line for _, line in alone])
+    for i in range(600):  # what lies behind a row's operations is not read
+        first, count = KERNELS + policy.tables.num_slots, rows[i, COUNT]
+        params = range(first, first + count * policy.tables.num_params)
+        used = [*range(COUNT, KERNELS + count), *params]
+        assert np.array_equal(together[i, used], rows[i, used])
 
 
 @needs_compiler
