@@ -213,6 +213,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", help="only these, as 5-19; other processes may run others")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side; times are worse")
     parser.add_argument("--device", help="run on it, whatever the grid says: data is kept there")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="compute in it, whatever the grid says: a processor without bfloat16 is slow at it",
+    )
+    parser.add_argument("--channels-last", action="store_true", help="the same for the layout")
     parser.add_argument("--estimate", action="store_true", help="measure what it would take")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     changes: dict[str, Any] = {}
@@ -223,6 +229,10 @@ def main(arguments: list[str] | None = None) -> None:
             "channels_last": True,
             "resident": True,
         }
+    if given.precision is not None:
+        changes["precision"] = given.precision
+    if given.channels_last:
+        changes["channels_last"] = True
     begin = time.perf_counter()
     estimates: dict[str, Any] = {}
     measured: dict[tuple[Any, ...], Costs] = {}

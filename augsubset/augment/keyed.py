@@ -40,6 +40,7 @@ __all__ = ["Draw", "Draws", "KeyedMode", "draw_parameters", "record_draws", "run
 FloatArray = npt.NDArray[Any]
 
 _HOST = (None, torch.device("cpu"), "cpu")
+_BLOCK = 8  # draws that are made at once, of one float a row
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 _SHIFTS = {bits: (np.uint64(64 - bits), 2.0**-bits) for bits in _BITS.values()}
 
@@ -104,17 +105,18 @@ def run_keyed(
         One call of the module, and one for each further choice among those that it makes once a
         batch.
     """
-    todo, done = [torch.arange(len(x))], []
+    whole = (x, *others)
+    try:
+        return _run_once(module, words, whole, is_first)
+    except _Split as split:
+        todo, done = list(split.groups), []
     while todo:
         rows = todo.pop()
-        whole = (x, *others)
-        parts = whole if len(rows) == len(x) else [_take(part, rows) for part in whole]
+        parts = [_take(part, rows) for part in whole]
         try:
             done.append((rows, _run_once(module, words[rows.numpy()], parts, is_first)))
         except _Split as split:
             todo += [rows[group] for group in split.groups]
-    if len(done) == 1:
-        return done[0][1]
     order = torch.cat([rows for rows, _ in done]).argsort()
     return tuple(_join(parts, order) for parts in zip(*(found for _, found in done), strict=True))
 
@@ -286,6 +288,16 @@ def _fill(words: UInt64Array, number: int, shift: np.uint64, unit: Any, out: Flo
             out[i, j] = (mix_word(state) >> shift) * unit
 
 
+@numba.njit(cache=True, nogil=True)
+def _fill_block(words: UInt64Array, number: int, out: FloatArray) -> None:
+    """Fill (D, B) with D draws of one float each, as :func:`_fill` does one by one."""
+    golden, shift, unit = np.uint64(GOLDEN), np.uint64(40), np.float32(2**-24)
+    for k in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            state = mix_word(words[i] + golden * np.uint64(number + k + 1))
+            out[k, i] = np.float32(mix_word(state + golden) >> shift) * unit
+
+
 class Draws:
     """The random numbers of one run, in the order in which the module asks for them.
 
@@ -299,6 +311,7 @@ class Draws:
         self.batch_shape, self._device = x.shape, x.device
         self._is_remote = x.device.type != "cpu"
         self._words, self._number = words, 0
+        self._block, self._first = np.empty((0, 0), np.float32), 0
 
     def close(self) -> None:
         """Make plain tensors of the choices that are left."""
@@ -315,6 +328,16 @@ class Draws:
         kind = np.float64 if bits > 24 else np.float32
         floats: FloatArray = self._next(share, *_SHIFTS[bits], kind)
         return floats
+
+    def _next_float(self) -> Tensor:
+        """Return the next draw of one float32 a row, ``(B,)``: what modules mostly ask for."""
+        position = self._number - self._first
+        if position >= len(self._block):
+            self._first, position = self._number, 0
+            self._block = np.empty((_BLOCK, len(self._words)), np.float32)
+            _fill_block(self._words, self._number, self._block)
+        self._number += 1
+        return torch.from_numpy(self._block[position])
 
     def _next(self, share: int, shift: np.uint64, unit: Any, kind: Any) -> Any:
         out = np.empty((len(self._words), share), kind)
@@ -337,6 +360,8 @@ class Draws:
 
     def draw_uniform(self, shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
         """Draw from [0, 1), with as many bits as the dtype holds: rounding would give 1."""
+        if dtype is torch.float32 and device in _HOST and shape == (len(self._words),):
+            return self._next_float()
         bits = _BITS[dtype]
         share = self._count(shape)
         if self._is_noise(shape):

@@ -411,8 +411,18 @@ def test_files_are_not_kept_on_a_device(tmp_path, monkeypatch):
     assert [(each.device, each.resident) for each in ran.cells] == [("cuda", False)]
 
 
+def test_a_call_changes_where_cells_run_and_not_what_they_are(tmp_path, capsys):
+    path, out = str(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
+    main([path, "--out", str(out), "--precision", "bfloat16", "--channels-last"])
+    records = [each for arm in load_results(load_grid(path), out).values() for each in arm.values()]
+    assert all(each["cell"]["precision"] == "bfloat16" for each in records)
+    assert all(each["cell"]["channels_last"] for each in records)
+    main([path, "--out", str(out)])
+    assert "4 of 4 cells are done" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_a_budget_ends_cells_side_by_side_and_they_go_on(tmp_path, capsys, monkeypatch):
+def test_a_budget_ends_cells_side_by_side_and_they_go_on_the_same(tmp_path, capsys, monkeypatch):
     path, out = str(write_grid(tmp_path / "g.toml", RANDOM)), tmp_path / "out"
     with monkeypatch.context() as patch:  # time is up once a cell is done
         patch.setattr(time, "perf_counter", lambda: 1e9 if list(out.glob("*")) else 0.0)
@@ -420,7 +430,13 @@ def test_a_budget_ends_cells_side_by_side_and_they_go_on(tmp_path, capsys, monke
     assert "2 cells are left" in capsys.readouterr().out
     main([path, "--out", str(out), "--jobs", "2"])
     assert "all cells are done" in capsys.readouterr().out
-    assert {len(by_seed) for by_seed in load_results(load_grid(path), out).values()} == {2}
+    main([path, "--out", str(tmp_path / "alone")])
+    grid = load_grid(path)
+    found, alone = load_results(grid, out), load_results(grid, tmp_path / "alone")
+    assert {len(by_seed) for by_seed in found.values()} == {2}
+    for arm, by_seed in found.items():
+        for seed, record in by_seed.items():
+            assert record["result"]["losses"] == alone[arm][seed]["result"]["losses"]
 
 
 class LowestIndices:
@@ -513,17 +529,6 @@ def test_costs_add_up():
     in_place = cell(rule="random", originals="unselected", epochs=4, passes=2)
     assert costs.of(in_place, 60) == 8 * (60 + 120)
     assert costs.of(cell(seconds=7.0), 60) == 7.0
-
-
-@pytest.mark.slow
-def test_cells_run_side_by_side_are_the_same(tmp_path):
-    grid = load_grid(write_grid(tmp_path / "g.toml", RANDOM))
-    run_grid(grid, tmp_path / "one")
-    run_grid(grid, tmp_path / "two", jobs=2)
-    one, two = load_results(grid, tmp_path / "one"), load_results(grid, tmp_path / "two")
-    for arm, by_seed in one.items():
-        for seed, record in by_seed.items():
-            assert record["result"]["losses"] == two[arm][seed]["result"]["losses"]
 
 
 CHOICE = """

@@ -27,8 +27,7 @@ def assert_as_uninterrupted(outcome, kills):
     assert outcome.same_weights
 
 
-@pytest.mark.parametrize("layout", ["mixed", "grouped"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("layout", "workers"), [("mixed", 0), ("grouped", 2)])
 def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(
     layout, workers, fresh
 ):
@@ -36,8 +35,7 @@ def test_a_killed_run_ends_with_the_stream_and_weights_of_an_uninterrupted_one(
     assert_as_uninterrupted(run.result(), 2)
 
 
-@pytest.mark.parametrize("weights", ["uniform", "cluster"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("weights", "workers"), [("cluster", 0), ("uniform", 2)])
 def test_a_run_that_breaks_and_saves_on_sigterm_does_too(weights, workers, fresh):
     run = fresh.submit(
         crashes.kill_and_resume,
@@ -52,16 +50,15 @@ def test_a_run_that_breaks_and_saves_on_sigterm_does_too(weights, workers, fresh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "options",
+    ("workers", "options"),
     [
-        {"weights": "resample", "draws": True},
-        {"background": True, "every": 1},
-        {"originals": "unselected", "recycle": 1, "every": 1},
+        (0, {"weights": "resample", "draws": True}),
+        (2, {"background": True, "every": 1}),
+        (2, {"originals": "unselected", "recycle": 1, "every": 1}),
     ],
 )
-def test_a_killed_run_that_draws_recycles_or_solves_meanwhile_does_too(options, workers, fresh):
+def test_a_killed_run_that_draws_recycles_or_solves_meanwhile_does_too(workers, options, fresh):
     run = fresh.submit(crashes.kill_and_resume, "mixed", workers, 6, seed=1, **options)
     assert_as_uninterrupted(run.result(), 6)
 

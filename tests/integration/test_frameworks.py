@@ -82,12 +82,8 @@ def accelerated(accelerator=None, model=None, *, batch_size=8, drop_last=False, 
 
 LAYOUTS, ORIGINALS = ("mixed", "grouped"), ("all", "unselected", "selected", "none")
 WEIGHTS = ("uniform", "cluster", "unscaled", "resample")
-# Each layout with each choice of originals, and the weights in turn: all pairs are in test_resume.
-KINDS = [
-    (layout, originals, WEIGHTS[(i + j) % 4])
-    for i, layout in enumerate(LAYOUTS)
-    for j, originals in enumerate(ORIGINALS)
-]
+# Each choice once: all of them together are in test_resume.
+KINDS = list(zip(LAYOUTS * 2, ORIGINALS, WEIGHTS, strict=True))
 of_every_kind = pytest.mark.parametrize(("layout", "originals", "weights"), KINDS)
 
 

@@ -62,13 +62,6 @@ def test_two_persistent_forked_workers_give_the_stream_of_none(name):
     assert_same_stream(expected, found)
 
 
-@pytest.mark.slow
-def test_two_persistent_spawned_workers_give_the_stream_of_none():
-    expected = stream(Photos())
-    found = stream(Photos(), **PERSISTENT, multiprocessing_context="spawn")
-    assert_same_stream(expected, found)
-
-
 def test_workers_that_come_and_go_and_prefetch_far_give_it_too():
     found = stream(tensors(), num_workers=1, prefetch_factor=8)
     assert_same_stream(stream(tensors()), found)
@@ -103,12 +96,8 @@ def read_ahead(loader, num_epochs, ahead):
     yield from taken
 
 
-FETCHES = [(False, 1), (True, 6)]
-STARTS = [("fork", *fetch) for fetch in [*FETCHES, (False, 6), (True, 1)]]
-STARTS += [
-    pytest.param(start, *fetch, marks=pytest.mark.slow)
-    for start, fetch in zip(("spawn", "forkserver"), FETCHES, strict=True)
-]
+STARTS = [("fork", is_persistent, fetch) for is_persistent in (False, True) for fetch in (1, 6)]
+STARTS += [pytest.param("spawn", True, 6, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("start", "is_persistent", "prefetch_factor"), STARTS)
