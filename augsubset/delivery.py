@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
@@ -28,7 +28,7 @@ from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, ResidentRows, is_original, unpack
 from augsubset.utils.torch_utils import to_device_async
 
-__all__ = ["Delivery", "StagedBatch", "plan_batch"]
+__all__ = ["Delivery", "StagedBatch", "list_tables", "plan_batch"]
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -36,7 +36,6 @@ Float32Array = npt.NDArray[np.float32]
 
 _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
-_MASK = (1 << 64) - 1
 # Parts of the one buffer that is copied begin at multiples of this many bytes.
 _ALIGNMENT = 16
 # Rows that are planned together.
@@ -75,6 +74,8 @@ class Delivery:
     ) -> None:
         self._augment, self._normalization = augment, normalization
         self._base = CropFlip(0, flip=0) if base is None else base
+        self._tables = cast(OpTables, augment.tables)
+        self._listed = list_tables(augment, self._base)
         self._dtype = normalization.dtype or torch.float32
         self._known: dict[tuple[Any, ...], bool] = {}
 
@@ -136,9 +137,7 @@ class Delivery:
             parts: Tensors on the CPU that are needed on the device as well.
             device: Where all goes.
         """
-        tables, codes = self._augment.tables, self._augment.engine.codes
-        assert tables is not None
-        assert codes is not None
+        tables = self._tables
         num_rows, width = len(keys), count_columns(tables.num_slots, tables.num_params)
         ends = [num_rows * width * 4]
         starts = []
@@ -151,9 +150,7 @@ class Delivery:
         num_copies = plan_batch(
             keys.numpy(),
             seeds,
-            tables,
-            codes,
-            self._base.tables,
+            self._listed,
             (x.shape[2], x.shape[3]),
             lines,
             is_byte=x.dtype == torch.uint8,
@@ -175,8 +172,7 @@ class Delivery:
 
     def launch(self, staged: StagedBatch) -> Tensor:
         """Return the images as the model takes them."""
-        images, tables = staged.images, self._augment.tables
-        assert tables is not None
+        images, tables = staged.images, self._tables
         if staged.num_copies:
             self._augment.engine.name = "one launch"
         is_last = self._normalization.channels_last
@@ -201,12 +197,16 @@ class Delivery:
         return out
 
 
+def list_tables(augment: RandomOps, base: CropFlip) -> tuple[Any, ...]:
+    """Return what the loop of :func:`plan_batch` takes of two policies, one after another."""
+    assert augment.tables is not None
+    return augment.engine.codes, *augment.tables, *base.tables
+
+
 def plan_batch(
     keys: Int64Array,
     seeds: tuple[int, int],
-    tables: OpTables,
-    codes: Int64Array,
-    crop: CropTables,
+    tables: tuple[Any, ...],
     size: tuple[int, int],
     lines: Int32Array,
     *,
@@ -218,17 +218,13 @@ def plan_batch(
     Args:
         keys: ``(B,)``
         seeds: Of the strong policy's rows and the base policy's.
-        tables: The strong policy's.
-        codes: Kernel code of each operation.
-        crop: The base policy's.
+        tables: From :func:`list_tables`.
         size: Image height and width.
         lines: Out. ``(B, W)``
         is_byte: Whether pixels are bytes.
         is_resident: Whether images are found by their index in the dataset, not by their row.
     """
-    seed, base_seed = (np.uint64(each & _MASK) for each in seeds)
-    values: tuple[Any, ...] = (*size, lines, is_byte, is_resident, *tables, *crop)
-    num_copies: int = _plan_batch(keys, seed, base_seed, codes, *values)
+    num_copies: int = _plan_batch(keys, *seeds, *size, lines, is_byte, is_resident, *tables)
     return num_copies
 
 
@@ -236,14 +232,14 @@ def plan_batch(
 @numba.njit(cache=True, nogil=True)
 def _plan_batch(
     keys: Int64Array,
-    seed: np.uint64,
-    base_seed: np.uint64,
-    codes: Int64Array,
+    seed: int,
+    base_seed: int,
     height: int,
     width: int,
     lines: Int32Array,
     is_byte: bool,
     is_resident: bool,
+    codes: Int64Array,
     stream: int,
     every: int,
     mode: int,
@@ -268,7 +264,7 @@ def _plan_batch(
         last = min(first + _BLOCK, keys.shape[0])
         part, to = keys[first:last], lines[first:last]
         given = tables, codes, crop, height, width, is_byte, is_resident
-        num_copies += _plan_block(part, first, seed, base_seed, *given, to)
+        num_copies += _plan_block(part, first, np.uint64(seed), np.uint64(base_seed), *given, to)
     return num_copies
 
 
@@ -289,12 +285,15 @@ def _plan_block(
 ) -> int:
     """Do what :func:`plan_batch` does for some rows, ``first`` and those after it."""
     num_rows, num_copies = keys.shape[0], 0
-    epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
-    copy, rows = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    rows, epochs = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of copies
+    indices, copies = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of all
+    copy = np.empty(num_rows, np.int64)
     for i in range(num_rows):
         epoch[i], copy[i], index[i] = _unpack(keys[i])
         if not _is_original(copy[i]) and copy[i] != PADDING:
-            rows[num_copies] = i
+            rows[num_copies], epochs[num_copies] = i, epoch[i]
+            indices[num_copies], copies[num_copies] = index[i], copy[i]
             num_copies += 1
         source = index[i] if is_resident else first + i
         lines[i, SOURCE], lines[i, SOURCE + 1] = np.int32(source & 0xFFFFFFFF), source >> 32
@@ -304,7 +303,7 @@ def _plan_block(
     if crop.padding > 0 or crop.flip > 0:
         fill_crops(base_seed, epoch, index, copy, crop, lines[:, TOP : MIRRORED + 1])
     if num_copies > 0:
-        at = rows[:num_copies]
-        op, params = plan_ops(seed, epoch[at], index[at], copy[at], tables, height, width)
-        stage_ops(op, params, codes, is_byte, at, lines)
+        epochs, indices, copies = epochs[:num_copies], indices[:num_copies], copies[:num_copies]
+        op, params = plan_ops(seed, epochs, indices, copies, tables, height, width)
+        stage_ops(op, params, codes, is_byte, rows, lines)
     return num_copies

@@ -51,7 +51,7 @@ from augsubset.augment import OPS, kernels_cpu
 from augsubset.augment.engine import Engine
 from augsubset.augment.params import PrepareContext
 from augsubset.augment.plan import count_columns
-from augsubset.delivery import plan_batch
+from augsubset.delivery import list_tables, plan_batch
 from augsubset.sampling import pack
 from benchmarks.datasets import ImageData, load_cifar10
 from benchmarks.harness import environment
@@ -542,7 +542,7 @@ def _timed_on(device: torch.device, call: Callable[[], Any], repeats: int) -> di
     }
 
 
-CALLS = 10
+CALLS = 50
 
 
 def _repeat(call: Callable[[], Any]) -> None:
@@ -555,9 +555,8 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
     figures: list[Figure] = []
     measured: dict[str, Any] = {}
     policy, base = RandomOps.paper(), CropFlip()
-    tables, codes = policy.tables, policy.engine.codes
+    tables = policy.tables
     assert tables is not None
-    assert codes is not None
     sizes = ((64, 10.0), (512, 40.0), (4096, 320.0))
     for (num_rows, most), every in itertools.product(sizes, (2, 1)):
         # One of two rows is a copy, then each.
@@ -567,7 +566,7 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         copies = RowKeys(0, 3, keys, 1)[copy == 1]
         drawing = drawing_of(policy, torch.empty(len(copies), 3, 32, 32), copies)
         small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
-        given = (0, 1), tables, codes, base.tables, (32, 32), lines
+        given = (0, 1), list_tables(policy, base), (32, 32), lines
         one = partial(plan_batch, keys.numpy(), *given, is_byte=True, is_resident=False)
         calls: dict[str, Callable[[], Any]] = {
             "one loop": one,
@@ -575,7 +574,7 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         }
         for call in calls.values():
             call()
-        # Ten calls at a time, in turn: microseconds are few beside the clock and cold caches.
+        # Many calls at a time, in turn: microseconds are few beside the clock and cold caches.
         blocks = {name: partial(_repeat, call) for name, call in calls.items()}
         taken = in_turn(blocks, max(repeats, 50))
         raw = {name: [each / CALLS for each in seconds] for name, seconds in taken.items()}

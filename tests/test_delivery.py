@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
 from augsubset.augment import OPS
 from augsubset.augment.plan import COUNT, KERNELS, SOURCE, count_columns
-from augsubset.delivery import plan_batch
+from augsubset.delivery import list_tables, plan_batch
 from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
 from augsubset.sampling import ResidentRows, TensorBatches
@@ -222,7 +222,7 @@ def test_a_plan_points_into_data_of_any_size():
     tables = policy.tables
     index = torch.tensor([0, 7, 2**31 - 1, 2**31, 2**33 + 5, 2**36 - 1])
     lines = np.zeros((6, count_columns(tables.num_slots, tables.num_params)), np.int32)
-    given = (0, 0), tables, policy.engine.codes, base.tables, (8, 8), lines
+    given = (0, 0), list_tables(policy, base), (8, 8), lines
     plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=True)
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == index.tolist()
     plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=False)
@@ -231,10 +231,10 @@ def test_a_plan_points_into_data_of_any_size():
 
 @pytest.mark.parametrize("name", ["paper", "every op", "autoaugment"])
 def test_blocks_of_a_plan_hold_what_each_row_gets_alone(name):
-    policy, crop = POLICIES[name], CropFlip(2).tables
+    policy, crop = POLICIES[name], CropFlip(2)
     keys = pack(3, torch.arange(600) % 3 % 2, torch.arange(600) * 7).numpy()
     width = count_columns(policy.tables.num_slots, policy.tables.num_params)
-    given = (1, 2), policy.tables, policy.engine.codes, crop, (9, 8)
+    given = (1, 2), list_tables(policy, crop), (9, 8)
 
     def plan(keys):
         lines = np.zeros((len(keys), width), np.int32)
