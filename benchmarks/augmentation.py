@@ -628,6 +628,9 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)
     if given.out is not None:
         given.out.write_text(json.dumps(record) + "\n")  # thousands of raw times
+    counted = (each for each in result.get("figures", ()) if each["unit"] in ("calls", "runs"))
+    if missed := [each["name"] for each in counted if each["met"] is False]:
+        sys.exit("; ".join(missed))
 
 
 if __name__ == "__main__":
