@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,26 +125,32 @@ def _run_once(
     module: Any, words: UInt64Array, parts: Sequence[Any], is_first: bool
 ) -> tuple[Any, ...]:
     draws, options = Draws(words, parts[0]), {}
-    plain = getattr(module, "_orig_mod", module)  # torch.compile wraps the module
+    plain = module._modules.get("_orig_mod", module)  # torch.compile wraps the module
     try:
         if hasattr(plain, "forward_parameters"):
             options["params"] = draw_parameters(plain, draws)
         # Compiled code would be compiled once more inside.
-        is_watched = is_first and plain is module
-        watch: AbstractContextManager[list[Draw]]
-        watch = record_draws() if is_watched else nullcontext([])
-        with watch as seen:
+        if is_first and plain is module:
+            found = _watch(module, parts, options)
+        else:
             found = module(*parts, **options)
-        for draw in seen:
-            if draw.kind == "batch":
-                raise RuntimeError(
-                    f"{type(plain).__name__} must draw its random numbers in forward_parameters, "
-                    f"got {draw} while it runs. Pass KorniaModule(..., per_row=False), where a "
-                    "row's result depends on its batch."
-                )
     finally:
         draws.close()
     return tuple(found) if len(parts) > 1 else (found,)
+
+
+def _watch(module: Any, parts: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Run the module, and raise if it draws meanwhile."""
+    with record_draws() as seen:
+        found = module(*parts, **options)
+    for draw in seen:
+        if draw.kind == "batch":
+            raise RuntimeError(
+                f"{type(module).__name__} must draw its random numbers in forward_parameters, "
+                f"got {draw} while it runs. Pass KorniaModule(..., per_row=False), where a "
+                "row's result depends on its batch."
+            )
+    return found
 
 
 def draw_parameters(module: Any, draws: Draws) -> Any:
@@ -433,6 +439,8 @@ class Draws:
 
 def _read_size(args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
     size = kwargs["size"] if "size" in kwargs else args[0] if len(args) == 1 else args
+    if type(size) is torch.Size:
+        return size
     return (int(size),) if isinstance(size, int) else tuple(map(int, size))
 
 

@@ -143,10 +143,11 @@ class KorniaModule:
         return (image, *map(_restore_other, found[1:], others)) if others else image
 
     def _run_keyed(self, words: UInt64Array, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        for stage in _unchain(self.module):
-            is_first = not self._was_seen
+        is_first = not self._was_seen
+        for number, stage in enumerate(_unchain(self.module)):
+            if number > 0:  # another stage draws other numbers
+                words = words * 0x9FB21C651E98DF25 + 1
             parts = run_keyed(stage, words, parts[0], parts[1:], is_first=is_first)
-            words = words * 0x9FB21C651E98DF25 + 1  # another stage draws other numbers
         return parts
 
     def _run_rows(self, words: UInt64Array, parts: tuple[Any, ...]) -> tuple[Any, ...]:
