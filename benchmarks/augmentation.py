@@ -197,13 +197,14 @@ def against_peers(
     chosen = torch.argsort(
         torch.rand(num_rows, len(KORNIA_OPS), generator=torch.Generator().manual_seed(0)), 1
     )[:, :NUM_OPS]
-    policy, epochs = RandomOps.paper(), itertools.count()
+    policy = RandomOps.paper()
+    keys = iter([RowKeys(0, epoch, rows.index, 1) for epoch in range(repeats + 1)])
     pil = v2.RandAugment(NUM_OPS, 9)
     images = [to_pil_image(image) for image in x]
     some_of, arrays = make_albumentations(), list(x.permute(0, 2, 3, 1).contiguous().numpy())
     calls: dict[str, Callable[[], Any]] = {
         # Other operations each time, as the peers draw them.
-        "augsubset": lambda: policy(x, RowKeys(0, next(epochs), rows.index, 1)),
+        "augsubset": lambda: policy(x, next(keys)),
         "drawing": drawing_of(policy, x, rows),
         "its own kernels": partial(by_kernels(), x, rows),
         "kornia grouped": partial(kornia_grouped, x, chosen),
