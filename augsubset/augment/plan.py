@@ -128,24 +128,28 @@ def stage_ops(
         rows: Line of each row. ``(m,)``
         lines: The plan. ``(B, W)``
     """
-    num_slots, num_params = op.shape[1], params.shape[2]
-    as_floats = lines.view(np.float32)
+    num_slots, num_params = np.uint64(op.shape[1]), np.uint64(params.shape[2])
+    # One dimension, and unsigned: numba compiles a check for negative ones into any other index.
+    values, whole = params.reshape(-1), lines.reshape(-1)
+    as_floats, taken = whole.view(np.float32), np.uint64(0)
     for j in range(op.shape[0]):
-        i, count = rows[j], 0
+        line, count = np.uint64(rows[j]) * np.uint64(lines.shape[1]), np.uint64(0)
+        kernels_at = line + np.uint64(KERNELS)
         for slot in range(num_slots):
             code = codes[op[j, slot]]
-            at = KERNELS + num_slots + count * num_params
+            at = kernels_at + num_slots + count * num_params
             for t in range(num_params):
-                as_floats[i, at + t] = params[j, slot, t]
+                as_floats[at + t] = values[taken + t]
             if code == _POSTERIZE:  # a power of two by the device's own function might differ
-                bits = np.float64(params[j, slot, 0])
+                bits = np.float64(values[taken])
                 if is_byte:
-                    as_floats[i, at] = np.uint8(256 - np.float32(2 ** (8 - bits)))
+                    as_floats[at] = np.uint8(256 - np.float32(2 ** (8 - bits)))
                 else:
-                    as_floats[i, at] = 2**bits
-            lines[i, KERNELS + count] = code
-            count += code != 0  # the next one overwrites none
-        lines[i, COUNT] = count
+                    as_floats[at] = 2**bits
+            taken += num_params
+            whole[kernels_at + count] = code
+            count += np.uint64(code != 0)  # the next one overwrites none
+        whole[line + np.uint64(COUNT)] = count
 
 
 class CropTables(NamedTuple):
