@@ -578,8 +578,9 @@ def render() -> str:
         "",
         "One command each, `python -m benchmarks.train GRID --data CIFAR10`, stopped and continued "
         "at will. Hours follow from the fastest of the grid's own runs, or from runs of the same "
-        "data and network; a busy core takes two or three times as long. Days, for the paper's "
-        "settings and all seeds, are estimated from two steps of each network.",
+        "data and network; a busy core takes two or three times as long, and one without bfloat16 "
+        "many times unless told `--precision float32`. Days, for the paper's settings and all "
+        "seeds, are estimated from two steps of each network.",
         "",
         *left_table(),
     ]
