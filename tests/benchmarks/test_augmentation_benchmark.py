@@ -158,7 +158,8 @@ def test_a_policy_by_kernels_takes_no_other_way():
     assert policy.engine_name == "torch kernels"
 
 
-def test_a_plan_is_timed_at_three_sizes():
+def test_a_plan_is_timed_at_three_sizes(monkeypatch):
+    monkeypatch.setattr(augmentation, "CALLS", 1)
     figures, measured = augmentation.planning(1)
     sizes = [
         f"{rows} rows, {kind} copies"
