@@ -303,5 +303,5 @@ def _plan_block(
     if num_copies > 0:
         epochs, indices, copies = epochs[:num_copies], indices[:num_copies], copies[:num_copies]
         op, params = plan_ops(seed, epochs, indices, copies, tables, height, width)
-        stage_ops(op, params, codes, is_byte, rows, lines)
+        stage_ops(op, params, codes, is_byte, rows[:num_copies], lines)
     return num_copies

@@ -125,7 +125,7 @@ def _run_once(
     module: Any, words: UInt64Array, parts: Sequence[Any], is_first: bool
 ) -> tuple[Any, ...]:
     draws, options = Draws(words, parts[0]), {}
-    plain = module._modules.get("_orig_mod", module)  # torch.compile wraps the module
+    plain = getattr(module, "_orig_mod", module)  # torch.compile wraps the module
     try:
         if hasattr(plain, "forward_parameters"):
             options["params"] = draw_parameters(plain, draws)
@@ -282,26 +282,17 @@ _METADATA |= {Tensor.is_contiguous, Tensor.stride, Tensor.element_size, Tensor.i
 
 @numba.njit(cache=True, nogil=True)
 def _fill(words: UInt64Array, number: int, shift: np.uint64, unit: Any, out: FloatArray) -> None:
-    """Fill (B, share) with the upper bits of one draw's words, times a unit.
+    """Fill (D, B, share) with the upper bits of D draws' words, times a unit.
 
     A longer share begins like a shorter one.
     """
     golden = np.uint64(GOLDEN)
-    for i in range(out.shape[0]):
-        state = mix_word(words[i] + golden * np.uint64(number + 1))
-        for j in range(out.shape[1]):
-            state += golden
-            out[i, j] = (mix_word(state) >> shift) * unit
-
-
-@numba.njit(cache=True, nogil=True)
-def _fill_block(words: UInt64Array, number: int, out: FloatArray) -> None:
-    """Fill (D, B) with D draws of one float each, as :func:`_fill` does one by one."""
-    golden, shift, unit = np.uint64(GOLDEN), np.uint64(40), np.float32(2**-24)
     for k in range(out.shape[0]):
         for i in range(out.shape[1]):
             state = mix_word(words[i] + golden * np.uint64(number + k + 1))
-            out[k, i] = np.float32(mix_word(state + golden) >> shift) * unit
+            for j in range(out.shape[2]):
+                state += golden
+                out[k, i, j] = (mix_word(state) >> shift) * unit
 
 
 class Draws:
@@ -317,7 +308,7 @@ class Draws:
         self.batch_shape, self._device = x.shape, x.device
         self._is_remote = x.device.type != "cpu"
         self._words, self._number = words, 0
-        self._block, self._first = np.empty((0, 0), np.float32), 0
+        self._block, self._first = np.empty((0, 0, 1), np.float32), 0
 
     def close(self) -> None:
         """Make plain tensors of the choices that are left."""
@@ -340,16 +331,16 @@ class Draws:
         position = self._number - self._first
         if position >= len(self._block):
             self._first, position = self._number, 0
-            self._block = np.empty((_BLOCK, len(self._words)), np.float32)
-            _fill_block(self._words, self._number, self._block)
+            self._block = np.empty((_BLOCK, len(self._words), 1), np.float32)
+            _fill(self._words, self._number, *_SHIFTS[24], self._block)
         self._number += 1
-        return torch.from_numpy(self._block[position])
+        return torch.from_numpy(self._block[position, :, 0])
 
     def _next(self, share: int, shift: np.uint64, unit: Any, kind: Any) -> Any:
-        out = np.empty((len(self._words), share), kind)
+        out = np.empty((1, len(self._words), share), kind)
         _fill(self._words, self._number, shift, unit, out)
         self._number += 1
-        return out
+        return out[0]
 
     def is_by_row(self, shape: Sequence[int]) -> bool:
         """Whether a draw is one of each row."""
@@ -439,8 +430,6 @@ class Draws:
 
 def _read_size(args: Any, kwargs: dict[str, Any]) -> tuple[int, ...]:
     size = kwargs["size"] if "size" in kwargs else args[0] if len(args) == 1 else args
-    if type(size) is torch.Size:
-        return size
     return (int(size),) if isinstance(size, int) else tuple(map(int, size))
 
 

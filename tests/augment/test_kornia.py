@@ -684,7 +684,7 @@ def test_a_resumed_run_is_the_uninterrupted_one():
 
 
 def test_workers_change_nothing():
-    """Spawned ones get a pickled module, which is looked at above."""
+    """Forked ones: that a policy can be pickled, for spawned ones, is tested above."""
     assert_resumable(loader, lambda: loader(num_workers=2), stops=[4], num_epochs=2)
 
 

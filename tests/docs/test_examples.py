@@ -143,7 +143,7 @@ def test_scripts_on_other_data_run(script, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("topic", ["accelerate", "lightning", "timm", "trainer"])
 def test_scripts_with_other_libraries_run(topic):
-    """Ours, of which the plain ones are the most: they lack a few lines."""
+    """Ours: the plain ones are the same without the added lines."""
     assert_two_epochs(run_apart([EXAMPLES / f"{topic}_augsubset.py"]))
 
 

@@ -223,6 +223,8 @@ def test_the_augmentation_figures_in_the_readme_are_those_on_record():
     per_sample = figures["512 rows, 32 px: faster than torchvision per sample"]
     assert f"are {grouped:.1f} times faster than Kornia's modules" in text
     assert f"and {per_sample:.1f} times faster than torchvision's RandAugment" in text
+    page = (ROOT / "docs" / "augmentation.md").read_text()
+    assert f"one core of an {record['environment']['device']}" in page
 
 
 def test_the_selection_figures_in_the_readme_are_those_on_record():
