@@ -7,6 +7,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo       train six ways on handwritten digits; writes demo-report/index.html"
+	@echo "                five times, three and a half minutes; once: make demo SEEDS=1"
 	@echo "make test       the tests, five minutes on two cores"
 	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
 	@echo "make test-gpu   on a machine with an NVIDIA GPU, in ten minutes: tests, compute-sanitizer where it is"
@@ -26,7 +27,7 @@ help:
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m augsubset demo
+	$(BIN)/python -m augsubset demo $(if $(SEEDS),--seeds $(SEEDS))
 
 # A file's tests share a worker and its fixtures; one thread each, as there is a worker per core.
 test: .venv/installed

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augsubset.augment import RandomOps
 from augsubset.augment.kornia import as_policy
 from augsubset.augment.random import RowKeys
 from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_rows, take_rows
@@ -225,6 +226,11 @@ class BatchPipeline:
         copies = torch.from_numpy(_find_copies(rows.copy.numpy()))
         if len(copies) == 0:
             return x, others, 0
+        augment = self._augment
+        if not others and isinstance(augment, RandomOps) and augment.can_replace(x):
+            x = x if in_place else x.clone()
+            augment.replace_rows(x, copies.numpy(), rows[copies])
+            return x, others, len(copies)
         on_device = to_device_async(copies, get_device(x))
         seen = [take_rows(part, copies, on_device) for part in (x, *others)]
         new, new_others = _apply("augment", self._augment, seen[0], rows[copies], tuple(seen[1:]))

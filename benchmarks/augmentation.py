@@ -206,6 +206,7 @@ def against_peers(
         # Other operations each time, as the peers draw them.
         "augsubset": lambda: policy(x, next(keys)),
         "drawing": drawing_of(policy, x, rows),
+        "copying": x.clone,
         "its own kernels": partial(by_kernels(), x, rows),
         "kornia grouped": partial(kornia_grouped, x, chosen),
         "torchvision per sample": lambda: [pil(image) for image in images],
@@ -228,10 +229,12 @@ def against_peers(
             targets.get(peer),
         )
         for peer in calls
-        if peer not in ("augsubset", "drawing")
+        if peer not in ("augsubset", "drawing", "copying")
     ]
     each, most = mine / num_rows * 1e6, targets.get("augsubset")
     figures.append(Figure(f"{name}time of an image", each, "us", "lower", most))
+    copying = mine / median(raw["copying"])
+    figures.append(Figure(f"{name}time of an image over that of a copy", copying, "x", "lower"))
     drawing = median(raw["drawing"]) / mine
     figures.append(
         Figure(f"{name}drawing's share", drawing, "share", "lower", targets.get("drawing"))
@@ -300,7 +303,9 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
     return found
 
 
-def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dict[str, Any]]:
+def selected_rows(
+    x: Tensor, repeats: int, name: str, most: float | None = None
+) -> tuple[list[Figure], dict[str, Any]]:
     """Time a loader's augmentation of a batch where all, a tenth or none of the rows are copies."""
     num_rows = len(x)
     dataset = TensorDataset(x, torch.arange(num_rows) % 10)
@@ -312,21 +317,26 @@ def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dic
     )
     deliver = partial(loader.pipeline.augment_copies, in_place=True)
     counts: dict[str, int] = {}
-    of_share: dict[str, RowKeys] = {}
+    copy_of_share = {}
     for share in (0.0, 0.1, 1.0):
-        copies = (torch.arange(num_rows) < share * num_rows).long()
-        rows = RowKeys(0, 0, torch.arange(num_rows), copies[torch.randperm(num_rows)])
-        of_share[f"{share:.0%}"] = rows
-        with patch.object(Engine, "__call__", side_effect=Engine.__call__, autospec=True) as ran:
+        copy = (torch.arange(num_rows) < share * num_rows).long()[torch.randperm(num_rows)]
+        copy_of_share[f"{share:.0%}"] = copy
+        rows = RowKeys(0, 0, torch.arange(num_rows), copy)
+        with patch.object(Engine, "replace", side_effect=Engine.replace, autospec=True) as ran:
             deliver(x.clone(), (), rows)
         counts[f"{share:.0%}"] = ran.call_count
-    raw: dict[str, list[float]] = {share: [] for share in of_share}
-    for _ in range(repeats):
-        for share, rows in of_share.items():
+    raw: dict[str, list[float]] = {share: [] for share in copy_of_share}
+    for epoch in range(repeats):
+        for share, copy in copy_of_share.items():
+            rows = RowKeys(0, epoch, torch.arange(num_rows), copy)
             batch = x.clone()  # as in the loader: just made, and nobody else's
             raw[share] += times(partial(deliver, batch, (), rows), 1, warm_up=False)
+    if counts != {"0%": 0, "10%": 1, "100%": 1}:
+        raise RuntimeError(f"rows must be written over once a batch that has any, got {counts}.")
     ratio = median(raw["10%"]) / median(raw["100%"])
+    each = median(raw["100%"]) / num_rows * 1e6
     return [
+        Figure(f"{name}time of a copy in a loader's batch", each, "us", "lower", most),
         Figure(f"{name}10% of the rows: cost over that of all", ratio, "x", "lower", 0.2),
         Figure(f"{name}no rows: runs of the engine", counts["0%"], "runs", "lower", 0),
     ], {share: summary(seconds) for share, seconds in raw.items()}
@@ -444,6 +454,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
             "albumentations per sample": 4.5,
         }
         add(f"64 at {LARGE}", against_peers(large[:64], fewer, targets, name))
+        add(f"64 selected at {LARGE}", selected_rows(large[:64], repeats, name, 90.0))
         name = f"512 rows, {LARGE} px: "
         add(f"selected at {LARGE}", selected_rows(large, fewer, name))
     return {"figures": [figure.as_record() for figure in figures], "measured": measured}

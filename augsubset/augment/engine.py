@@ -181,6 +181,18 @@ class Engine:
             out = torch.cat(parts) if len(parts) > 1 else parts[0]
         return out.index_select(0, order[-1])
 
+    def can_replace(self, x: Tensor) -> bool:
+        """Return whether :meth:`replace` takes a batch: loops know the operations and the images."""
+        if self._loop_of is None or type(x) is not Tensor or x.ndim != 4:
+            return False
+        return x.dtype == torch.uint8 and x.is_contiguous() and kernels_cpu.can_run(x)
+
+    def replace(self, x: Tensor, at: Int64Array, op: Int64Array, params: Float32Array) -> None:
+        """Do what :meth:`run` does to the images at some positions, and write over them."""
+        assert self._loop_of is not None
+        self.name = "compiled loops"
+        kernels_cpu.replace_rows(x, at, self._loop_of[op], params)
+
     def compute_params(self, draws: OpDraws, height: int, width: int) -> Float32Array:
         """Return the kernel parameters of each row and slot; ``(B, S, P)``."""
         op, magnitude, spare = draws

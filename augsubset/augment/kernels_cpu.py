@@ -21,7 +21,7 @@ from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["KERNELS", "can_run", "run_rows"]
+__all__ = ["KERNELS", "can_run", "replace_rows", "run_rows"]
 
 Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
@@ -67,36 +67,54 @@ def run_rows(x: Tensor, kernel: Int64Array, params: Float32Array) -> Tensor:
         params: Kernel parameters for each row and slot. ``(B, S, P)``
     """
     out = torch.empty_like(x)
-    source, target = x.numpy(), out.numpy()
-    threads = min(torch.get_num_threads(), x.numel() // _MIN_VALUES_PER_THREAD, len(x))
-    if threads <= 1:
-        _run(source, kernel, params, target)
-        return out
-    ends = np.linspace(0, len(x), threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:  # a new one per call: threads do not survive a fork
-        parts = [slice(first, last) for first, last in itertools.pairwise(ends)]
-        list(pool.map(lambda at: _run(source[at], kernel[at], params[at], target[at]), parts))
+    _run_in_threads(x.numpy(), np.arange(len(x)), kernel, params, out.numpy())
     return out
 
 
+def replace_rows(x: Tensor, at: Int64Array, kernel: Int64Array, params: Float32Array) -> None:
+    """Do the same to the images at some positions of a batch, and write the results over them."""
+    images = x.numpy()
+    _run_in_threads(images, at, kernel, params, images)
+
+
+def _run_in_threads(
+    source: Images, at: Int64Array, kernel: Int64Array, params: Float32Array, target: Images
+) -> None:
+    num_values = len(at) * source[0].size
+    threads = min(torch.get_num_threads(), num_values // _MIN_VALUES_PER_THREAD, len(at))
+    if threads <= 1:
+        _run(source, at, kernel, params, target)
+        return
+    ends = np.linspace(0, len(at), threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:  # a new one per call: threads do not survive a fork
+        parts = [slice(first, last) for first, last in itertools.pairwise(ends)]
+        list(pool.map(lambda i: _run(source, at[i], kernel[i], params[i], target), parts))
+
+
 @numba.njit(cache=True, nogil=True)
-def _run(x: Images, kernel: Int64Array, params: Float32Array, out: Images) -> None:
+def _run(
+    x: Images, at: Int64Array, kernel: Int64Array, params: Float32Array, out: Images
+) -> None:
     spare = np.empty(x.shape[1:], x.dtype)
     size = x.shape[2] * x.shape[3]
     plane = np.zeros(size, np.float32)  # intermediate values of a channel
     packed = np.zeros(size + 1, np.uint32)  # all channels of a pixel; the last stays black
-    for i in range(x.shape[0]):
-        source, num_left = x[i], 0
+    is_in_place = x.ctypes.data == out.ctypes.data
+    for i in range(at.shape[0]):
+        source, result, num_left = x[at[i]], out[at[i]], 0
         for slot in range(kernel.shape[1]):
             num_left += kernel[i, slot] != _NONE
-        if num_left == 0:
-            _copy(source, out[i])
+        if is_in_place and num_left % 2:
+            _copy(source, spare)  # where the first kernel reads, as it writes over the image
+            source = spare
+        elif num_left == 0 and not is_in_place:
+            _copy(source, result)
         for slot in range(kernel.shape[1]):
             which, p = kernel[i, slot], params[i, slot]
             if which == _NONE:
                 continue
             # Kernels write to the other buffer: copies would cost as much as cheap operations.
-            target = out[i] if num_left % 2 else spare  # the last is out
+            target = result if num_left % 2 else spare
             num_left -= 1
             if which == _WARP and x.itemsize == 1 and x.shape[1] == 3 and not _is_level(p):
                 _warp_packed(source, p, target, packed)

@@ -305,6 +305,26 @@ class RandomOps:
             out = self._augment(images, rows).to(x.dtype)
         return (out, *moved) if masks else out
 
+    def can_replace(self, x: Tensor) -> bool:
+        """Return whether :meth:`replace_rows` takes a batch: bytes on the CPU, and our operations.
+
+        Floats are not among them, as each call checks that they are in [0, 1].
+        """
+        is_plain = type(self) in (RandomOps, SubPolicies)  # others may do anything in a call
+        return is_plain and self.engine.can_replace(x)
+
+    def replace_rows(self, x: Tensor, at: Int64Array, rows: RowKeys) -> None:
+        """Augment the images at some positions of a batch where they lie.
+
+        Args:
+            x: ``(B, C, H, W)``, written to.
+            at: Positions. ``(K,)``
+            rows: Their keys.
+        """
+        for name, op in self.ops.items():
+            op.check_channels(repr(name), x)
+        self.engine.replace(x, at, *self._plan(rows, *x.shape[-2:]))
+
     def _move(self, masks: Tensor, rows: RowKeys) -> Tensor:
         """Return masks after the geometric ones of their rows' operations."""
         own = [name for name, op in self.ops.items() if op.prepare is None]

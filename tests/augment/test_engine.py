@@ -92,6 +92,36 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
         assert CropFlip()(none, no_keys) is none
 
 
+@pytest.mark.parametrize(
+    ("policy", "is_replaced"),
+    [
+        (RandomOps.paper(), True),
+        (RandomOps(["rotate"], 1), True),
+        (RandomOps.autoaugment("cifar10"), True),
+        (RandomOps.augmix(), False),
+        (RandomOps.noise(), False),
+        (type("Own", (RandomOps,), {"__call__": lambda self, x, rows: 255 - x})(), False),
+    ],
+)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_place, monkeypatch):
+    calls = []
+    call = RandomOps.__call__
+    monkeypatch.setattr(RandomOps, "__call__", lambda *given: calls.append(1) or call(*given))
+    pipeline = small_loader(policy).pipeline
+    calls.clear()
+    rows = RowKeys(0, 2, torch.arange(40), torch.arange(40) % 3)
+    x, is_copy = images(40, 8), torch.arange(40) % 3 > 0
+    before = x.clone()
+    found, _, count = pipeline.augment_copies(x, (), rows, in_place)
+    assert (len(calls) == 0) == (is_replaced or type(policy).__name__ == "Own")
+    assert count == is_copy.sum()
+    assert (found is x) == in_place
+    assert torch.equal(x, before) != in_place
+    assert torch.equal(found[is_copy], policy(before[is_copy], rows[is_copy]))
+    assert torch.equal(found[~is_copy], before[~is_copy])
+
+
 def test_the_loader_yields_channels_last_on_request():
     for x, _ in small_loader(RandomOps.paper(), options=LoaderOptions(channels_last=True)):
         assert x.is_contiguous(memory_format=torch.channels_last)

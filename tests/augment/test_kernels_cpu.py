@@ -147,6 +147,10 @@ def test_slots_follow_one_another_as_the_kernels_do(dtype, channels, height, wid
     found = kernels_cpu.run_rows(x, kernel, params)
     assert torch.equal(as_bits(found), as_bits(expected))
     assert torch.equal(x, before)
+    at = np.arange(0, num_rows, 2)[::-1].copy()
+    kernels_cpu.replace_rows(x, at, kernel[at], params[at])
+    assert torch.equal(as_bits(x[::2]), as_bits(expected[::2]))
+    assert torch.equal(as_bits(x[1::2]), as_bits(before[1::2]))
 
 
 def test_smoothing_rounds_every_sum_of_bytes_as_a_division_does():
@@ -181,7 +185,7 @@ def test_threads_share_rows_and_change_nothing(monkeypatch):
     pieces = []
     run = kernels_cpu._run
     monkeypatch.setattr(
-        kernels_cpu, "_run", lambda x, *rest: pieces.append(len(x)) or run(x, *rest)
+        kernels_cpu, "_run", lambda x, at, *rest: pieces.append(len(at)) or run(x, at, *rest)
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -13,6 +13,9 @@ from augsubset import SubsetAugmentLoader
 from benchmarks import crashes
 
 
+pytestmark = pytest.mark.slow  # runs are killed and started again, processes each
+
+
 @pytest.fixture(scope="module")
 def fresh():
     """A process that may be forked: in one whose autograd has threads, a child's cannot run."""
@@ -49,7 +52,6 @@ def test_a_run_that_breaks_and_saves_on_sigterm_does_too(weights, workers, fresh
     assert_as_uninterrupted(run.result(), 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "options"),
     [

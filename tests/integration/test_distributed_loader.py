@@ -19,11 +19,9 @@ def test_ranks_train_as_one_process_does(num_processes):
     assert_all_said(torchrun(num_processes, *names), num_processes, f"of {num_processes} is done")
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_what_fails_on_one_rank_is_raised_on_all_within_a_minute(num_processes):
+def test_what_fails_on_one_rank_is_raised_on_all_within_a_minute():
     """NaN on one, a rule that raises on one, fewer examples than ranks."""
-    run = torchrun(num_processes, "failures", timeout=60)
-    assert_all_said(run, num_processes, f"of {num_processes} is done")
+    assert_all_said(torchrun(3, "failures", timeout=60), 3, "of 3 is done")
 
 
 def test_ranks_of_accelerate_and_lightning_share_one_order():
@@ -32,7 +30,7 @@ def test_ranks_of_accelerate_and_lightning_share_one_order():
 
 @pytest.mark.parametrize(
     ("framework", "num_processes"),
-    [("accelerate", 2), ("accelerate", 4), ("lightning", 2), ("trainer", 2)],
+    [("accelerate", 3), ("lightning", 2), ("trainer", 2)],
 )
 def test_ranks_of_every_framework_resume_within_an_epoch(framework, num_processes):
     run = torchrun(num_processes, f"{framework}_resumed")
@@ -43,7 +41,7 @@ def test_ranks_of_every_framework_resume_within_an_epoch(framework, num_processe
     ("num_processes", "when"),
     [
         *[(2, "while_probing"), (2, "while_solving"), (2, "in_the_background")],
-        *[(2, "while_exchanging"), (4, "while_exchanging")],
+        (3, "while_exchanging"),
     ],
 )
 def test_a_rank_killed_during_selection_raises_on_the_others_within_a_minute(num_processes, when):

@@ -8,11 +8,10 @@ from tests.integration import launch
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_several_processes_select_what_one_does_or_fail_together(num_processes):
+def test_several_processes_select_what_one_does_or_fail_together():
     names = "exact", "parts", "failures", "disagreement", "missing"
-    run = launch.torchrun("distributed_selection", num_processes, *names, timeout=280)
-    launch.assert_all_said(run, num_processes, f"of {num_processes} is done")
+    run = launch.torchrun("distributed_selection", 3, *names, timeout=280)
+    launch.assert_all_said(run, 3, "of 3 is done")
 
 
 def test_a_killed_rank_raises_on_the_others():

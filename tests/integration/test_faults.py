@@ -93,6 +93,7 @@ def test_an_item_that_raises_while_probing_or_gathering_labels_is_named(num_work
         make(broken, num_workers=num_workers, fraction=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scene",
     [
