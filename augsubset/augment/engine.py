@@ -182,7 +182,7 @@ class Engine:
         return out.index_select(0, order[-1])
 
     def can_replace(self, x: Tensor) -> bool:
-        """Return whether :meth:`replace` takes a batch: loops know the operations and the images."""
+        """Return whether :meth:`replace` takes a batch: the loops know operations and images."""
         if self._loop_of is None or type(x) is not Tensor or x.ndim != 4:
             return False
         return x.dtype == torch.uint8 and x.is_contiguous() and kernels_cpu.can_run(x)

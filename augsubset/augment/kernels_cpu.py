@@ -92,9 +92,7 @@ def _run_in_threads(
 
 
 @numba.njit(cache=True, nogil=True)
-def _run(
-    x: Images, at: Int64Array, kernel: Int64Array, params: Float32Array, out: Images
-) -> None:
+def _run(x: Images, at: Int64Array, kernel: Int64Array, params: Float32Array, out: Images) -> None:
     spare = np.empty(x.shape[1:], x.dtype)
     size = x.shape[2] * x.shape[3]
     plane = np.zeros(size, np.float32)  # intermediate values of a channel

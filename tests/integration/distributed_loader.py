@@ -50,7 +50,7 @@ Y = torch.arange(N) % 3
 BACKEND = "eager"  # of torch.compile: what it traces is tested here, not what it makes of that
 SHORT = timedelta(seconds=20)
 OPTIONS = {"fraction": 0.2, "copies": 3, "every": 2, "options": LoaderOptions(timeout=SHORT)}
-ROUNDING = {2: 0.0, 4: 1e-6}  # of weights: how four ranks' gradients are added depends on buckets
+ROUNDING = {2: 0.0, 3: 1e-6}  # of weights: how gradients of three are added depends on buckets
 
 
 def say(text):

@@ -12,7 +12,6 @@ import torch
 from augsubset import SubsetAugmentLoader
 from benchmarks import crashes
 
-
 pytestmark = pytest.mark.slow  # runs are killed and started again, processes each
 
 
