@@ -5,7 +5,7 @@ import re
 import pytest
 
 from benchmarks import results_page
-from benchmarks.grid import grid_names
+from benchmarks.grid import grid_names, load_grid
 from benchmarks.results_page import (
     DECISIONS,
     PAGE,
@@ -90,3 +90,19 @@ def test_all_questions_and_all_that_is_left_are_named(page):
     for name in ("table1-cifar10", "imagenet", "table3-wide"):
         assert name in grid_names()
         assert f"`{name}`" in left
+
+
+def test_hours_follow_from_the_fastest_run_of_the_grids_own(monkeypatch):
+    """Not from one that was taken over, which may be of another machine."""
+    grid = load_grid("in-place-50")
+    due = grid.due({})
+    results = {}
+    made = [(grid.digest, 720.0), (grid.digest, 360.0), ("", 1.0), (None, 2.0)]
+    for cell, (digest, total) in zip(due[:4], made, strict=True):
+        run = {"grid": digest, "cell": cell.values(), "result": {"seconds": {"total": total}}}
+        results.setdefault(cell.arm, {})[cell.seed] = run
+    monkeypatch.setattr(results_page, "grid_names", lambda: ["in-place-50"])
+    monkeypatch.setattr(results_page, "_read", lambda name: (grid, results))
+    count = len(due)
+    hours = f"{(count - 4) / 10:.1f} hours on one core"
+    assert f"| `in-place-50` | {count - 4} of {count} runs | {hours} |" in left_table()
