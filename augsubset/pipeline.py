@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
@@ -145,7 +145,8 @@ class BatchPipeline:
         epoch, copy, index = unpack(keys)
         rows = RowKeys(self._seed, epoch, index, copy)
         x, others = move(parts.inputs, device), move(parts.others, device)
-        in_place = self._owns_batches or get_device(x) != get_device(parts.inputs)
+        in_place = self._owns_batches and not _are_targets(parts)
+        in_place = in_place or get_device(x) != get_device(parts.inputs)
         x = self.normalization.to_unit(x)
         with nullcontext() if timer is None else timer.on_device("strong"):
             x, others, num_copies = self.augment_copies(x, others, rows, in_place)
@@ -367,6 +368,12 @@ def _describe(part: Any) -> str:
     if isinstance(part, Tensor):
         return f"{tuple(part.shape)} {part.dtype}"
     return type(part).__name__ + (f" of {len(part)}" if isinstance(part, Sized) else "")
+
+
+def _are_targets(parts: BatchParts) -> bool:
+    """Return whether inputs are the labels too, as for an autoencoder: these stay as they are."""
+    is_named = isinstance(parts.inputs, Mapping)
+    return any(part is parts.labels for part in (parts.inputs.values() if is_named else parts[:1]))
 
 
 def _is_plain(part: Any) -> bool:

@@ -467,6 +467,21 @@ def test_several_inputs_reach_model_and_policy_as_a_dict():
     assert hidden == 2 * len(loader.selection) == 16
 
 
+@pytest.mark.parametrize("inputs", ["x", ["x", "again"]])
+def test_targets_that_are_the_inputs_stay_as_they_are(inputs):
+    """An autoencoder that learns to undo the augmentation."""
+    data = Items(lambda i: {"x": X[i], "again": X[i]})
+    spec = BatchSpec(inputs=inputs, labels="x", return_index=True)
+    policy = RandomOps(["invert"], 1) if inputs == "x" else lambda x, rows: {**x, "x": 255 - x["x"]}
+    loader = make(data, policy, selector=RandomSelector(), originals="none", batch=spec)
+    for x, y, index in loader:
+        assert torch.equal(y, X[index])
+        if inputs == "x":
+            assert torch.equal(x, (255 - X[index]) / 255)
+        else:
+            assert torch.equal(x["x"], 255 - X[index])
+
+
 def test_tabular_floats_may_be_anything():
     table = torch.randn(N, 7, generator=GENERATOR) * 100
     model = nn.Linear(7, 3)

@@ -100,6 +100,13 @@ class Engine:
         context = PrepareContext(np.zeros((1, 2), np.float32), 32, 32)
         some = [op.compute_params(np.full(1, op.high, np.float32), context) for op in self._ops]
         self._num_params = max(params.shape[1] for params in some)
+        for (name, op), params in zip(ops.items(), some, strict=True):
+            least = kernels_cpu.NUM_PARAMS.get(op.apply, 0) if op.prepare is not None else 0
+            if params.shape[1] < least:
+                raise ValueError(
+                    f"prepare of operation {name!r} must return {least} parameters a row for its "
+                    f"kernel, got {params.shape[1]}."
+                )
         # The CPU's loops, or the device's one launch, run only if they know every operation.
         self._is_compiled = compiled
         self._loop_of = None if compiled else self._find_codes(kernels_cpu.KERNELS)

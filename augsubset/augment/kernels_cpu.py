@@ -8,6 +8,7 @@ order. Hence ``np.float32`` everywhere (a Python number would widen to float64) 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from augsubset.augment import kernels
 
-__all__ = ["KERNELS", "can_run", "replace_rows", "run_rows"]
+__all__ = ["KERNELS", "NUM_PARAMS", "can_run", "replace_rows", "run_rows"]
 
 Images = npt.NDArray[Any]  # uint8 or float32
 Float32Array = npt.NDArray[np.float32]
@@ -41,6 +42,12 @@ KERNELS: dict[Callable[..., Tensor], int] = {
     kernels.erase: _ERASE,
 }
 """The code of the loop that replaces each kernel."""
+
+NUM_PARAMS: dict[Callable[..., Tensor], int] = {
+    **{kernels.warp: 6, kernels.blend: 3, kernels.sharpen: 1},
+    **{kernels.posterize: 1, kernels.solarize: 1, kernels.erase: 5},
+}
+"""How many parameters of a row a kernel reads."""
 
 # Height times width of the largest images: float32 counts the pixels of no larger ones.
 _MAX_PIXELS = (1 << 23) - 1
@@ -80,7 +87,7 @@ def replace_rows(x: Tensor, at: Int64Array, kernel: Int64Array, params: Float32A
 def _run_in_threads(
     source: Images, at: Int64Array, kernel: Int64Array, params: Float32Array, target: Images
 ) -> None:
-    num_values = len(at) * source[0].size
+    num_values = len(at) * math.prod(source.shape[1:])
     threads = min(torch.get_num_threads(), num_values // _MIN_VALUES_PER_THREAD, len(at))
     if threads <= 1:
         _run(source, at, kernel, params, target)

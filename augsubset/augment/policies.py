@@ -320,10 +320,21 @@ class RandomOps:
             x: ``(B, C, H, W)``, written to.
             at: Positions. ``(K,)``
             rows: Their keys.
+
+        Raises:
+            ValueError: If a position is not in the batch or has no key, or an op does not support
+                the number of channels.
         """
+        if len(at) != len(rows) or not (len(at) == 0 or 0 <= at.min() <= at.max() < len(x)):
+            raise ValueError(
+                f"at must hold a position in the batch of {len(x)} for each of {len(rows)} keys, "
+                f"got {at}."
+            )
         for name, op in self.ops.items():
             op.check_channels(repr(name), x)
-        self.engine.replace(x, at, *self._plan(rows, *x.shape[-2:]))
+        with disable_grad_and_autocast(x.device):
+            plan = self._plan(rows, *x.shape[-2:])
+        self.engine.replace(x, at, *plan)
 
     def _move(self, masks: Tensor, rows: RowKeys) -> Tensor:
         """Return masks after the geometric ones of their rows' operations."""

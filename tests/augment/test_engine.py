@@ -1,7 +1,9 @@
 """The engine: which kernels run, how often and on which rows, eager and compiled."""
 
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,6 +122,41 @@ def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_pl
     assert torch.equal(x, before) != in_place
     assert torch.equal(found[is_copy], policy(before[is_copy], rows[is_copy]))
     assert torch.equal(found[~is_copy], before[~is_copy])
+
+
+def test_rows_are_written_over_only_where_each_has_a_key():
+    policy, x = RandomOps.paper(), images(8, 8)
+    before = x.clone()
+    for at, count in (([0, 1], 3), ([0, 8], 2), ([-1], 1)):
+        with pytest.raises(ValueError, match=r"at must hold a position in the batch of 8 for each"):
+            policy.replace_rows(x, np.array(at), keys(count))
+    with pytest.raises(ValueError, match="at must hold a position"):
+        small_loader(policy).pipeline.augment_copies(x, (), keys(16), in_place=True)
+    assert torch.equal(x, before)
+    policy.replace_rows(x, np.zeros(0, np.int64), keys(0))
+    assert torch.equal(x, before)
+
+
+def test_what_prepares_operations_runs_outside_autocast_where_rows_are_written_over():
+    seen = []
+
+    def prepare(magnitude, forms, context):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return magnitude[:, None]
+
+    policy = RandomOps({"own": replace(OPS["solarize"], prepare=prepare)}, 1)
+    x = images(8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy.replace_rows(x, np.arange(8), keys(8))
+    assert policy.engine_name == "compiled loops"
+    assert seen
+    assert not any(seen)
+
+
+def test_a_kernel_that_would_read_more_parameters_than_are_prepared_is_refused():
+    short = replace(OPS["rotate"], prepare=lambda magnitude, forms, context: magnitude[:, None])
+    with pytest.raises(ValueError, match="prepare of operation 'short' must return 6 parameters"):
+        RandomOps({"short": short}, 1)
 
 
 def test_the_loader_yields_channels_last_on_request():
