@@ -82,7 +82,9 @@ def test_two_threads_split_even_two_rows():
     pieces, run = [], kernels_cpu._run
     x, rows = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), RowKeys(0, 0, torch.arange(2), 1)
     with use_threads(2), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels_cpu, "_run", lambda x, *rest: pieces.append(len(x)) or run(x, *rest))
+        patch.setattr(
+            kernels_cpu, "_run", lambda x, at, *rest: pieces.append(len(at)) or run(x, at, *rest)
+        )
         RandomOps.paper()(x, rows)
     assert pieces == [1, 1]
 

@@ -142,7 +142,7 @@ def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypat
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     plain = DataLoader(TensorDataset(x, torch.arange(8) % 2), 4)
     loader = SubsetAugmentLoader(
-        plain, model, RandomOps.paper(), weights="cluster", options=LoaderOptions(resident=True)
+        plain, model, RandomOps.noise(), weights="cluster", options=LoaderOptions(resident=True)
     )
     before = len(sent)
     next(iter(loader))
