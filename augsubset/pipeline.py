@@ -315,6 +315,10 @@ def check_policy(name: str, policy: Any, num_others: int = 0) -> None:
         )
     if isinstance(policy, type):
         raise TypeError(f"{name} must be a policy, got the class {policy.__name__}. Call it.")
+    if isinstance(getattr(policy, "__self__", None), type):  # as RandomOps.randaugment
+        raise TypeError(
+            f"{name} must be a policy, got the class method {policy.__qualname__}. Call it."
+        )
     if type(policy).__module__.split(".")[0] == "albumentations":
         raise TypeError(
             f"{name} must be a policy (x, rows) -> x, got albumentations' "

@@ -161,6 +161,14 @@ class Prober:
         self._has_watched = True
         found = _find_normalization(images, alike[0][:_NUM_COMPARED])
         if found is not None:
+            mean, std = found
+            if max(map(abs, mean)) < 0.01 and min(std) == max(std) == 255:
+                warnings.warn(
+                    "the model is given the yielded images divided by 255 once more: they are in "
+                    "[0, 1] already. Take / 255 out of the loop.",
+                    stacklevel=2,
+                )
+                return
             warnings.warn(
                 "the model is given the yielded images scaled and shifted further, as by "
                 f"(mean, std) = {found}. The probe does not do that, so it measures gradients of "

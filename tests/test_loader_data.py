@@ -802,6 +802,7 @@ IN_THE_LOOP = {
     "normalised in place": (lambda x: x.copy_(normalise(x)), True),
     "normalised in bfloat16": (lambda x: normalise(x).bfloat16().float(), True),
     "back to 255": (lambda x: x * 255, True),
+    "divided twice": (lambda x: x / 255, True),
 }
 
 
@@ -821,6 +822,8 @@ def test_normalisation_in_the_loop_is_warned_of_once(name, see_others):
                 model.train()(change(x))
     assert len(caught) == is_warned
     assert not model._forward_pre_hooks
+    if is_warned:
+        assert ("Take / 255 out" in str(caught[0].message)) == (name == "divided twice")
     if name.startswith("normalised"):
         numbers = re.findall(r"\d\.\d+", str(caught[0].message))
         assert [float(number) for number in numbers] == pytest.approx(MEANS + STDS, abs=0.01)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +18,7 @@ from augsubset.loader import SubsetAugmentLoader
 from augsubset.pipeline import move
 from augsubset.reporting.diagnosis import Diagnosis, Measured, Settings, diagnose
 from augsubset.sampling import Source, pack
-from augsubset.selection import LastLayerGradients, Selection
+from augsubset.selection import LastLayerGradients, Selection, select_coreset
 from augsubset.utils.checks import AugsubsetError, check_int
 from augsubset.utils.rng import forked_rng
 from augsubset.utils.torch_utils import map_tensors, unwrap_model
@@ -47,7 +49,7 @@ def doctor(
         A table, a verdict and what to change first; ``print`` it.
 
     Raises:
-        TypeError: If ``steps`` is not an int.
+        TypeError: If ``steps`` is not an int, or ``loader`` is not a ``SubsetAugmentLoader``.
         ValueError: If it is below 1.
         AugsubsetError: While an epoch runs.
 
@@ -58,11 +60,21 @@ def doctor(
         number of examples.
     """
     steps = check_int("steps", steps, 1)
+    check_loader(loader)
     if loader.is_running:
         raise AugsubsetError("the doctor cannot run during an epoch. Call loader.close() first.")
     device = loader.prober.device
     with forked_rng(loader.seed, [device]):
         return _measure(loader, steps, step, device)
+
+
+def check_loader(loader: Any) -> None:
+    """Raise unless something is a loader of ours."""
+    if not isinstance(loader, SubsetAugmentLoader):
+        raise TypeError(
+            f"loader must be a SubsetAugmentLoader, got {type(loader).__name__}. Wrap it first: "
+            "SubsetAugmentLoader(loader, model, augment)."
+        )
 
 
 def _measure(
@@ -77,16 +89,15 @@ def _measure(
     def process(keys: Tensor) -> Any:
         return pipeline.process(batch, keys, weights, device).output
 
-    plain = _time_call(lambda: process(keys), device, repeats)
-    augmented = _time_call(lambda: process(pack(0, 1, keys)), device, repeats)
+    train: Callable[[], Any]
     if step is None:
         x = move(pipeline.prepare_originals(batch)[0], device)
-        train = _make_training_step(loader.model, loader.prober.probe.forward)
-        stepped = _time_call(lambda: train(x), device, repeats)
+        train = partial(_make_training_step(loader.model, loader.prober.probe.forward), x)
     else:
         output = process(keys)
-        arguments = output if type(output) is tuple else (output,)
-        stepped = _time_call(lambda: step(*arguments), device, repeats)
+        train = partial(step, *(output if type(output) is tuple else (output,)))
+    calls = partial(process, keys), partial(process, pack(0, 1, keys)), train
+    plain, augmented, stepped = _time_calls(calls, device, repeats)
     probe, solve, selection = _time_selection(loader, min(len(source), num_rows), device)
     measured = Measured(
         loading=loading,
@@ -150,6 +161,7 @@ def _time_selection(
     share = len(gradients) / n
     num_classes = len(torch.unique(gradients.labels))
     budget = min(len(gradients), max(num_classes, round(loader.plan.budget * share)))
+    select_coreset(torch.eye(8), budget=2)  # compiles the solver, which no epoch pays for
     begin = perf_counter()
     selection = selector.select(gradients, budget=budget, seed=loader.seed, epoch=loader.epoch)
     return probe, (perf_counter() - begin) / share**2, selection
@@ -178,13 +190,22 @@ def _time_probe(
     return gradients, starting + (seconds[0] - starting) / share
 
 
-def _time_call(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the mean seconds of a call, after one call to warm up."""
-    call()
-    with _time_block(device) as seconds:
-        for _ in range(repeats):
-            call()
-    return seconds[0] / repeats
+def _time_calls(
+    calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int
+) -> list[float]:
+    """Return the median seconds of each of several calls, made in turn, after one to warm up.
+
+    Differences of means of one after the other are noise where the processor is shared.
+    """
+    taken: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    for _ in range(repeats):
+        for call, each in zip(calls, taken, strict=True):
+            with _time_block(device) as seconds:
+                call()
+            each.append(seconds[0])
+    return [statistics.median(each) for each in taken]
 
 
 @contextmanager

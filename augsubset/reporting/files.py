@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from augsubset.loader import SubsetAugmentLoader
+from augsubset.reporting.doctor import check_loader
 from augsubset.reporting.page import render
 from augsubset.reporting.pictures import (
     Picture,
@@ -46,7 +47,7 @@ def report(
         The page, ``index.html`` in the folder: a single file without external resources.
 
     Raises:
-        TypeError: If a number is not an int.
+        TypeError: If a number is not an int, or ``loader`` is not a ``SubsetAugmentLoader``.
         ValueError: If one is negative.
         ImportError: If images are to be shown and Pillow is not installed
             (``pip install "augsubset[report]"``), or scipy for a spectrum.
@@ -102,6 +103,7 @@ def _make_lists(
 @contextmanager
 def _prepare(loader: SubsetAugmentLoader) -> Iterator[None]:
     """Check that no epoch runs, and leave the caller's random number generators unchanged."""
+    check_loader(loader)
     if loader.is_running:
         raise AugsubsetError(
             "a report cannot be written while an epoch runs. Call loader.close() first."

@@ -178,12 +178,19 @@ def written(tmp_path_factory):
     """What the command writes and prints."""
     out = tmp_path_factory.mktemp("demo")
     arguments = ["--limit", "60", "--epochs", "2", "--every", "1", "--seeds", "2"]
-    assert main(["demo", *arguments, "--out", str(out)]) == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(["demo", *arguments, "--out", str(out)]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     return json.loads((out / "results.json").read_text()), (out / "index.html").read_text()
 
 
 def test_the_page_opens_with_the_conclusion_of_its_record(written):
     record, page = written
+    assert record["environment"]["threads"] == 1
     summary = record["summary"]
     assert list(summary) == list(record["runs"]) == list(ARMS)
     headline, paragraphs = conclude(summary, 0.3)

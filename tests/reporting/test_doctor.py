@@ -5,7 +5,9 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,9 +26,10 @@ from augsubset import (
     RandomSelector,
     SubsetAugmentLoader,
     doctor,
+    report,
 )
 from augsubset.cli import main
-from augsubset.reporting import summarize
+from augsubset.reporting import choose_pictures, summarize
 from augsubset.reporting.cost_model import PARTS
 from augsubset.sampling import Source
 from tests.contracts import assert_same_batches
@@ -148,6 +151,43 @@ def test_each_part_is_measured_to_the_second(clock):
     assert parts(found.full) == pytest.approx([256, 384, 256 * 3.25, 0, 0])
     assert parts(found.in_place) == pytest.approx([64, 128, 64 * 3.25, 0, 0])
     assert found.subset.total == pytest.approx(sum(parts(found.subset)))
+
+
+def test_what_else_the_processor_does_moves_no_figure(clock):
+    """A pause falls on one of several calls: of the strong policy, or of a training step."""
+    for busy in ("strong", "step"):
+        loader, calls = make_timed(clock), Counter()
+        strong = loader.pipeline._augment
+
+        def pause(name, busy=busy, calls=calls):
+            calls[name] += 1
+            clock.advance(1000.0 if name == busy and calls[name] == 3 else 0.0)
+
+        def pausing(x, rows, strong=strong, pause=pause):
+            pause("strong")
+            return strong(x, rows)
+
+        def step(x, y, pause=pause):
+            pause("step")
+            clock.advance(3.0 * len(y))
+
+        loader.pipeline._augment = pausing
+        found = doctor(loader, steps=50, step=step)
+        assert parts(found.subset)[1:3] == pytest.approx([48, 88 * 3.25])
+
+
+def test_compiling_the_solver_is_no_part_of_a_solve(clock, monkeypatch):
+    module = sys.modules["augsubset.reporting.doctor"]
+    solve = module.select_coreset
+
+    def compile_first(*given, **options):
+        clock.advance(500.0)
+        return solve(*given, **options)
+
+    monkeypatch.setattr(module, "select_coreset", compile_first)
+    before = clock.now
+    assert doctor(make_timed(clock), steps=50).subset.solve == pytest.approx(7 / 4)
+    assert clock.now - before > 500
 
 
 def test_few_batches_stand_for_all(clock):
@@ -466,7 +506,7 @@ def test_regression_and_selections_already_made_are_understood():
     assert after.effective_sample_size == loader.selection.effective_sample_size
 
 
-def test_the_doctor_is_refused_while_an_epoch_runs():
+def test_the_doctor_is_refused_while_an_epoch_runs(tmp_path):
     loader = make()
     running = iter(loader)
     next(running)
@@ -477,6 +517,9 @@ def test_the_doctor_is_refused_while_an_epoch_runs():
     loader.close()
     with pytest.raises(ValueError, match="steps must be at least 1"):
         doctor(loader, 0)
+    for call in (doctor, partial(report, path=tmp_path), partial(choose_pictures, images=1)):
+        with pytest.raises(TypeError, match=r"SubsetAugmentLoader, got DataLoader\. Wrap it"):
+            call(DataLoader(TensorDataset(X, Y), 8))
 
 
 # The command.
