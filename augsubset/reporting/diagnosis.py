@@ -233,9 +233,9 @@ def _advise(part: str, settings: Settings) -> str:
     if part == "augmentation":
         return "fraction=, or a policy of fewer operations"
     if part == "probe":
-        return "every=" if settings.recycle is not None else "every=, or recycle= to probe fewer"
+        return "every=" if settings.recycle is not None else "every=, or LoaderOptions(recycle=...) to probe fewer"
     if part == "solve":
-        return "every=" if settings.background else "every=, or background=True to solve meanwhile"
+        return "every=" if settings.background else "every=, or LoaderOptions(background=True)"
     if part == "step":
         if not has_many_rows:
             return "nothing, since most steps are those of an epoch without augmentation"
