@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo       train six ways on handwritten digits; writes demo-report/index.html"
-	@echo "                five times, three and a half minutes; once: make demo SEEDS=1"
+	@echo "                five times, four minutes; once: make demo SEEDS=1"
 	@echo "make test       the tests, six minutes on two cores"
 	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
 	@echo "make test-gpu   on a machine with an NVIDIA GPU, in ten minutes: tests, compute-sanitizer where it is"

@@ -167,9 +167,10 @@ def _train(
     done: list[int] = [0]
     accuracies = [_evaluate(model, images, setting.device)]
     selections: list[tuple[int, Selection]] = []
-    while done[-1] < steps:
+    step = 0
+    while step < steps:
         model.train()
-        step, epoch = done[-1], loader.epoch
+        epoch = loader.epoch
         for x, y in loader:
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
@@ -182,8 +183,10 @@ def _train(
         loader.close()
         if loader.selection is not None and epoch % setting.every == 0:
             selections.append((epoch, loader.selection))
-        done.append(step)
-        accuracies.append(_evaluate(model, images, setting.device))
+        # As often in every arm: most epochs of more training without augmentation are short.
+        if step == steps or step - done[-1] >= steps / setting.epochs:
+            done.append(step)
+            accuracies.append(_evaluate(model, images, setting.device))
     epochs = [entry for entry in loader.history if entry["event"] == "epoch"]
     seconds = {
         part: sum(entry[f"{part}_seconds"] for entry in epochs)

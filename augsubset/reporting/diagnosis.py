@@ -233,7 +233,8 @@ def _advise(part: str, settings: Settings) -> str:
     if part == "augmentation":
         return "fraction=, or a policy of fewer operations"
     if part == "probe":
-        return "every=" if settings.recycle is not None else "every=, or LoaderOptions(recycle=...) to probe fewer"
+        other = ", or LoaderOptions(recycle=...) to probe fewer"
+        return "every=" + (other if settings.recycle is None else "")
     if part == "solve":
         return "every=" if settings.background else "every=, or LoaderOptions(background=True)"
     if part == "step":

@@ -114,6 +114,7 @@ def test_the_arms_differ_in_what_is_augmented_and_in_steps():
     steps = {name: run.steps[-1] for name, (run, _) in runs.items()}
     assert steps["none"] == 2 * 3
     assert steps["none-steps"] == steps["full"] == 2 * 15
+    assert {len(run.steps) for run, _ in runs.values()} == {1 + 2}  # evaluated as often
     assert [epoch for epoch, _ in runs["coreset"][1]] == [0, 1]
     # All start from the same weights, those of the seed.
     assert len({run.accuracies[0] for run, _ in runs.values()}) == 1
