@@ -227,44 +227,36 @@ def test_the_verdict_names_the_setting_to_change_first(changes, advice):
         ({"weights": "resample", "max_weight": 9.0}, "max_weight= below 9"),
     ],
 )
-def test_a_low_effective_sample_size_causes_a_warning(settings, change):
+def test_uneven_weights_cause_a_warning(settings, change):
     found = make_diagnosis(effective_sample_size=2.4, **settings)
-    assert str(found).endswith(
-        "The effective sample size is 2 of 10 selected examples: few carry most of the weight. "
-        f'Consider CoresetSelector({change}) or weights="uniform".'
+    assert re.search(
+        r"Weights are as uneven as if \d+% of an epoch's rows counted: that costs accuracy where "
+        rf'labels are correct\. Consider weights="uniform" or CoresetSelector\({change}\)\.$',
+        str(found),
     )
 
 
 def test_there_is_no_warning_if_weights_are_even_or_uniform():
-    assert make_diagnosis(effective_sample_size=2.5).warning is None
+    even = {"effective_sample_size": 10.0}
+    assert make_diagnosis(**even).warning is None
     assert make_diagnosis(effective_sample_size=1.0, weights="uniform").warning is None
-    assert make_diagnosis().warning is None
-    assert str(make_diagnosis()).endswith(make_diagnosis().sentence)
+    assert str(make_diagnosis(**even)).endswith(make_diagnosis(**even).sentence)
 
 
-def test_copies_that_outweigh_the_originals_cause_a_warning():
-    # 5 copies weigh as much as 100 originals together: 20 times an original each; 10, 10 times.
-    heavy = {"budget": 5, "copies": 1}
-    words = (
-        "On average a copy weighs as much as 20 originals: few images carry much of the loss. "
-        'Consider weights="uniform".'
-    )
-    assert make_diagnosis(**heavy).warning == words
-    assert make_diagnosis(**heavy, originals="unselected").warning == words
-    assert "as much as 10 originals" in make_diagnosis(budget=10, copies=1).warning
-    # Both: few selected examples carry most of the weight, and copies are heavy.
-    both = make_diagnosis(**heavy, effective_sample_size=1.0).warning
-    assert both.startswith("The effective sample size is 1 of 10")
-    assert both.endswith(words)
-    # A cap leaves a share of the weight.
-    assert "as much as 12 originals" in make_diagnosis(**heavy, weight_kept=0.6).warning
-    assert make_diagnosis(**heavy, weight_kept=0.4).warning is None
-    # Lighter copies; uniform weights; no originals of weight 1; weights as draw probabilities.
-    assert make_diagnosis(budget=5, copies=4).warning is None
-    for settings in (
-        {"weights": "uniform"},
-        {"originals": "selected"},
-        {"originals": "none"},
-        {"weights": "resample"},
-    ):
-        assert make_diagnosis(**heavy, **settings).warning is None
+def test_unevenness_is_that_of_all_rows():
+    # 100 originals of weight 1 and 40 copies of weight 2.5.
+    even = make_diagnosis(effective_sample_size=10.0)
+    assert even.unevenness == pytest.approx(140 * (100 + 40 * 2.5**2) / 200**2)
+    # Ten examples of which five carry all the weight, copies of 5 each.
+    half = make_diagnosis(effective_sample_size=5.0)
+    assert half.unevenness == pytest.approx(140 * (100 + 20 * 5**2) / 200**2)
+    # Copies that outweigh the originals by far, and under a cap.
+    heavy = make_diagnosis(effective_sample_size=10.0, budget=5, copies=1)
+    assert heavy.unevenness == pytest.approx(105 * (100 + 5 * 20**2) / 200**2)
+    assert heavy.warning is not None
+    capped = make_diagnosis(effective_sample_size=10.0, budget=5, copies=1, weight_kept=0.1)
+    assert capped.unevenness == pytest.approx(105 * (100 + 5 * 2**2) / 110**2)
+    assert capped.warning is None
+    # Drawn copies: 40 beside 100 originals, all of half of the examples.
+    drawn = make_diagnosis(effective_sample_size=5.0, weights="resample")
+    assert drawn.unevenness == pytest.approx(140 * (100 + 20 * 2**2) / 140**2)

@@ -308,31 +308,31 @@ class Skewed(Fixed):
 
 
 @pytest.mark.parametrize("has_run", [False, True])
-def test_a_low_effective_sample_size_causes_a_warning(clock, has_run):
+def test_uneven_weights_cause_a_warning(clock, has_run):
     def warning(weights="cluster", **options):
         loader = make_timed(clock, selector=Skewed(**options), weights=weights)
         if has_run:
             list(loader)
         return doctor(loader, steps=1).warning
 
-    # 64^2 / (57^2 + 7) is 1.26; capped at 6 means 55^2 / (48^2 + 7) is 1.31, at 1 mean 4.
-    assert "effective sample size is 1 of 8" in warning()
-    assert "CoresetSelector(max_weight=) or weights=" in warning()
-    assert "CoresetSelector(max_weight= below 6) or" in warning(max_weight=6.0)
+    # 64^2 / (57^2 + 7) is 1.26 of 8; capped at one mean, 4 of 8.
+    assert "if 16% of an epoch's rows counted" in warning()
+    assert "or CoresetSelector(max_weight=)." in warning()
+    assert "or CoresetSelector(max_weight= below 6)." in warning(max_weight=6.0)
     assert warning(max_weight=1.0) is None
     assert warning(weights="uniform") is None
-    assert "effective sample size is 1 of 8" in warning(weights="resample")
+    assert "of an epoch's rows counted" in warning(weights="resample")
 
 
-def test_a_cap_on_weights_makes_copies_lighter(clock):
-    def warning(**options):
-        options = {"selector": Fixed(**options), "fraction": 1 / 32, "copies": 1}
-        return doctor(make_timed(clock, weights="cluster", **options), steps=1).warning
-
-    # Three of 64 examples, as there are three classes.
-    assert "as much as 21 originals" in warning()
-    assert "as much as 11 originals" in warning(max_weight=0.5)
-    assert warning(max_weight=0.25) is None
+@pytest.mark.parametrize("originals", ["all", "unselected", "selected", "none"])
+@pytest.mark.parametrize("weights", ["cluster", "unscaled"])
+def test_unevenness_is_that_of_the_weights_that_are_yielded(clock, originals, weights):
+    options = {"weights": weights, "originals": originals}
+    loader = make_timed(clock, selector=Skewed(max_weight=6.0), **options)
+    w = torch.cat([w for *_, w in loader]).double()
+    w = w[w > 0]  # without padding
+    found = len(w) * w.square().sum() / w.sum() ** 2
+    assert doctor(loader, steps=1).unevenness == pytest.approx(found.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
