@@ -1,11 +1,12 @@
 """The results page, its picture and the table of choices are those of the records."""
 
+import itertools
 import re
 
 import pytest
 
 from benchmarks import results_page
-from benchmarks.grid import grid_names, load_grid
+from benchmarks.grid import grid_names, load_grid, load_results
 from benchmarks.results_page import (
     DECISIONS,
     PAGE,
@@ -106,3 +107,19 @@ def test_hours_follow_from_the_fastest_run_of_the_grids_own(monkeypatch):
     count = len(due)
     hours = f"{(count - 4) / 10:.1f} hours on one core"
     assert f"| `in-place-50` | {count - 4} of {count} runs | {hours} |" in left_table()
+
+
+def test_weights_were_as_uneven_as_is_said():
+    """450 copies in place of 450 of 1,500 originals: of mean 1, or as heavy as all examples."""
+
+    def unevenness(name, arm, mass):
+        runs = load_results(load_grid(name))[arm].values()
+        each = [run["dynamics"]["selections"]["effective_sample_size"] for run in runs]
+        sizes = itertools.chain.from_iterable(each)
+        return [1500 * (1050 + mass**2 / size) / (1050 + mass) ** 2 for size in sizes]
+
+    text = " ".join((PAGE.parent / "choosing.md").read_text().split())
+    roots = unevenness("tempered-15", "coreset, tempered weights 30%, in place", 450)
+    assert f"had at most {max(roots):.2f}" in text
+    whole = unevenness("in-place", "coreset 30%, in place", 1500)
+    assert f"cluster sizes had {min(whole):.1f} to {max(whole):.1f}" in text
