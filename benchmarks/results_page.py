@@ -274,8 +274,8 @@ def findings() -> list[str]:
         f"{smallest[1].mean:+.1f} points ({smallest[0].words}) to {largest[1].mean:+.1f} "
         f"({largest[0].words}) with correct labels. Under label noise, at equal steps, it is "
         + " and ".join(f"{gap} ({row.share})" for row, gap in noisy)
-        + ". Less uneven ones cost nothing: the root of cluster sizes, at most four times its "
-        f"mean, minus uniform is {tempered} points in place.",
+        + ". Less uneven weights cost little, if anything: the root of cluster sizes, capped at "
+        f"four times the mean, minus uniform weights is {tempered} points in place.",
         "3. **Much of what copies gain is steps.** Full augmentation beside no augmentation at "
         f"equal steps is {short} points in seven epochs of all images, and {long} in 100 epochs of "
         f"3,000, where a random 30% gains {kept}.",

@@ -153,7 +153,7 @@ class Diagnosis:
         cap = self.settings.max_weight
         change = "max_weight=" if cap is None else f"max_weight= below {cap:g}"
         return (
-            f"Weights are as uneven as if {1 / self.unevenness:.0%} of an epoch's rows counted: "
+            f"Weights are as uneven as if {1 / self.unevenness:.0%} of an epoch's samples counted: "
             "that costs accuracy where labels are correct. Consider "
             f'weights="uniform" or CoresetSelector({change}).'
         )

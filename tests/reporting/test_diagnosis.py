@@ -230,8 +230,8 @@ def test_the_verdict_names_the_setting_to_change_first(changes, advice):
 def test_uneven_weights_cause_a_warning(settings, change):
     found = make_diagnosis(effective_sample_size=2.4, **settings)
     assert re.search(
-        r"Weights are as uneven as if \d+% of an epoch's rows counted: that costs accuracy where "
-        rf'labels are correct\. Consider weights="uniform" or CoresetSelector\({change}\)\.$',
+        r"Weights are as uneven as if \d+% of an epoch's samples counted: that costs accuracy "
+        rf'where labels are correct\. Consider weights="uniform" or CoresetSelector\({change}\)\.$',
         str(found),
     )
 

@@ -316,12 +316,12 @@ def test_uneven_weights_cause_a_warning(clock, has_run):
         return doctor(loader, steps=1).warning
 
     # 64^2 / (57^2 + 7) is 1.26 of 8; capped at one mean, 4 of 8.
-    assert "if 16% of an epoch's rows counted" in warning()
+    assert "if 16% of an epoch's samples counted" in warning()
     assert "or CoresetSelector(max_weight=)." in warning()
     assert "or CoresetSelector(max_weight= below 6)." in warning(max_weight=6.0)
     assert warning(max_weight=1.0) is None
     assert warning(weights="uniform") is None
-    assert "of an epoch's rows counted" in warning(weights="resample")
+    assert "of an epoch's samples counted" in warning(weights="resample")
 
 
 @pytest.mark.parametrize("originals", ["all", "unselected", "selected", "none"])
