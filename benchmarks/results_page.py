@@ -1,7 +1,7 @@
 """Write ``docs/results.md`` and what else the docs take from the runs on record.
 
 ``python -m benchmarks.results_page`` reads ``benchmarks/results`` and writes the page, its forest
-plot and the table of ``docs/choosing.md``. No number on them is typed in but the paper's own.
+plot and the table of ``docs/choosing.md``. Numbers of runs on them follow from the records.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.stats import (
     Difference,
     accuracies,
     answers,
+    asked,
     detectable,
     difference,
     pool,
@@ -179,9 +180,7 @@ def _read(name: str) -> tuple[Grid, Results]:
 
 def _values(name: str, arm: str) -> dict[int, float]:
     """Return the accuracies of an arm by seed, of those that the grid's questions are asked on."""
-    grid, results = _read(name)
-    found = accuracies(results.get(arm, {}))
-    return {seed: value for seed, value in found.items() if seed in grid.seeds}
+    return asked(*_read(name), arm)
 
 
 def gap_of(name: str, first: str, second: str) -> Difference | None:
@@ -195,6 +194,16 @@ def _gap(name: str, first: str, second: str) -> Difference:
     if found is None:
         raise ValueError(f"{name} must have runs of {first!r} and {second!r} with one seed.")
     return found
+
+
+def _in_two_precisions(name: str, first: str, second: str) -> int:
+    """Return how many pairs of runs were not computed in the same precision."""
+    results = _read(name)[1]
+    of = {
+        arm: {seed: Cell.of(run["cell"]).precision for seed, run in results[arm].items()}
+        for arm in (first, second)
+    }
+    return sum(of[first][seed] != of[second][seed] for seed in of[first].keys() & of[second].keys())
 
 
 # Sections.
@@ -257,11 +266,11 @@ def findings() -> list[str]:
     kept = _gap("small-steps-3000-long", "random 30%", "none")
     only = _gap("only-15", "coreset 1%", "random 1%")
     large = _gap("table3-short", "coreset 1%, augmented", "random 1%, augmented")
-    tempered = _gap(
+    roots = (
         "tempered-15",
-        "coreset, tempered weights 30%, in place",
-        "coreset, uniform weights 30%, in place",
+        *(f"coreset, {x} weights 30%, in place" for x in ("tempered", "uniform")),
     )
+    tempered, mixed = _gap(*roots), _in_two_precisions(*roots)
     smallest, largest = min(clean, key=lambda x: x[1].mean), max(clean, key=lambda x: x[1].mean)
     lines = [
         "1. **Which examples: a coreset or a random subset?** Beside all originals and with "
@@ -275,7 +284,8 @@ def findings() -> list[str]:
         f"({largest[0].words}) with correct labels. Under label noise, at equal steps, it is "
         + " and ".join(f"{gap} ({row.share})" for row, gap in noisy)
         + ". Less uneven weights cost little, if anything: the root of cluster sizes, capped at "
-        f"four times the mean, minus uniform weights is {tempered} points in place.",
+        f"four times the mean, minus uniform weights is {tempered} points in place"
+        f"{f', {mixed} of {tempered.num_pairs} pairs in two precisions' if mixed else ''}.",
         "3. **Much of what copies gain is steps.** Full augmentation beside no augmentation at "
         f"equal steps is {short} points in seven epochs of all images, and {long} in 100 epochs of "
         f"3,000, where a random 30% gains {kept}.",
@@ -317,13 +327,20 @@ def _strength() -> str:
                 f"On the seeds that the {choice.name} is chosen on: {listed}"
                 + (f". Chosen: *{arm}*." if arm else "; the others are not complete.")
             )
-    asked = [a for a in answers(grid, results) if a.primary.first == "best strength"]
+    strength, magnitude = (grid.chosen(f"best {x}", results) for x in ("strength", "magnitude"))
+    if strength == "strength by time, in place" and magnitude == "full, in place":
+        parts.append(
+            "By time, all images of an epoch have one strength; none that looks at each example "
+            "was better on these seeds. As magnitude 9 is the best fixed one too, the two "
+            "questions that follow are the same."
+        )
+    asked_of = [a for a in answers(grid, results) if a.primary.first == "best strength"]
     parts += [
         f"{a.primary.name} {a.gap} points, {a.words} ({a.gap.num_pairs} of {a.asked} seeds)."
-        for a in asked
+        for a in asked_of
         if a.gap is not None and a.gap.num_pairs > 1
     ]
-    if not any(a.gap for a in asked):
+    if not any(a.gap for a in asked_of):
         parts.append(
             "Whether a strength for each example beats a fixed one is asked in `in-place-50` and "
             "not answered yet."
@@ -419,7 +436,7 @@ def left_table() -> list[str]:
 
 @cache
 def _seconds_by_kind() -> dict[tuple[Any, ...], float]:
-    """Return the median time of a run on record, by data, network and device."""
+    """Return the median time of a run on record, by data, network, epochs and device."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for name in grid_names():
         for runs in _read(name)[1].values():
@@ -430,7 +447,7 @@ def _seconds_by_kind() -> dict[tuple[Any, ...], float]:
 
 
 def _kind_of(cell: Cell) -> tuple[Any, ...]:
-    return cell.data, cell.limit, cell.model, cell.device
+    return cell.data, cell.limit, cell.model, cell.epochs, cell.device
 
 
 def _seconds_of(cell: Cell) -> float:
@@ -574,9 +591,10 @@ def render() -> str:
         "## Where the time goes",
         "",
         "Times as fast as augmenting everything, four copies, ResNet20, three runs each, with 95% "
-        "intervals: the grids `times` (1,000 images) and `times-gpu` (10,000). With four copies, "
-        "steps alone allow 3.57 at 10% and 2.27 at 30%; more takes copies that cost more than "
-        "their steps, as on the paper's machine.",
+        "intervals: the grids `times` (1,000 images) and `times-gpu` (10,000), the latter before a "
+        "batch took one launch, which was not measured. With four copies, steps alone allow 3.57 "
+        "at 10% and 2.27 at 30%; more takes copies that cost more than their steps, as on the "
+        "paper's machine.",
         "",
         *time_table(),
         "",
@@ -584,9 +602,9 @@ def render() -> str:
         "",
         "One command each, `python -m benchmarks.train GRID --data CIFAR10`, stopped and continued "
         "at will. Hours follow from the fastest of the grid's own runs, or from runs of the same "
-        "data and network; a busy core takes two or three times as long, and one without bfloat16 "
-        "many times unless told `--precision float32`. Days, for the paper's settings and all "
-        "seeds, are estimated from two steps of each network.",
+        "data, network and epochs; a busy core takes two or three times as long, and one without "
+        "bfloat16 many times unless told `--precision float32`. Days, for the paper's settings and "
+        "all seeds, are estimated from two steps of each network.",
         "",
         *left_table(),
     ]

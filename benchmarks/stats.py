@@ -1,7 +1,8 @@
 """Statistics of paired runs, and any comparison of two arms: ``python -m benchmarks.stats GRID``.
 
 ``python -m benchmarks.stats GRID ARM ARM`` prints the difference of two arms over the seeds that
-both have; with GRID alone, every arm and the grid's primary questions.
+both have, those that a choice was made on left out; with GRID alone, every arm on all its seeds
+and the grid's primary questions.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import optimize, stats
 
 from benchmarks.grid import Grid, Primary, Results, load_grid, load_results
 
-__all__ = ["ALPHA", "Answer", "Difference", "Pooled", "accuracies", "answers", "detectable"]
-__all__ += ["difference", "holm", "pairs_needed", "pool", "power_lines"]
+__all__ = ["ALPHA", "Answer", "Difference", "Pooled", "accuracies", "answers", "asked"]
+__all__ += ["detectable", "difference", "holm", "pairs_needed", "pool", "power_lines"]
 
 ALPHA = 0.05
 _POWER = 0.8
@@ -178,6 +180,12 @@ def accuracies(runs: Mapping[int, Mapping[str, object]]) -> dict[int, float]:
     return {seed: 100 * run["result"]["accuracies"][-1] for seed, run in runs.items()}  # type: ignore[index]
 
 
+def asked(grid: Grid, results: Results, arm: str | None) -> dict[int, float]:
+    """Return an arm's accuracies on the grid's own seeds: not those that a choice was made on."""
+    found = accuracies(results.get(arm or "", {}))
+    return {seed: value for seed, value in found.items() if seed in grid.seeds}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the records say to a primary question.
@@ -220,14 +228,7 @@ def answers(grid: Grid, results: Results) -> list[Answer]:
     found = []
     for primary in grid.primaries:
         arms = [grid.chosen(name, results) for name in (primary.first, primary.second)]
-        values = [
-            {
-                seed: value
-                for seed, value in accuracies(results.get(arm or "", {})).items()
-                if seed in grid.seeds
-            }
-            for arm in arms
-        ]
+        values = [asked(grid, results, arm) for arm in arms]
         shift = primary.margin if primary.direction == "not below" else 0.0
         paired = set(values[0]) & set(values[1]) and arms[0] != arms[1]
         found.append((primary, arms, difference(*values, shift) if paired else None))
@@ -262,14 +263,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("grid")
     parser.add_argument("arms", nargs="*", metavar="ARM", help="two of the grid's")
+    parser.add_argument("--out", type=Path, help="folder of the records, as given to train")
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     grid = load_grid(given.grid)
-    results = load_results(grid)
+    results = load_results(grid, given.out)
     unknown = sorted(set(given.arms) - set(results))
     if unknown or len(given.arms) not in (0, 2):
         parser.error(f"ARM must be two of {sorted(results)}, got {given.arms}")
     if given.arms:
-        gap = difference(*(accuracies(results[arm]) for arm in given.arms))
+        mine, other = (asked(grid, results, arm) for arm in given.arms)
+        if not set(mine) & set(other):
+            parser.error(f"ARM and ARM must have one of the grid's seeds in common: {grid.seeds}")
+        gap = difference(mine, other)
         print(f"{gap} points, {gap.num_pairs} seeds, spread {gap.spread:.2f}, p = {gap.p:.2g}")
         return
     for arm, runs in results.items():

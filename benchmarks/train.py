@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,20 @@ from benchmarks.harness import environment
 from benchmarks.records import append
 from benchmarks.stats import power_lines
 
-__all__ = ["estimate", "main", "run_grid"]
+__all__ = ["estimate", "main", "pace", "run_grid"]
+
+
+def pace(epochs: Sequence[Mapping[str, float]]) -> str:
+    """Say what an epoch takes, and its augmentation and loading beside its steps.
+
+    Medians, without the first epoch, which selects and captures graphs.
+    """
+    later = epochs[1:]
+    total = statistics.median(each["total"] for each in later)
+    share = statistics.median(
+        (each["loading"] + each["augmentation"]) / each["step"] for each in later
+    )
+    return f"an epoch takes {total:.3f} s, loading and augmentation {share:.2f} of its steps"
 
 
 class _OutOfTimeError(Exception):
@@ -56,8 +70,8 @@ class _Run:
     changes: Mapping[str, Any]
     end: float
 
-    def __call__(self, cell: Cell) -> tuple[str, float, float]:
-        """Run one cell and write its record; return the arm, the accuracy and the time."""
+    def __call__(self, cell: Cell) -> tuple[str, float]:
+        """Run one cell and write its record; return what to print of it, and the time."""
         begin = time.perf_counter()
         data = data_of(cell, self.root)
         changes = dict(self.changes)
@@ -65,11 +79,15 @@ class _Run:
             changes.pop("resident", None)
         cell = replace(cell, **changes)
         record = run_cell(cell, data, self._check)
+        epochs = record["result"]["epoch_seconds"]
         if not self.times:
             del record["result"]["epoch_seconds"]
         append(self.path, {"grid": self.digest, **record})
-        accuracy: float = record["result"]["accuracies"][-1]
-        return f"{cell.arm}, seed {cell.seed}", accuracy, time.perf_counter() - begin
+        accuracy, seconds = record["result"]["accuracies"][-1], time.perf_counter() - begin
+        words = f"{cell.arm}, seed {cell.seed}: {100 * accuracy:.2f} % in {seconds:.0f} s"
+        if self.times and len(epochs) > 1:
+            words += f"; {pace(epochs)}"
+        return words, seconds
 
     def _check(self, epoch: int) -> None:
         if time.time() >= self.end:
@@ -144,16 +162,16 @@ def _run_cells(run: _Run, cells: Sequence[Cell], clock: _Clock, jobs: int) -> in
     def next_cell() -> Cell | None:
         return next(left, None) if clock.has_room else None
 
-    def note(get: Callable[[], tuple[str, float, float]]) -> None:
+    def note(get: Callable[[], tuple[str, float]]) -> None:
         nonlocal done
         try:
-            name, accuracy, seconds = get()
+            words, seconds = get()
         except _OutOfTimeError:
             clock.longest = math.inf  # nothing more is started
             print("  a cell was stopped: if it was the first, it needs a larger budget", flush=True)
             return
         done, clock.longest = done + 1, max(clock.longest, seconds)
-        print(f"  {name}: {100 * accuracy:.2f} % in {seconds:.0f} s", flush=True)
+        print(f"  {words}", flush=True)
 
     if jobs == 1:
         while (cell := next_cell()) is not None:
@@ -161,7 +179,7 @@ def _run_cells(run: _Run, cells: Sequence[Cell], clock: _Clock, jobs: int) -> in
         return done
     # Fresh processes: threads of this one do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running: set[Future[tuple[str, float, float]]] = set()
+        running: set[Future[tuple[str, float]]] = set()
         while True:
             while len(running) < jobs and (cell := next_cell()) is not None:
                 running.add(pool.submit(run, cell))

@@ -2,6 +2,8 @@
 
 import itertools
 import re
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +109,22 @@ def test_hours_follow_from_the_fastest_run_of_the_grids_own(monkeypatch):
     count = len(due)
     hours = f"{(count - 4) / 10:.1f} hours on one core"
     assert f"| `in-place-50` | {count - 4} of {count} runs | {hours} |" in left_table()
+
+
+def test_hours_without_a_run_of_ones_own_are_those_of_as_many_epochs():
+    cell = load_grid("3000-long-15").cells[0]
+    assert results_page._seconds_of(cell) > results_page._seconds_of(replace(cell, epochs=60))
+
+
+def test_pairs_in_two_precisions_are_counted(page):
+    arms = [f"coreset, {each} weights 30%, in place" for each in ("tempered", "uniform")]
+    mine, other = (load_results(load_grid("tempered-15"))[arm] for arm in arms)
+    precision = Counter(
+        (mine[seed]["cell"].get("precision"), other[seed]["cell"].get("precision")) for seed in mine
+    )
+    mixed = sum(count for (one, two), count in precision.items() if one != two)
+    assert 0 < mixed < len(mine)
+    assert f"{mixed} of {len(mine)} pairs in two precisions" in page
 
 
 def test_weights_were_as_uneven_as_is_said():

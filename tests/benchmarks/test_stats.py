@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.grid import Choice, Grid, Primary
+from benchmarks.grid import Choice, Grid, Primary, load_grid, load_results
 from benchmarks.stats import (
     answers,
     detectable,
@@ -185,3 +185,16 @@ def test_any_comparison_on_record_is_one_command(capsys):
     assert "Coreset or random?" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["small-steps", "full, appended", "everything"])
+
+
+def test_a_comparison_leaves_out_seeds_that_a_choice_was_made_on(capsys):
+    grid = load_grid("in-place-50")
+    chosen, other = "strength by time, in place", "full, in place"
+    runs = load_results(grid)
+    both = runs[chosen].keys() & runs[other].keys()
+    assert both >= {0, 1, 2, 3, 4}
+    main(["in-place-50", chosen, other])
+    assert f"points, {len(both & set(grid.seeds))} seeds" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # it has no other seeds
+        main(["in-place-50", "strength by entropy, in place", other])
+    assert "grid's seeds in common" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from benchmarks.cells import Cell, Costs, OneByOne, build, data_of, run_cell
 from benchmarks.datasets import load_imagenet
 from benchmarks.grid import grid_names, load_grid, load_results
 from benchmarks.models import build_model
-from benchmarks.train import main, run_grid
+from benchmarks.train import main, pace, run_grid
 from tests.benchmarks.test_datasets import write_image
 
 TINY = {"limit": 60, "epochs": 2, "batch_size": 30, "lr": 0.05, "base": "none", "copies": 1}
@@ -480,6 +480,30 @@ def test_images_in_folders_go_through_a_cell(tmp_path):
     assert len(record["dynamics"]["selections"]["epoch"]) == 2
     with pytest.raises(ValueError, match="limit, imbalance and noise must not be given"):
         data_of(cell(data="imagenet"), tmp_path)
+
+
+def test_only_grids_of_times_keep_and_print_those_of_epochs(tmp_path, capsys):
+    path = write_grid(tmp_path / "g.toml", RANDOM, seeds="[0]")
+    timed = tmp_path / "timed.toml"
+    timed.write_text("times = true\n" + path.read_text())
+    found = {}
+    for grid in (path, timed):
+        main([str(grid), "--out", str(tmp_path)])
+        results = load_results(load_grid(grid), tmp_path)
+        found[grid.stem] = [each[0]["result"].get("epoch_seconds") for each in results.values()]
+    assert found["g"] == [None, None]
+    printed = capsys.readouterr().out
+    assert printed.count("an epoch takes") == 2
+    assert all(f"; {pace(epochs)}\n" in printed for epochs in found["timed"])
+
+
+def test_the_pace_of_epochs_leaves_the_first_out():
+    first, second, third = (
+        {"loading": a, "augmentation": b, "step": c, "total": a + b + c}
+        for a, b, c in ((9.0, 9.0, 9.0), (1.0, 2.0, 4.0), (1.0, 1.0, 8.0))
+    )
+    expected = "an epoch takes 8.500 s, loading and augmentation 0.50 of its steps"
+    assert pace([first, second, third]) == expected
 
 
 def test_what_a_cell_ran_on_is_on_record():
