@@ -22,6 +22,7 @@ from benchmarks.results_page import (
     main_table,
     render,
 )
+from benchmarks.stats import pool
 from benchmarks.tables import between
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,43 @@ def test_what_the_findings_are_called_is_what_they_say():
     assert everything.mean > 7
     assert equal.mean < 1
     assert len(findings()) == 5
+
+
+def test_sentences_of_other_pages_are_what_was_found():
+    readme, when_not = (
+        " ".join(path.read_text().split())
+        for path in (PAGE.parents[1] / "README.md", PAGE.parent / "when-not.md")
+    )
+    few = gap_of("small-steps", "random 30%", "none")
+    many = gap_of("small-steps-3000-long", "random 30%", "none")
+    for gap in (few, many):
+        assert str(gap) in readme.replace(" points (", " (")
+    assert f"gains {gap_of('small-epochs', 'random 30%', 'none')} points over no" in when_not
+    assert f"and {few} at equal steps" in when_not
+    everything = {
+        name: gap_of(name, "full, appended", "none")
+        for name in ("small-steps", "small-steps-3000-long")
+    }
+    assert (
+        f"it gains {many} at equal steps, where augmenting everything gains "
+        f"{everything['small-steps-3000-long']} (" in when_not.replace("([", "(")
+    )
+    assert f"it gained {gap_of('small-steps', 'full, in place', 'full, appended')}" in when_not
+    assert few.mean > everything["small-steps"].mean / 2
+    assert many.mean > everything["small-steps-3000-long"].mean / 2
+    # A coreset with uniform weights beside all originals; then on its own.
+    beside = [
+        (row, gap)
+        for row, gap in contrasts("coreset, uniform", "random")
+        if "only" not in row.words and "in place" not in row.arms()["random"]
+    ]
+    better = {row.grid for row, gap in beside if gap.low > 0}
+    assert better == {"table1-cifar10-short"}
+    others = [gap for row, gap in beside if row.grid not in better]
+    assert pool([g.mean for g in others], [g.spread / g.num_pairs**0.5 for g in others]).high < 0
+    alone = gap_of("small-only", "coreset, augmented", "coreset, uniform weights, augmented")
+    assert alone.low < 0 < alone.high
+    assert gap_of("table3-short", "coreset 1%, augmented", "random 1%, augmented").mean < 0
 
 
 def test_every_row_names_arms_that_its_grid_has():
