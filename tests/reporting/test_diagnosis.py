@@ -247,6 +247,9 @@ def test_unevenness_is_that_of_all_rows():
     # 100 originals of weight 1 and 40 copies of weight 2.5.
     even = make_diagnosis(effective_sample_size=10.0)
     assert even.unevenness == pytest.approx(140 * (100 + 40 * 2.5**2) / 200**2)
+    # 0.35 + 8.75 / e, for e effective examples: the docs name 1.3.
+    assert make_diagnosis(effective_sample_size=9.25).warning is None
+    assert make_diagnosis(effective_sample_size=9.18).warning is not None
     # Ten examples of which five carry all the weight, copies of 5 each.
     half = make_diagnosis(effective_sample_size=5.0)
     assert half.unevenness == pytest.approx(140 * (100 + 20 * 5**2) / 200**2)
