@@ -162,6 +162,7 @@ def test_a_batch_takes_two_copies_one_launch_and_few_calls(is_byte):
     assert launches == 1
     assert calls <= 12
     assert found["general"][0] > copies
+    assert found["general"][1] == 1  # the policy's
     assert found["general"][2] > 2 * calls
 
 
