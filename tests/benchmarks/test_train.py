@@ -374,7 +374,7 @@ def test_a_budget_starts_nothing_that_would_be_over_it(tmp_path, monkeypatch):
 
     def run(self, cell):
         now[0] += 50
-        return cell.arm, 0.5, 50.0
+        return cell.arm, 50.0
 
     monkeypatch.setattr(training._Run, "__call__", run)
     left = run_grid(grid, tmp_path / "out", budget_minutes=2.0)
