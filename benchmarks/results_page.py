@@ -239,6 +239,15 @@ def contrasts(first: str, second: str) -> list[tuple[Row, Difference]]:
     return found
 
 
+def beside_originals() -> list[tuple[Row, Difference]]:
+    """Return coreset minus random, uniform weights, where all originals are trained on as well."""
+    return [
+        (row, gap)
+        for row, gap in contrasts("coreset, uniform", "random")
+        if "only" not in row.words and "in place" not in row.arms()["random"]
+    ]
+
+
 def _pooled(pairs: Iterable[tuple[Row, Difference]]) -> str:
     gaps = [gap for _, gap in pairs]
     found = pool([g.mean for g in gaps], [g.spread / math.sqrt(g.num_pairs) for g in gaps])
@@ -247,11 +256,7 @@ def _pooled(pairs: Iterable[tuple[Row, Difference]]) -> str:
 
 def findings() -> list[str]:
     """Return what the records say, in five sentences or so each."""
-    beside = [
-        (row, gap)
-        for row, gap in contrasts("coreset, uniform", "random")
-        if "only" not in row.words
-    ]
+    beside = beside_originals()
     table1 = [(row, gap) for row, gap in beside if row.grid == "table1-cifar10-short"]
     others = [(row, gap) for row, gap in beside if row.grid != "table1-cifar10-short"]
     weights = [

@@ -14,6 +14,7 @@ from benchmarks.results_page import (
     PAGE,
     ROWS,
     all_answers,
+    beside_originals,
     contrasts,
     decision_table,
     findings,
@@ -94,11 +95,7 @@ def test_sentences_of_other_pages_are_what_was_found():
     assert few.mean > everything["small-steps"].mean / 2
     assert many.mean > everything["small-steps-3000-long"].mean / 2
     # A coreset with uniform weights beside all originals; then on its own.
-    beside = [
-        (row, gap)
-        for row, gap in contrasts("coreset, uniform", "random")
-        if "only" not in row.words and "in place" not in row.arms()["random"]
-    ]
+    beside = beside_originals()
     better = {row.grid for row, gap in beside if gap.low > 0}
     assert better == {"table1-cifar10-short"}
     others = [gap for row, gap in beside if row.grid not in better]
