@@ -165,6 +165,11 @@ DECISIONS = (
         ("small-epochs", "full, in place", "full, appended", "-"),
     ),
     (
+        "How strong RandAugment should be",
+        "magnitude 9 throughout: strength that grows over the run was not significantly better",
+        ("in-place-50", "strength by time, in place", "full, in place", "="),
+    ),
+    (
         "The clock is what counts, and augmenting costs little",
         "nothing was better than none; a coreset with cluster weights was worse",
         ("small-time", "coreset 30%", "none", "-"),
@@ -333,18 +338,22 @@ def _strength() -> str:
                 + (f". Chosen: *{arm}*." if arm else "; the others are not complete.")
             )
     strength, magnitude = (grid.chosen(f"best {x}", results) for x in ("strength", "magnitude"))
+    asked_of = [a for a in answers(grid, results) if a.primary.first == "best strength"]
     if strength == "strength by time, in place" and magnitude == "full, in place":
         parts.append(
             "By time, all images of an epoch have one strength; none that looks at each example "
-            "was better on these seeds. As magnitude 9 is the best fixed one too, the two "
-            "questions that follow are the same."
+            "was better on these seeds. As magnitude 9 is the best fixed one too, two questions "
+            "are one."
         )
-    asked_of = [a for a in answers(grid, results) if a.primary.first == "best strength"]
-    parts += [
-        f"{a.primary.name} {a.gap} points, {a.words} ({a.gap.num_pairs} of {a.asked} seeds)."
-        for a in asked_of
-        if a.gap is not None and a.gap.num_pairs > 1
-    ]
+        del asked_of[1:]
+    for a in asked_of:
+        if a.gap is not None and a.gap.num_pairs > 1:
+            parts.append(
+                f"{a.primary.name} {a.gap} points, {a.words} ({a.gap.num_pairs} of {a.asked} "
+                "seeds)."
+            )
+    if all(a.gap and a.gap.num_pairs == a.asked and a.gap.low <= 0 for a in asked_of):
+        parts.append("So none enters the library, whose default stays magnitude 9.")
     if not any(a.gap for a in asked_of):
         parts.append(
             "Whether a strength for each example beats a fixed one is asked in `in-place-50` and "
