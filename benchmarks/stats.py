@@ -217,6 +217,8 @@ class Answer:
         if self.primary.direction == "not below":
             if self.p < ALPHA and gap.mean > -margin:
                 return f"less than {margin:g} points worse, if at all"
+            if self.p < ALPHA:
+                return f"more than {margin:g} points worse"
             return f"a loss of {margin:g} points or more is not ruled out"
         if self.p < ALPHA:
             return "better" if gap.mean > 0 else "worse"

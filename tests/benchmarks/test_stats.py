@@ -169,6 +169,8 @@ def test_a_question_waits_for_its_choice_and_may_be_answered_by_no():
     shaken[2] = {"result": {"accuracies": [0.5701]}}
     found = answers(GRID, {"small": shaken, "late": runs([0, 0, *NONE])})
     assert found[2].words == "worse"
+    found = answers(GRID, {"small": shaken, "none": results["none"]})
+    assert found[1].words == "more than 0.5 points worse"
 
 
 def test_power_is_said_for_each_question():
