@@ -344,10 +344,10 @@ def _strength() -> str:
     if strength == "strength by time, in place" and magnitude == "full, in place":
         parts.append(
             "By time, all images of an epoch have one strength; none that looks at each example "
-            "was better on these seeds. As magnitude 9 is the best fixed one too, two questions "
-            "are one."
+            "was better on these seeds. As magnitude 9 is the best fixed one too, the grid's two "
+            "questions about strength coincide."
         )
-        del asked_of[1:]
+        asked_of = asked_of[:1]
     for a in asked_of:
         if a.gap is not None and a.gap.num_pairs > 1:
             parts.append(
@@ -355,7 +355,7 @@ def _strength() -> str:
                 "seeds)."
             )
     if all(a.gap and a.gap.num_pairs == a.asked and a.gap.low <= 0 for a in asked_of):
-        parts.append("So none enters the library, whose default stays magnitude 9.")
+        parts.append("So no such rule enters the library, and its default stays magnitude 9.")
     if not any(a.gap for a in asked_of):
         parts.append(
             "Whether a strength for each example beats a fixed one is asked in `in-place-50` and "
