@@ -21,7 +21,7 @@ from augsubset.augment.device import compiler, launch
 from augsubset.augment.draws import OpDraws
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import select_ops
-from tests.fake_cuda import DEVICE, build, fake_cuda, needs_compiler
+from tests.fake_cuda import DEVICE, STREAM, build, fake_cuda, needs_compiler
 from tests.stand_in import StandInDevice
 
 POLICIES = {
@@ -345,6 +345,45 @@ def test_a_launch_that_fails_is_an_error():
         driver.error = driver.CUresult.CUDA_ERROR_LAUNCH_FAILED
         with pytest.raises(RuntimeError, match="cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED"):
             policy(x.to(DEVICE), rows)
+
+
+THROUGH_BINDINGS = """
+import ctypes, sys
+driver = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # first: what asks for it gets this one
+import cuda.bindings
+from cuda.bindings import driver as bindings
+import torch
+from augsubset import RandomOps, RowKeys
+from tests.augment.test_device import DTYPES, differing, images
+from tests.fake_cuda import DEVICE, fake_cuda
+
+policy, rows = RandomOps.paper(), RowKeys(0, 0, torch.arange(8), 1)
+error = ctypes.c_int.in_dll(driver, "error_to_return")
+with fake_cuda():
+    cuda.bindings.driver = bindings  # in place of the fake
+    for dtype in DTYPES:
+        x = images(8, 3, 9, 7, dtype)
+        assert differing(policy(x.to(DEVICE), rows), policy(x, rows)) == 0
+    assert ctypes.c_int.in_dll(driver, "num_launches").value == 2
+    error.value = bindings.CUresult.CUDA_ERROR_LAUNCH_FAILED
+    try:
+        policy(x.to(DEVICE), rows)
+    except RuntimeError as raised:
+        assert str(raised).startswith("cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED"), raised
+    else:
+        raise AssertionError("a launch that failed was no error")
+    other = images(8, 1, 9, 7, dtype)  # its code is not loaded yet
+    policy(other.to(DEVICE), rows)
+    assert policy.engine_name == "torch kernels"
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_nvidias_bindings_pass_a_driver_what_the_fake_one_gets():
+    flags = "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-DSTREAM={STREAM}"
+    library = build("fake_driver.cpp", True, 3, flags)
+    subprocess.run([sys.executable, "-c", THROUGH_BINDINGS, str(library)], check=True)
 
 
 # With a GPU: `make test-gpu`.

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from augsubset import RandomOps, SubsetAugmentLoader, batch
 from benchmarks.grid import load_grid, load_results
+from benchmarks.records import read
 from benchmarks.tables import figure_row, write_tables
+from benchmarks.train import pace
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network when imported
 ROOT = Path(__file__).parents[2]
@@ -223,8 +225,34 @@ def test_the_augmentation_figures_in_the_readme_are_those_on_record():
     per_sample = figures["512 rows, 32 px: faster than torchvision per sample"]
     assert f"are {grouped:.1f} times faster than Kornia's modules" in text
     assert f"and {per_sample:.1f} times faster than torchvision's RandAugment" in text
-    page = (ROOT / "docs" / "augmentation.md").read_text()
+    page = " ".join((ROOT / "docs" / "augmentation.md").read_text().split())
     assert f"one core of an {record['environment']['device']}" in page
+    tenth = figures["512 rows, 32 px: 10% of the rows: cost over that of all"]
+    assert f"a tenth of 512 rows costs {tenth:.2f} of all" in page
+
+
+def test_what_an_epoch_took_on_a_gpu_before_is_what_is_on_record():
+    # The first of each run selects and captures graphs.
+    epochs = [
+        each
+        for record in read(ROOT / "benchmarks" / "results" / "times-gpu.jsonl")
+        if record["cell"]["arm"] == "full"
+        for each in record["result"]["epoch_seconds"][1:]
+    ]
+    total, share = re.findall(r"\d+\.\d+", pace([{}, *epochs]))
+    page = " ".join((ROOT / "docs" / "augmentation.md").read_text().split())
+    assert f"at most half the {float(total):.2f} s that it took on an H200" in page
+    assert f"a share of at most 0.15 instead of {share};" in page
+
+
+def test_the_loaders_overhead_is_half_of_what_it_was():
+    results = ROOT / "benchmarks" / "results"
+    before, now = (
+        json.loads((results / f"{name}.json").read_text())["workloads"]["overhead"][0]["value"]
+        for name in ("loader-before", "loader")
+    )
+    assert now <= before / 2
+    assert f"{before:.0f} us before one loop" in (ROOT / "docs" / "loader.md").read_text()
 
 
 def test_the_selection_figures_in_the_readme_are_those_on_record():
