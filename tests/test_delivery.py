@@ -1,6 +1,7 @@
 """A batch in one launch: bit-identical to policies and normalisation in turn, and little else."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -157,10 +158,13 @@ def test_a_batch_takes_two_copies_one_launch_and_few_calls(is_byte):
                 made = pipeline.process(batch, keys, weights, DEVICE)
                 assert made.num_copies > 0
             found[name] = copies.count, len(driver.launches), calls.count
+        with patch.object(CountCalls, "VIEWS", frozenset()), CountCalls() as all_calls:
+            fused.process(batch, keys, weights, DEVICE)
     copies, launches, calls = found["fused"]
     assert copies == 2
     assert launches == 1
     assert calls <= 12
+    assert all_calls.count <= 24  # views of what was copied at once
     assert found["general"][0] > copies
     assert found["general"][1] == 1  # the policy's
     assert found["general"][2] > 2 * calls
@@ -264,6 +268,7 @@ def test_labels_of_any_dtype_go_along():
         torch.zeros(6, 0),
         torch.rand(6, requires_grad=True),
         torch.rand(6, 2).to_sparse(),
+        torch.rand(6, 3, dtype=torch.complex64).conj(),
         [{"box": torch.rand(2)} for _ in range(6)],
     ):
         expected = pipeline.process((x, labels), keys, None, CPU).output[1]
