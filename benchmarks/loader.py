@@ -394,15 +394,17 @@ def memory(
     )
     process = psutil.Process()
 
-    def resident() -> int:
+    def written() -> int:
+        # Not libraries' pages as well: they count as private while no other process has them.
         gc.collect()
         everybody = [process, *process.children(recursive=True)]
-        return sum(each.memory_full_info().uss for each in everybody)
+        regions = (region for each in everybody for region in each.memory_maps())
+        return sum(region.private_dirty for region in regions)
 
     found, seen = [], 0
     for _ in range(reselections):
         seen += consumed(loader)
-        found.append(resident())
+        found.append(written())
     # The first epoch also holds what is compiled and imported once.
     early = statistics.median(found[1 : max(2, reselections // 10)])
     late = statistics.median(found[-reselections // 10 :])
