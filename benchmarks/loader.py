@@ -394,17 +394,18 @@ def memory(
     )
     process = psutil.Process()
 
-    def written() -> int:
-        # Not libraries' pages as well: they count as private while no other process has them.
+    def anonymous() -> int:
+        # Without the pages of libraries, which are a process's own only while nobody else maps
+        # them; and what workers share with this process once.
         gc.collect()
         everybody = [process, *process.children(recursive=True)]
-        regions = (region for each in everybody for region in each.memory_maps())
-        return sum(region.private_dirty for region in regions)
+        rollups = (Path(f"/proc/{each.pid}/smaps_rollup").read_text() for each in everybody)
+        return sum(int(rollup.split("Pss_Anon:")[1].split()[0]) for rollup in rollups)
 
     found, seen = [], 0
     for _ in range(reselections):
         seen += consumed(loader)
-        found.append(written())
+        found.append(anonymous())
     # The first epoch also holds what is compiled and imported once.
     early = statistics.median(found[1 : max(2, reselections // 10)])
     late = statistics.median(found[-reselections // 10 :])
