@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from typing import Any, NamedTuple, cast
 
 import numba
@@ -37,8 +38,6 @@ Float32Array = npt.NDArray[np.float32]
 
 _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
-# Parts of the one buffer that is copied begin at multiples of this many bytes.
-_ALIGNMENT = 16
 # Rows that are planned together.
 _BLOCK = 256
 
@@ -48,14 +47,16 @@ class StagedBatch(NamedTuple):
 
     Args:
         images: The batch's, ``(B, C, H, W)``, or all that the plan points into.
-        plan: ``(B, W)`` int32
+        plan: Begins with ``(B, W)`` int32.
         parts: As given.
+        num_rows: ``B``
         num_copies: Rows that are augmented copies.
     """
 
     images: Tensor
     plan: Tensor
     parts: list[Tensor]
+    num_rows: int
     num_copies: int
 
 
@@ -124,7 +125,7 @@ class Delivery:
     def stage(
         self,
         x: Tensor,
-        keys: Tensor,
+        keys: Int64Array,
         seeds: tuple[int, int],
         parts: list[Tensor],
         device: torch.device,
@@ -133,23 +134,15 @@ class Delivery:
 
         Args:
             x: ``(B, C, H, W)`` as fetched.
-            keys: ``(B,)`` int64.
+            keys: ``(B,)``
             seeds: Of the strong policy's rows and the base policy's.
             parts: Tensors on the CPU that are needed on the device as well.
             device: Where all goes.
         """
         tables = self._tables
-        num_rows, width = len(keys), count_columns(tables.num_slots, tables.num_params)
-        size = plan_size = num_rows * width * 4
-        starts = []
-        for part in parts:
-            starts.append(size + -size % _ALIGNMENT)
-            size = starts[-1] + part.nbytes
-        size += -size % _ALIGNMENT
-        staged = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        lines = staged.numpy()[:plan_size].view(np.int32).reshape(num_rows, width)
+        lines = np.empty((len(keys), count_columns(tables.num_slots, tables.num_params)), np.int32)
         num_copies = plan_batch(
-            keys.numpy(),
+            keys,
             seeds,
             self._listed,
             (x.shape[2], x.shape[3]),
@@ -157,23 +150,23 @@ class Delivery:
             is_byte=x.dtype == torch.uint8,
             is_resident=isinstance(x, ResidentRows),
         )
-        # One call of torch instead of four for each part: at so small a size they are what counts.
-        for part, start in zip(parts, starts, strict=True):
+        ends = [_align(lines.nbytes)]
+        for part in parts:
+            ends.append(ends[-1] + _align(part.nbytes))
+        # Words that most parts are made of, and no call of torch to put them in: few calls in all.
+        staged = torch.empty(ends[-1] // 8, dtype=torch.int64, pin_memory=device.type == "cuda")
+        ctypes.memmove(staged.data_ptr(), lines.ctypes.data, lines.nbytes)
+        for part, start in zip(parts, ends, strict=False):
             whole = part.contiguous()
             ctypes.memmove(staged.data_ptr() + start, whole.data_ptr(), part.nbytes)
         on_device = staged.to(device, non_blocking=True)
-        typed = {dtype: on_device.view(dtype) for dtype in {part.dtype for part in parts}}
-        moved = []
-        for part, start in zip(parts, starts, strict=True):
-            begin = start // part.itemsize
-            flat = typed[part.dtype][begin : begin + part.numel()]
-            moved.append(flat if part.ndim == 1 else flat.view(part.shape))
-        plan = on_device[:plan_size].view(torch.int32).view(num_rows, width)
+        bounds = zip(parts, itertools.pairwise(ends), strict=True)
+        moved = [_find_part(part, on_device[a // 8 : b // 8]) for part, (a, b) in bounds]
         if isinstance(x, ResidentRows):
             images = x.source
         else:
             images = to_device_async(x, device).contiguous()
-        return StagedBatch(images, plan, moved, num_copies)
+        return StagedBatch(images, on_device, moved, len(keys), num_copies)
 
     def launch(self, staged: StagedBatch) -> Tensor:
         """Return the images as the model takes them."""
@@ -182,7 +175,7 @@ class Delivery:
             self._augment.engine.name = "one launch"
         is_last = self._normalization.channels_last
         out = torch.empty(
-            (len(staged.plan), *images.shape[1:]),
+            (staged.num_rows, *images.shape[1:]),
             dtype=self._dtype,
             device=images.device,
             memory_format=torch.channels_last if is_last else torch.contiguous_format,
@@ -200,6 +193,18 @@ class Delivery:
             is_channels_last=is_last,
         )
         return out
+
+
+def _align(size: int) -> int:
+    """Return a part's size in bytes with what follows it, so that the next may be of any dtype."""
+    return size + -size % 16
+
+
+def _find_part(part: Tensor, words: Tensor) -> Tensor:
+    """Return a part that was copied as int64 as what it was."""
+    values = words if part.dtype == torch.int64 else words.view(part.dtype)
+    values = values if len(values) == part.numel() else values[: part.numel()]
+    return values if part.ndim == 1 else values.view(part.shape)
 
 
 def list_tables(augment: RandomOps, base: CropFlip) -> tuple[Any, ...]:

@@ -170,12 +170,13 @@ class BatchPipeline:
         timer: EpochTimer | None,
     ) -> ReadyBatch:
         """Return a batch made in one launch, with one copy for all but the pixels."""
+        packed = keys.numpy()
         along = [parts.labels, *([] if weights is None else [weights])]
-        along += [unpack(keys)[2]] if self.spec.return_index else []
+        along += [torch.from_numpy(unpack(packed)[2])] if self.spec.return_index else []
         labels_go_along = _is_plain(parts.labels)
         seeds = self._seed, self._base_seed
-        packed = along if labels_go_along else along[1:]
-        staged = delivery.stage(parts.inputs, keys, seeds, packed, device)
+        along = along if labels_go_along else along[1:]
+        staged = delivery.stage(parts.inputs, packed, seeds, along, device)
         with nullcontext() if timer is None else timer.on_device("strong"):
             x = delivery.launch(staged)
         labels = [] if labels_go_along else [move(parts.labels, device)]

@@ -119,7 +119,7 @@ def deliver_rows(
     Args:
         images: ``(B, C, H, W)`` uint8 or float32, contiguous, on a device that can.
         out: Of the same shape, of a dtype in :data:`OUT_TYPES`.
-        plan: The staged plan. ``(B, W)`` int32
+        plan: Begins with the staged plan, ``(B, W)`` int32.
         num_slots: Operations that a line has room for.
         num_params: Parameters of each.
         has_copies: Whether a row has operations at all.
@@ -140,7 +140,7 @@ def deliver_rows(
         rows=len(out),
         slots=num_slots,
         num_params=num_params,
-        plan_width=plan.shape[1],
+        plan_width=count_columns(num_slots, num_params),
         out_type=OUT_TYPES[out.dtype],
         is_normalised=statistics is not None,
         is_reflected=is_reflected,
