@@ -28,7 +28,7 @@ from augsubset.augment.plan import (
 )
 from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, ResidentRows, is_original, unpack
-from augsubset.utils.torch_utils import to_device_async
+from augsubset.utils.torch_utils import keep_if_captured, to_device_async
 
 __all__ = ["Delivery", "StagedBatch", "list_tables", "plan_batch"]
 
@@ -159,7 +159,7 @@ class Delivery:
         for part, start in zip(parts, ends, strict=False):
             whole = part.contiguous()
             ctypes.memmove(staged.data_ptr() + start, whole.data_ptr(), part.nbytes)
-        on_device = staged.to(device, non_blocking=True)
+        on_device = keep_if_captured(staged, device).to(device, non_blocking=True)
         bounds = zip(parts, itertools.pairwise(ends), strict=True)
         moved = [_find_part(part, on_device[a // 8 : b // 8]) for part, (a, b) in bounds]
         if isinstance(x, ResidentRows):

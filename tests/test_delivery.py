@@ -1,6 +1,7 @@
 """A batch in one launch: bit-identical to policies and normalisation in turn, and little else."""
 
 import itertools
+import weakref
 from unittest.mock import patch
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys
+from augsubset import BatchSpec, CropFlip, Op, RandomOps, RowKeys, delivery
 from augsubset.augment import OPS
 from augsubset.augment.plan import COUNT, KERNELS, SOURCE, count_columns
 from augsubset.delivery import list_tables, plan_batch
@@ -19,6 +20,7 @@ from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
 from augsubset.sampling import ResidentRows, TensorBatches
 from augsubset.sampling.keys import FIRST_REPEAT, LAST_FILLER, PADDING, pack
+from augsubset.utils.torch_utils import keep_if_captured
 from benchmarks.augmentation import CountCalls
 from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
 from tests.stand_in import StandInDevice
@@ -366,7 +368,48 @@ def test_bytes_are_divided_on_the_device_as_on_the_cpu():
         assert not torch.equal((there / 255).inner, x / 255)  # as CUDA divides by a number
 
 
+@needs_compiler
+def test_what_a_graph_copies_at_each_replay_is_kept(monkeypatch):
+    batch, keys, weights = make_batch(16, 3, 8, 8, True)
+    pipeline = make_pipeline(POLICIES["paper"])
+    copied = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(copied))
+
+    def keep(pinned, device):
+        copied.append(weakref.ref(pinned))
+        return keep_if_captured(pinned, GPU)
+
+    monkeypatch.setattr(delivery, "keep_if_captured", keep)
+    with fake_cuda():
+        pipeline.process(batch, keys, weights, DEVICE)
+    assert copied[0]() is not None
+    copied.clear()
+    values = torch.zeros(3)
+    freed = weakref.ref(keep_if_captured(values, GPU))
+    del values
+    assert freed() is None
+
+
 # With a GPU: `make test-gpu`.
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("base", [CropFlip(3), lambda x, rows: x], ids=["one launch", "in turn"])
+def test_on_a_gpu_a_graph_replays_the_batch_that_it_captured(base):
+    batch, keys, weights = make_batch(64, 3, 32, 32, True)
+    pipeline = make_pipeline(POLICIES["paper"], base)
+    expected = pipeline.process(batch, keys, weights, CPU)
+    pipeline.process(batch, keys, weights, GPU)  # loads the code
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = pipeline.process(batch, keys, weights, GPU)
+    for part in found.output:
+        part.zero_()
+    for size in (64, 64 * 20, 3 * 64 * 32 * 32):  # takes memory that nobody holds
+        torch.full((size,), 99, dtype=torch.uint8).pin_memory()
+    graph.replay()
+    assert_same(found, expected)
 
 
 @pytest.mark.cuda

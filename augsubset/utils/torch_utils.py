@@ -21,6 +21,7 @@ __all__ = [
     "get_half_dtype",
     "get_model_device",
     "is_unit",
+    "keep_if_captured",
     "map_leaves",
     "map_tensors",
     "read_options",
@@ -32,6 +33,8 @@ __all__ = [
 # A quarter of an 8-bit level: what resizing adds in rounding, or normalising and undoing it.
 _ROUNDING = 1e-3
 _BITS_OF_ONE = np.float32(1).view(np.uint32)
+
+_captured: list[Tensor] = []
 
 _OPTIONS = (
     *("batch_size", "num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor"),
@@ -47,7 +50,14 @@ def to_device_async(values: Tensor, device: torch.device) -> Tensor:
     is_on_cpu = values.device.type == "cpu" and values.layout == torch.strided
     if device.type != "cuda" or not is_on_cpu:
         return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    return keep_if_captured(values.pin_memory(), device).to(device, non_blocking=True)
+
+
+def keep_if_captured(pinned: Tensor, device: torch.device) -> Tensor:
+    """Return pinned values; while a CUDA graph is captured keep them, as replays copy them anew."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.append(pinned)
+    return pinned
 
 
 def check_range(rule: str, low: Tensor, high: Tensor, hint: str) -> None:

@@ -45,8 +45,6 @@ class Arguments(ctypes.Structure):
 # Kernels, or why there are none, by process, device, whether pixels are bytes, and channels. A
 # handle is of no use to another process, so none is kept on an object that could be pickled.
 _loaded: dict[tuple[int, torch.device, bool, int], tuple[Any, ...] | str] = {}
-# What graphs copy to the device anew at each replay.
-_captured: list[Tensor] = []
 
 
 def find_obstacle(x: Tensor) -> str | None:
@@ -82,10 +80,6 @@ def augment_rows(x: Tensor, op: Int64Array, params: Float32Array, codes: Int64Ar
     rows = np.arange(num_rows)
     lines[:, SOURCE] = rows
     stage_ops(op, params, codes, x.dtype == torch.uint8, rows, lines)
-    plan = torch.from_numpy(lines)
-    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        plan = plan.pin_memory()
-        _captured.append(plan)
     out = torch.empty_like(x)
     scratch = torch.empty_like(x) if num_slots > 1 else out
     _launch(
@@ -93,7 +87,7 @@ def augment_rows(x: Tensor, op: Int64Array, params: Float32Array, codes: Int64Ar
         x,
         out,
         scratch=scratch,
-        plan=to_device_async(plan, x.device),
+        plan=to_device_async(torch.from_numpy(lines), x.device),
         rows=num_rows,
         slots=num_slots,
         num_params=num_params,
