@@ -153,7 +153,7 @@ class Delivery:
         ends = [_align(lines.nbytes)]
         for part in parts:
             ends.append(ends[-1] + _align(part.nbytes))
-        # Words that most parts are made of, and no call of torch to put them in: few calls in all.
+        # As int64, which most parts are, and filled without torch: a view or slice costs a call.
         staged = torch.empty(ends[-1] // 8, dtype=torch.int64, pin_memory=device.type == "cuda")
         ctypes.memmove(staged.data_ptr(), lines.ctypes.data, lines.nbytes)
         for part, start in zip(parts, ends, strict=False):
@@ -196,12 +196,12 @@ class Delivery:
 
 
 def _align(size: int) -> int:
-    """Return a part's size in bytes with what follows it, so that the next may be of any dtype."""
+    """Return a size in bytes, rounded up so that what follows may be of any dtype."""
     return size + -size % 16
 
 
 def _find_part(part: Tensor, words: Tensor) -> Tensor:
-    """Return a part that was copied as int64 as what it was."""
+    """Return copied words with the dtype and shape of the part that they are."""
     values = words if part.dtype == torch.int64 else words.view(part.dtype)
     values = values if len(values) == part.numel() else values[: part.numel()]
     return values if part.ndim == 1 else values.view(part.shape)

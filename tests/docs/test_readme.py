@@ -255,6 +255,17 @@ def test_the_loaders_overhead_is_half_of_what_it_was():
     assert f"{before:.0f} us before one loop" in (ROOT / "docs" / "loader.md").read_text()
 
 
+def test_two_operations_at_224_pixels_take_the_share_of_before_that_was_asked():
+    results = ROOT / "benchmarks" / "results"
+    before, now = (
+        json.loads((results / f"{name}.json").read_text())["augmentation"]["measured"]["64 at 224"]
+        for name in ("augmentation-before", "augmentation")
+    )
+    before, now = before["microseconds_an_image"], now["microseconds_an_image"]
+    assert now <= before * 90 / 161
+    assert f"was {before:.0f} us when" in (ROOT / "docs" / "augmentation.md").read_text()
+
+
 def test_the_selection_figures_in_the_readme_are_those_on_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "selection.json").read_text())
     text = " ".join((ROOT / "README.md").read_text().split())
