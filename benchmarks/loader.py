@@ -302,7 +302,7 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
     The probe is what a selection makes: items fetched by keys, collated with them, checked, made
     into what the model takes, and probed.
     """
-    few = data.limited(min(len(data.x_train), 1000 if quick else 5000))
+    few = data.limited(min(len(data.x_train), 500 if quick else 5000))
     model = build_model("resnet20", few, seed=0)
     loader = DataLoader(Photos(few, floats=True), 512)
     ours = SubsetAugmentLoader(loader, model, unchanged, selector=MaxLossSelector())
@@ -352,7 +352,7 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
     # Step by step, so that what else the machine does falls on both alike.
     calls = {"bare": lambda: step(*next(turns)), "recorded": recorded}
     in_turn(calls, 2)
-    seconds = in_turn(calls, 15 if quick else 150)
+    seconds = in_turn(calls, 5 if quick else 150)
     figures.append(
         Figure(
             "recording over a training step",
@@ -365,14 +365,12 @@ def probing(data: ImageData, quick: bool) -> list[Figure]:
     return figures
 
 
-def memory(
-    data: ImageData, quick: bool, num_batches: int | None = None, reselections: int = 100
-) -> list[Figure]:
+def memory(data: ImageData, quick: bool, size: tuple[int, int] | None = None) -> list[Figure]:
     """Watch the memory of this process and its workers over a million batches of tiny rows.
 
     Each selection probes all examples, by workers that come and go, and solves.
     """
-    num_batches = (20_000 if quick else 1_000_000) if num_batches is None else num_batches
+    num_batches, reselections = size or ((4_000, 20) if quick else (1_000_000, 100))
     n, batch_size = num_batches // reselections, 1
     generator = torch.Generator().manual_seed(0)
     tiny = TensorDataset(torch.rand(n, 1, generator=generator), torch.arange(n) % 2)

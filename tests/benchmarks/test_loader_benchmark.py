@@ -54,7 +54,7 @@ def test_memory_counts_its_batches_and_selections_which_probe(data, monkeypatch)
         return found
 
     monkeypatch.setattr(GradientProbe, "scan", counted)
-    (growth,) = loader.memory(data, quick=True, num_batches=50, reselections=5)
+    (growth,) = loader.memory(data, quick=True, size=(50, 5))
     assert "5 reselections" in growth.name
     assert growth.unit == "share"
     assert probed == [10] * 5

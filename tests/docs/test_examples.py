@@ -148,14 +148,8 @@ def test_scripts_with_other_libraries_run(topic):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("topic", ["accelerate", "ddp", "trainer"])
-def test_scripts_run_on_two_ranks(topic):
-    assert_two_epochs(run_apart([*TORCHRUN, EXAMPLES / f"{topic}_augsubset.py"]))
-
-
-@pytest.mark.distributed
-def test_a_script_that_starts_its_own_ranks_runs_on_two():
-    assert_two_epochs(run_apart([EXAMPLES / "lightning_augsubset.py", "--devices", "2"]))
+def test_the_script_for_several_ranks_runs_on_two():
+    assert_two_epochs(run_apart([*TORCHRUN, EXAMPLES / "ddp_augsubset.py"]))
 
 
 def test_resuming_the_trainer_takes_the_three_lines_that_the_page_names():
