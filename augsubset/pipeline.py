@@ -384,7 +384,7 @@ def _are_targets(parts: BatchParts) -> bool:
 def _is_plain(part: Any) -> bool:
     """Return whether a part is a tensor on the CPU that is nothing but its values."""
     is_dense = type(part) is Tensor and part.layout == torch.strided and not part.requires_grad
-    return is_dense and part.device.type == "cpu" and not part.is_conj()
+    return is_dense and part.device.type == "cpu" and not part.is_conj() and not part.is_neg()
 
 
 def _record_use(stream: torch.cuda.Stream, output: Any) -> None:

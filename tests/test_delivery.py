@@ -271,6 +271,7 @@ def test_labels_of_any_dtype_go_along():
         torch.rand(6, requires_grad=True),
         torch.rand(6, 2).to_sparse(),
         torch.rand(6, 3, dtype=torch.complex64).conj(),
+        torch._neg_view(torch.rand(6)),  # as the imaginary parts of conjugates
         [{"box": torch.rand(2)} for _ in range(6)],
     ):
         expected = pipeline.process((x, labels), keys, None, CPU).output[1]

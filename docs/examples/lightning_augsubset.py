@@ -53,13 +53,11 @@ class Digits(L.LightningModule):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--devices", default="auto")
     args = parser.parse_args()
 
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=args.epochs,
-        devices=args.devices,
         callbacks=[SubsetAugmentCallback()],
         logger=False,
         enable_checkpointing=False,

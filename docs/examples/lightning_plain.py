@@ -50,13 +50,11 @@ class Digits(L.LightningModule):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--devices", default="auto")
     args = parser.parse_args()
 
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=args.epochs,
-        devices=args.devices,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
