@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +21,8 @@ from augsubset.normalization import Normalization
 from augsubset.pipeline import BatchPipeline
 from augsubset.sampling import ResidentRows, TensorBatches
 from augsubset.sampling.keys import FIRST_REPEAT, LAST_FILLER, PADDING, pack
-from augsubset.utils.torch_utils import keep_if_captured
+from augsubset.utils import torch_utils
+from augsubset.utils.torch_utils import keep_if_captured, to_device_async
 from benchmarks.augmentation import CountCalls
 from tests.fake_cuda import DEVICE, fake_cuda, needs_compiler
 from tests.stand_in import StandInDevice
@@ -389,6 +391,19 @@ def test_what_a_graph_copies_at_each_replay_is_kept(monkeypatch):
     freed = weakref.ref(keep_if_captured(values, GPU))
     del values
     assert freed() is None
+
+
+def test_what_is_pinned_for_a_copy_is_kept_for_a_graph(monkeypatch):
+    values, kept = torch.arange(3), []
+
+    def keep(pinned, device):
+        kept.append(pinned)
+        return SimpleNamespace(to=lambda device, non_blocking: pinned)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch_utils, "keep_if_captured", keep)
+    assert to_device_async(values, GPU) is kept[0]
+    assert kept[0] is not values
 
 
 # With a GPU: `make test-gpu`.

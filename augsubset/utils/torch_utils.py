@@ -34,6 +34,7 @@ __all__ = [
 _ROUNDING = 1e-3
 _BITS_OF_ONE = np.float32(1).view(np.uint32)
 
+# What CUDA graphs copy to a device anew at each replay.
 _captured: list[Tensor] = []
 
 _OPTIONS = (
