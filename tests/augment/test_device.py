@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import call, patch
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -43,7 +45,8 @@ GPU = torch.device("cuda")
 def images(count, channels, height, width, dtype, seed=0):
     """Images in turn random, smooth, of few levels, and constant; bytes and floats at their ends.
 
-    Floats are multiples of 1/255 or of 1/16, where rounding has ties, or anything.
+    Floats are multiples of 1/255 or of 1/16, where rounding has ties, or anything; zeros have
+    either sign.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count, channels, height, width, generator=generator)
@@ -54,6 +57,7 @@ def images(count, channels, height, width, dtype, seed=0):
         return (x * 255).round().to(torch.uint8)
     x[::3] = (x[::3] * 255).round() / 255
     x[1::3] = (x[1::3] * 16).round() / 16
+    x[(x == 0) & (torch.rand(x.shape, generator=generator) < 0.5)] = -0.0
     return x
 
 
@@ -79,14 +83,14 @@ def run_op(name, x, where=lambda x: x):
     return Engine(select_ops(name))(where(x), draws)
 
 
-def count_differences(dtype, channels, sizes, device=DEVICE):
+def count_differences(dtype, channels, sizes, device=DEVICE, count=16):
     """Return values that differ by operation, where any do."""
     found = {}
     for name in OPS:
         if channels not in (OPS[name].channels or (channels,)):
             continue
         for size in sizes:
-            x = images(16, channels, *size, dtype)
+            x = images(count, channels, *size, dtype)
             on_device = run_op(name, x, lambda x: x.to(device))
             if wrong := differing(on_device, run_op(name, x)):
                 found[name, size] = wrong
@@ -101,6 +105,24 @@ def test_every_operation_has_the_bits_of_the_cpu(dtype, channels):
     with fake_cuda() as driver:
         assert count_differences(dtype, channels, sizes) == {}
     assert len(driver.launches) >= 20 * len(sizes)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lanes", [None, 1024, 1])
+def test_the_number_of_lanes_changes_nothing(dtype, lanes):
+    with fake_cuda() as driver:
+        driver.lanes = lanes
+        assert count_differences(dtype, 3, [(26, 25)], count=2) == {}
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(2047, 4097), (1, (1 << 23) - 1), ((1 << 23) - 1, 1)])
+def test_the_largest_images_have_the_bits_of_the_cpu(dtype, size):
+    with fake_cuda():
+        assert count_differences(dtype, 1, [size], count=2) == {}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -168,6 +190,8 @@ MUTANTS = {
     "reflection": ("2 * (count - 1) - at", "2 * count - 1 - at"),
     "noise": ("i / 4 + 1", "i / 4 + 2"),
     "levels": ("255.999f", "256.f"),
+    "sign of no mean": ("float add = p[2];", "float add = 0.f;"),
+    "sign of the least": ("lows[0] + 0.f", "lows[0]"),
     "number of kernels": ("slot < count", "slot < 1"),
 }
 
@@ -202,12 +226,16 @@ def test_every_barrier_is_needed_and_none_is_missing():
         assert list(pool.map(run, barriers)) == [66] * 11
 
 
+FORBIDDEN = re.compile(r"\bfma\.\S*|\bmad\S*\.f32|\S*approx\S*|\bdiv\.full\S*|\S*\.ftz\S*")
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("is_byte", [False, True])
-def test_nvrtc_makes_no_instruction_that_changes_bits(capability, is_byte):
+def test_nvrtc_makes_no_instruction_that_changes_bits(capability, channels, is_byte):
     pytest.importorskip("cuda.bindings.nvrtc")
-    ptx = compiler.compile_rows(is_byte, 3, capability, as_ptx=True).decode()
-    assert re.findall(r"^\s*(fma\S*|\S*approx\S*|div\.full\S*|\S*\.ftz\S*)", ptx, re.M) == []
+    ptx = compiler.compile_rows(is_byte, channels, capability, as_ptx=True).decode()
+    assert FORBIDDEN.findall(ptx) == []
     assert "div.rn.f32" in ptx
     # So few registers a lane that blocks of 1,024 can be launched.
     assert ptx.count(".maxntid 1024") == len(launch._KERNELS)
@@ -220,8 +248,9 @@ def test_the_search_for_instructions_can_fail(monkeypatch):
     pytest.importorskip("cuda.bindings.nvrtc")
     monkeypatch.setattr(compiler, "_FLAGS", ("--use_fast_math",))
     ptx = compiler.compile_rows(False, 3, (9, 0), as_ptx=True).decode()
-    assert re.search(r"^\s*fma", ptx, re.M)
-    assert re.search(r"^\s*div\.(approx|full)", ptx, re.M)
+    found = " ".join(FORBIDDEN.findall(ptx))
+    assert "fma." in found
+    assert re.search(r"div\.(approx|full)", found)
 
 
 def test_compiled_code_is_kept_on_disk(monkeypatch, tmp_path):
@@ -265,6 +294,15 @@ def test_code_is_loaded_once_for_a_device_dtype_and_number_of_channels():
         assert driver.num_loaded == 2
         policy(images(4, 3, 8, 8, torch.float32).to(DEVICE), rows)
         assert driver.num_loaded == 3
+
+
+def test_code_is_loaded_on_each_device():
+    devices = [torch.device("meta", index) for index in (0, 1, 0)]
+    with fake_cuda() as driver, patch.object(torch.cuda, "device") as enter:
+        for device in devices:
+            assert not isinstance(launch._load(device, True, 3), str)
+    assert driver.num_loaded == 2
+    assert enter.call_args_list == [call(device) for device in devices[:2]]
 
 
 @needs_compiler
@@ -330,7 +368,12 @@ def test_torch_kernels_run_operations_of_the_users_own(caplog):
     assert said.endswith("it knows the built-in operations alone.")
 
 
+@needs_compiler
 def test_torch_kernels_run_on_images_beyond_32_bits(monkeypatch, caplog):
+    largest = torch.empty(1, 1, 1, (1 << 23) - 1, dtype=torch.uint8)
+    with fake_cuda():
+        assert launch.find_obstacle(largest.to(DEVICE)) != "images are too large"
+        assert launch.find_obstacle(F.pad(largest, (0, 1)).to(DEVICE)) == "images are too large"
     monkeypatch.setattr(launch, "_MAX_PIXELS", 64)
     (said,) = run_without(RandomOps.paper(), caplog)
     assert said.endswith("images are too large.")
