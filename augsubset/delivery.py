@@ -1,4 +1,8 @@
-"""A batch of images in one launch on a GPU: augmented, cropped, normalised and cast."""
+"""A batch of images whose plan is made in one loop, from packed keys.
+
+On a GPU it is augmented, cropped, normalised and cast in one launch; on the CPU its copies are
+augmented where they lie.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, ResidentRows, is_original, unpack
 from augsubset.utils.torch_utils import keep_if_captured, to_device_async
 
-__all__ = ["Delivery", "StagedBatch", "list_tables", "plan_batch"]
+__all__ = ["Delivery", "Loops", "StagedBatch", "list_tables", "plan_batch"]
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
@@ -60,6 +64,64 @@ class StagedBatch(NamedTuple):
     num_copies: int
 
 
+class Loops:
+    """Augments the copies among bytes on the CPU.
+
+    Results are bit-identical to those of the policies. Floats are left to these, which check each
+    batch.
+
+    Args:
+        augment: Policy for copies.
+        base: For all rows, after it.
+    """
+
+    def __init__(self, augment: RandomOps, base: CropFlip) -> None:
+        self._augment = augment
+        self._listed = list_tables(augment, base)[1:]
+
+    @classmethod
+    def make(cls, augment: Any, base: Any) -> Loops | None:
+        """Return loops for a strong policy, ``None`` if it is not one of ours."""
+        if not _is_ours(augment):
+            return None
+        return cls(augment, base if type(base) is CropFlip else CropFlip(0, flip=0))
+
+    def can_take(self, x: Any) -> bool:
+        """Return whether they take a batch of inputs."""
+        return self._augment.engine.can_replace(x)
+
+    def augment(
+        self, x: Tensor, keys: Int64Array, seeds: tuple[int, int], in_place: bool = False
+    ) -> tuple[Tensor, Int32Array, int]:
+        """Return the images, each row's crop, and how many copies there are.
+
+        Args:
+            x: ``(B, C, H, W)``, written to if ``in_place``.
+            keys: ``(B,)``
+            seeds: Of the strong policy's rows and the base policy's.
+            in_place: Whether the batch is nobody else's.
+
+        Raises:
+            ValueError: If there is not one key for each image, or an op does not support the
+                number of channels.
+        """
+        if len(keys) != len(x):
+            raise ValueError(f"keys must have one for each of {len(x)} images, got {len(keys)}.")
+        crops = np.empty((len(keys), 3), np.int32)
+        height, width = x.shape[2:]
+        at, op, params = _plan_on_host(keys, *seeds, height, width, crops, *self._listed)
+        if len(at) > 0:
+            self._augment.check_channels(x)
+            x = x if in_place else x.clone()
+            self._augment.engine.replace(x, at, op, params)
+        return x, crops, len(at)
+
+
+def _is_ours(augment: Any) -> bool:
+    """Return whether a loop can plan a policy; not a subclass, which may do anything."""
+    return type(augment) in (RandomOps, SubPolicies) and augment.tables is not None
+
+
 class Delivery:
     """Delivers batches of one image tensor, uint8 or float32, in one launch.
 
@@ -84,12 +146,8 @@ class Delivery:
     @classmethod
     def make(cls, augment: Any, base: Any, normalization: Normalization) -> Delivery | None:
         """Return a delivery for these policies, ``None`` if they need a general way."""
-        # Not subclasses, which may do anything.
-        is_known = type(augment) in (RandomOps, SubPolicies) and type(base) in (
-            CropFlip,
-            type(None),
-        )
-        if not is_known or augment.tables is None or normalization.arrives_normalised:
+        is_known = _is_ours(augment) and type(base) in (CropFlip, type(None))
+        if not is_known or normalization.arrives_normalised:
             return None
         delivery = cls(augment, base, normalization)
         return delivery if delivery._dtype in OUT_TYPES else None
@@ -262,10 +320,7 @@ def _plan_batch(
     forms: Float32Array,
     flip: np.float32,
 ) -> int:
-    stream, every, mode, num_choices = numbers[0], numbers[1], numbers[2], numbers[3]
-    drawing = stream, every, mode, num_choices, op_table, levels
-    tables = OpTables(*drawing, prepare_codes, forms, numbers[4], numbers[5])
-    crop = CropTables(numbers[6], numbers[7], numbers[8], flip)
+    tables, crop = _name_tables(numbers, op_table, levels, prepare_codes, forms, flip)
     num_copies = 0
     # Blocks, whose arrays stay in cache and are not mapped anew by each call.
     for first in range(0, keys.shape[0], _BLOCK):
@@ -274,6 +329,74 @@ def _plan_batch(
         given = tables, codes, crop, height, width, is_byte, is_resident
         num_copies += _plan_block(part, first, np.uint64(seed), np.uint64(base_seed), *given, to)
     return num_copies
+
+
+@numba.njit(cache=True, nogil=True)
+def _plan_on_host(
+    keys: Int64Array,
+    seed: int,
+    base_seed: int,
+    height: int,
+    width: int,
+    crops: Int32Array,
+    numbers: Int64Array,
+    op_table: Float32Array,
+    levels: Float32Array,
+    prepare_codes: Int64Array,
+    forms: Float32Array,
+    flip: np.float32,
+) -> tuple[Int64Array, Int64Array, Float32Array]:
+    tables, crop = _name_tables(numbers, op_table, levels, prepare_codes, forms, flip)
+    seeds = np.uint64(seed), np.uint64(base_seed)
+    return _plan_rows(keys, *seeds, tables, crop, height, width, crops)
+
+
+@numba.njit(cache=True, nogil=True)
+def _name_tables(
+    numbers: Int64Array,
+    op_table: Float32Array,
+    levels: Float32Array,
+    prepare_codes: Int64Array,
+    forms: Float32Array,
+    flip: np.float32,
+) -> tuple[OpTables, CropTables]:
+    """Return the tables of :func:`list_tables` by their names."""
+    stream, every, mode, num_choices = numbers[0], numbers[1], numbers[2], numbers[3]
+    drawing = stream, every, mode, num_choices, op_table, levels
+    tables = OpTables(*drawing, prepare_codes, forms, numbers[4], numbers[5])
+    return tables, CropTables(numbers[6], numbers[7], numbers[8], flip)
+
+
+@numba.njit(cache=True, nogil=True)
+def _plan_rows(
+    keys: Int64Array,
+    seed: np.uint64,
+    base_seed: np.uint64,
+    tables: OpTables,
+    crop: CropTables,
+    height: int,
+    width: int,
+    crops: Int32Array,
+) -> tuple[Int64Array, Int64Array, Float32Array]:
+    """Write crops ``(B, 3)``; return positions of copies, their operations and parameters."""
+    num_rows, num_copies = keys.shape[0], 0
+    at, epochs = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of copies
+    indices, copies = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+    epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of all
+    copy = np.empty(num_rows, np.int64)
+    for i in range(num_rows):
+        epoch[i], copy[i], index[i] = _unpack(keys[i])
+        if not _is_original(copy[i]) and copy[i] != PADDING:
+            at[num_copies], epochs[num_copies] = i, epoch[i]
+            indices[num_copies], copies[num_copies] = index[i], copy[i]
+            num_copies += 1
+    if crop.padding > 0 or crop.flip > 0:
+        fill_crops(base_seed, epoch, index, copy, crop, crops)
+    else:
+        crops[:] = 0
+    epochs, indices, copies = epochs[:num_copies], indices[:num_copies], copies[:num_copies]
+    op, params = plan_ops(seed, epochs, indices, copies, tables, height, width)
+    return at[:num_copies], op, params
 
 
 @numba.njit(cache=True, nogil=True)
@@ -292,26 +415,11 @@ def _plan_block(
     lines: Int32Array,
 ) -> int:
     """Do what :func:`plan_batch` does for some rows, ``first`` and those after it."""
-    num_rows, num_copies = keys.shape[0], 0
-    rows, epochs = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of copies
-    indices, copies = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
-    epoch, index = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)  # of all
-    copy = np.empty(num_rows, np.int64)
-    for i in range(num_rows):
-        epoch[i], copy[i], index[i] = _unpack(keys[i])
-        if not _is_original(copy[i]) and copy[i] != PADDING:
-            rows[num_copies], epochs[num_copies] = i, epoch[i]
-            indices[num_copies], copies[num_copies] = index[i], copy[i]
-            num_copies += 1
-        source = index[i] if is_resident else first + i
+    for i in range(keys.shape[0]):
+        source = _unpack(keys[i])[2] if is_resident else first + i
         lines[i, SOURCE], lines[i, SOURCE + 1] = np.int32(source & 0xFFFFFFFF), source >> 32
         lines[i, COUNT] = 0
-    if crop.padding > 0 or crop.flip > 0:
-        fill_crops(base_seed, epoch, index, copy, crop, lines[:, TOP : MIRRORED + 1])
-    else:
-        lines[:, TOP : MIRRORED + 1] = 0
-    if num_copies > 0:
-        epochs, indices, copies = epochs[:num_copies], indices[:num_copies], copies[:num_copies]
-        op, params = plan_ops(seed, epochs, indices, copies, tables, height, width)
-        stage_ops(op, params, codes, is_byte, rows[:num_copies], lines)
-    return num_copies
+    crops = lines[:, TOP : MIRRORED + 1]
+    at, op, params = _plan_rows(keys, seed, base_seed, tables, crop, height, width, crops)
+    stage_ops(op, params, codes, is_byte, at, lines)
+    return len(at)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augsubset.augment import RandomOps
+from augsubset.augment import CropFlip
 from augsubset.augment.kornia import as_policy
 from augsubset.augment.random import RowKeys
 from augsubset.batch import BatchParts, BatchSpec, get_device, num_rows, put_rows, take_rows
-from augsubset.delivery import Delivery
+from augsubset.delivery import Delivery, Loops
 from augsubset.history import EpochTimer
 from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, is_original, unpack
@@ -111,6 +111,7 @@ class BatchPipeline:
         self.set_seed(seed)
         self._owns_batches = owns_batches
         self._delivery = Delivery.make(augment, base, normalization)
+        self.loops = Loops.make(augment, base)
         self._stream: torch.cuda.Stream | None = None
 
     def set_seed(self, seed: int) -> None:
@@ -143,15 +144,22 @@ class BatchPipeline:
         if delivery is not None and delivery.can_take(parts.inputs, device):
             return self._deliver(delivery, parts, keys, weights, device, timer)
         epoch, copy, index = unpack(keys)
-        rows = RowKeys(self._seed, epoch, index, copy)
         x, others = move(parts.inputs, device), move(parts.others, device)
         in_place = self._owns_batches and not _are_targets(parts)
         in_place = in_place or get_device(x) != get_device(parts.inputs)
         x = self.normalization.to_unit(x)
+        loops = self.loops if self.loops and not others and self.loops.can_take(x) else None
         with nullcontext() if timer is None else timer.on_device("strong"):
-            x, others, num_copies = self.augment_copies(x, others, rows, in_place)
-        if self._base is not None:
-            rows = rows.with_seed(self._base_seed)
+            if loops is not None:
+                seeds = self._seed, self._base_seed
+                x, crops, num_copies = loops.augment(x, keys.numpy(), seeds, in_place)
+            else:
+                rows = RowKeys(self._seed, epoch, index, copy)
+                x, others, num_copies = self.augment_copies(x, others, rows, in_place)
+        if loops is not None and type(self._base) is CropFlip:
+            x = self._base.crop(x, crops)
+        elif self._base is not None:
+            rows = RowKeys(self._base_seed, epoch, index, copy)
             x, others = _apply("base", self._base, x, rows, others)
         x = self.normalization.to_model(x)
         output = self._arrange(batch, BatchParts(x, parts.labels, others), device)
@@ -228,11 +236,6 @@ class BatchPipeline:
         copies = torch.from_numpy(_find_copies(rows.copy.numpy()))
         if len(copies) == 0:
             return x, others, 0
-        augment = self._augment
-        if not others and isinstance(augment, RandomOps) and augment.can_replace(x):
-            x = x if in_place else x.clone()
-            augment.replace_rows(x, copies.numpy(), rows[copies])
-            return x, others, len(copies)
         on_device = to_device_async(copies, get_device(x))
         seen = [take_rows(part, copies, on_device) for part in (x, *others)]
         new, new_others = _apply("augment", self._augment, seen[0], rows[copies], tuple(seen[1:]))

@@ -314,22 +314,24 @@ def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dic
         RandomOps.paper(),
         selector=RandomSelector(),
     )
-    deliver = partial(loader.pipeline.augment_copies, in_place=True)
+    loops = loader.pipeline.loops
+    assert loops is not None
+    deliver = partial(loops.augment, seeds=(0, 0), in_place=True)
     counts: dict[str, int] = {}
     copy_of_share = {}
     for share in (0.0, 0.1, 1.0):
         copy = (torch.arange(num_rows) < share * num_rows).long()[torch.randperm(num_rows)]
         copy_of_share[f"{share:.0%}"] = copy
-        rows = RowKeys(0, 0, torch.arange(num_rows), copy)
+        keys = pack(0, copy, torch.arange(num_rows)).numpy()
         with patch.object(Engine, "replace", side_effect=Engine.replace, autospec=True) as ran:
-            deliver(x.clone(), (), rows)
+            deliver(x.clone(), keys)
         counts[f"{share:.0%}"] = ran.call_count
     raw: dict[str, list[float]] = {share: [] for share in copy_of_share}
     for epoch in range(repeats):
         for share, copy in copy_of_share.items():
-            rows = RowKeys(0, epoch, torch.arange(num_rows), copy)
+            keys = pack(epoch, copy, torch.arange(num_rows)).numpy()
             batch = x.clone()  # as in the loader: just made, and nobody else's
-            raw[share] += times(partial(deliver, batch, (), rows), 1, warm_up=False)
+            raw[share] += times(partial(deliver, batch, keys), 1, warm_up=False)
     if counts != {"0%": 0, "10%": 1, "100%": 1}:
         raise RuntimeError(f"rows must be written over once a batch that has any, got {counts}.")
     ratio = median(raw["10%"]) / median(raw["100%"])

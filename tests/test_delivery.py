@@ -120,8 +120,14 @@ def test_a_batch_in_one_launch_is_that_of_policies_and_normalisation_in_turn(
         dtype=dtype,
         **given,
     )
-    expected = pipeline.process(batch, keys, weights, CPU)
+    loops, pipeline.loops = pipeline.loops, None
     before = batch[0].clone()
+    expected = pipeline.process(batch, keys, weights, CPU)
+    pipeline.loops = loops
+    planned_at_once = pipeline.process(batch, keys, weights, CPU)
+    assert torch.equal(as_bits(planned_at_once.output[0]), as_bits(expected.output[0]))
+    assert planned_at_once.num_copies == expected.num_copies
+    assert torch.equal(batch[0], before)
     with fake_cuda() as driver:
         found = pipeline.process(batch, keys, weights, DEVICE)
         assert_same(found, expected)

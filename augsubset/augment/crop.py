@@ -91,6 +91,13 @@ class CropFlip:
     def __call__(self, x: Tensor, rows: RowKeys, *masks: Tensor) -> Any:
         """Return the batch with each image cropped, and flipped or not; masks with them."""
         check_images(x, rows)
+        seed, epoch, index, copy = rows.arrays
+        crops = np.empty((len(x), 3), np.int32)
+        fill_crops(seed, epoch, index, copy, self.tables, crops)
+        return self.crop(x, crops, *masks)
+
+    def crop(self, x: Tensor, crops: Int32Array, *masks: Tensor) -> Any:
+        """Do the same with what was drawn: first row, first column, mirrored or not; ``(B, 3)``."""
         height, width = x.shape[-2:]
         if self.padding_mode == "reflect" and self.padding >= min(height, width):
             raise ValueError(
@@ -99,9 +106,6 @@ class CropFlip:
             )
         if len(x) == 0:
             return (x, *masks) if masks else x
-        seed, epoch, index, copy = rows.arrays
-        crops = np.empty((len(x), 3), np.int32)  # first row, first column, mirrored or not
-        fill_crops(seed, epoch, index, copy, self.tables, crops)
         is_reflected = self.padding_mode == "reflect"
         if kernels_cpu.can_run(x) and not is_reflected:
             move = _by_loops(crops, width)

@@ -295,8 +295,7 @@ class RandomOps:
         """Return the augmented batch, and masks moved with their images."""
         check_images(x, rows)
         x = clamp_rounding(x)
-        for name, op in self.ops.items():
-            op.check_channels(repr(name), x)
+        self.check_channels(x)
         if len(x) == 0:
             return (x, *masks) if masks else x
         with disable_grad_and_autocast(x.device):
@@ -305,36 +304,10 @@ class RandomOps:
             out = self._augment(images, rows).to(x.dtype)
         return (out, *moved) if masks else out
 
-    def can_replace(self, x: Tensor) -> bool:
-        """Return whether :meth:`replace_rows` takes a batch: bytes on the CPU, and our operations.
-
-        Floats are not among them, as each call checks that they are in [0, 1].
-        """
-        is_plain = type(self) in (RandomOps, SubPolicies)  # others may do anything in a call
-        return is_plain and self.engine.can_replace(x)
-
-    def replace_rows(self, x: Tensor, at: Int64Array, rows: RowKeys) -> None:
-        """Augment the images at some positions of a batch where they lie.
-
-        Args:
-            x: ``(B, C, H, W)``, written to.
-            at: Positions. ``(K,)``
-            rows: Their keys.
-
-        Raises:
-            ValueError: If a position is not in the batch or has no key, or an op does not support
-                the number of channels.
-        """
-        if len(at) != len(rows) or not (len(at) == 0 or 0 <= at.min() <= at.max() < len(x)):
-            raise ValueError(
-                f"at must hold a position in the batch of {len(x)} for each of {len(rows)} keys, "
-                f"got {at}."
-            )
+    def check_channels(self, x: Tensor) -> None:
+        """Raise if an op does not support the number of channels."""
         for name, op in self.ops.items():
             op.check_channels(repr(name), x)
-        with disable_grad_and_autocast(x.device):
-            plan = self._plan(rows, *x.shape[-2:])
-        self.engine.replace(x, at, *plan)
 
     def _move(self, masks: Tensor, rows: RowKeys) -> Tensor:
         """Return masks after the geometric ones of their rows' operations."""

@@ -90,10 +90,6 @@ class RowKeys:
         kept = self.epoch[rows], self.index[rows], self.copy[rows]
         return object.__new__(RowKeys)._set(self.seed, *kept)
 
-    def with_seed(self, seed: int) -> RowKeys:
-        """Return the keys of the same rows under another seed."""
-        return object.__new__(RowKeys)._set(seed, self.epoch, self.index, self.copy)
-
     @property
     def arrays(self) -> tuple[Any, ...]:
         """Seed, epoch, index and copy as the compiled loops take them."""

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,8 @@ from augsubset import CropFlip, LoaderOptions, Op, RandomOps, RowKeys, SubsetAug
 from augsubset.augment import OPS
 from augsubset.augment.engine import Engine
 from augsubset.augment.ops import select_ops
+from augsubset.delivery import Loops
+from augsubset.sampling.keys import pack
 from benchmarks.augmentation import by_kernels, calls_of
 
 
@@ -106,17 +107,20 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
     ],
 )
 @pytest.mark.parametrize("in_place", [False, True])
-def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_place, monkeypatch):
-    calls = []
-    call = RandomOps.__call__
-    monkeypatch.setattr(RandomOps, "__call__", lambda *given: calls.append(1) or call(*given))
+def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_place):
     pipeline = small_loader(policy).pipeline
-    calls.clear()
-    rows = RowKeys(0, 2, torch.arange(40), torch.arange(40) % 3)
+    assert (pipeline.loops is not None and pipeline.loops.can_take(images(40, 8))) == is_replaced
+    rows, base = RowKeys(7, 2, torch.arange(40), torch.arange(40) % 3), CropFlip(2)
     x, is_copy = images(40, 8), torch.arange(40) % 3 > 0
     before = x.clone()
-    found, _, count = pipeline.augment_copies(x, (), rows, in_place)
-    assert (len(calls) == 0) == (is_replaced or type(policy).__name__ == "Own")
+    if is_replaced:
+        keys = pack(2, rows.copy, rows.index).numpy()
+        found, crops, count = Loops.make(policy, base).augment(x, keys, (7, 8), in_place)
+        assert torch.equal(
+            base.crop(found, crops), base(found, RowKeys(8, 2, rows.index, rows.copy))
+        )
+    else:
+        found, _, count = pipeline.augment_copies(x, (), rows, in_place)
     assert count == is_copy.sum()
     assert (found is x) == in_place
     assert torch.equal(x, before) != in_place
@@ -125,19 +129,21 @@ def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_pl
 
 
 def test_rows_are_written_over_only_where_each_has_a_key():
-    policy, x = RandomOps.paper(), images(8, 8)
+    loops, x = Loops.make(RandomOps.paper(), None), images(8, 8)
     before = x.clone()
-    for at, count in (([0, 1], 3), ([0, 8], 2), ([-1], 1)):
-        with pytest.raises(ValueError, match=r"at must hold a position in the batch of 8 for each"):
-            policy.replace_rows(x, np.array(at), keys(count))
-    with pytest.raises(ValueError, match="at must hold a position"):
-        small_loader(policy).pipeline.augment_copies(x, (), keys(16), in_place=True)
+    for count in (7, 9):
+        with pytest.raises(ValueError, match=f"one for each of 8 images, got {count}"):
+            loops.augment(x, pack(0, 1, torch.arange(count)).numpy(), (0, 0), in_place=True)
     assert torch.equal(x, before)
-    policy.replace_rows(x, np.zeros(0, np.int64), keys(0))
+    originals = pack(0, 0, torch.arange(8)).numpy()
+    assert loops.augment(x, originals, (0, 0))[0] is x
     assert torch.equal(x, before)
+    two = images(8, 8)[:, :2].contiguous()
+    with pytest.raises(ValueError, match="1 or 3 channels for 'brightness'"):
+        loops.augment(two, pack(0, 1, torch.arange(8)).numpy(), (0, 0))
 
 
-def test_what_prepares_operations_runs_outside_autocast_where_rows_are_written_over():
+def test_what_prepares_operations_runs_outside_autocast():
     seen = []
 
     def prepare(magnitude, forms, context):
@@ -145,9 +151,9 @@ def test_what_prepares_operations_runs_outside_autocast_where_rows_are_written_o
         return magnitude[:, None]
 
     policy = RandomOps({"own": replace(OPS["solarize"], prepare=prepare)}, 1)
-    x = images(8, 8)
+    seen.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        policy.replace_rows(x, np.arange(8), keys(8))
+        policy(images(8, 8), keys(8))
     assert policy.engine_name == "compiled loops"
     assert seen
     assert not any(seen)
