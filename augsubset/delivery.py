@@ -65,19 +65,19 @@ class StagedBatch(NamedTuple):
 
 
 class Loops:
-    """Augments the copies among bytes on the CPU.
+    """Augments the copies in a batch of byte images on the CPU.
 
-    Results are bit-identical to those of the policies. Floats are left to these, which check each
-    batch.
+    Results are bit-identical to those of the policies. Float images are left to the policies, which
+    check that each batch is in [0, 1].
 
     Args:
         augment: Policy for copies.
-        base: For all rows, after it.
+        base: For all rows, after it. Its crops are planned here and applied by the caller.
     """
 
     def __init__(self, augment: RandomOps, base: CropFlip) -> None:
         self._augment = augment
-        self._listed = list_tables(augment, base)[1:]
+        self._tables = cast(OpTables, augment.tables), base.tables
 
     @classmethod
     def make(cls, augment: Any, base: Any) -> Loops | None:
@@ -87,7 +87,7 @@ class Loops:
         return cls(augment, base if type(base) is CropFlip else CropFlip(0, flip=0))
 
     def can_take(self, x: Any) -> bool:
-        """Return whether they take a batch of inputs."""
+        """Return whether a batch of inputs can be augmented here."""
         return self._augment.engine.can_replace(x)
 
     def augment(
@@ -106,10 +106,11 @@ class Loops:
                 number of channels.
         """
         if len(keys) != len(x):
-            raise ValueError(f"keys must have one for each of {len(x)} images, got {len(keys)}.")
+            raise ValueError(f"keys must have one entry per image, {len(x)}, got {len(keys)}.")
         crops = np.empty((len(keys), 3), np.int32)
         height, width = x.shape[2:]
-        at, op, params = _plan_on_host(keys, *seeds, height, width, crops, *self._listed)
+        both = np.uint64(seeds[0]), np.uint64(seeds[1])
+        at, op, params = _plan_rows(keys, *both, *self._tables, height, width, crops)
         if len(at) > 0:
             self._augment.check_channels(x)
             x = x if in_place else x.clone()
@@ -320,7 +321,10 @@ def _plan_batch(
     forms: Float32Array,
     flip: np.float32,
 ) -> int:
-    tables, crop = _name_tables(numbers, op_table, levels, prepare_codes, forms, flip)
+    stream, every, mode, num_choices = numbers[0], numbers[1], numbers[2], numbers[3]
+    drawing = stream, every, mode, num_choices, op_table, levels
+    tables = OpTables(*drawing, prepare_codes, forms, numbers[4], numbers[5])
+    crop = CropTables(numbers[6], numbers[7], numbers[8], flip)
     num_copies = 0
     # Blocks, whose arrays stay in cache and are not mapped anew by each call.
     for first in range(0, keys.shape[0], _BLOCK):
@@ -329,42 +333,6 @@ def _plan_batch(
         given = tables, codes, crop, height, width, is_byte, is_resident
         num_copies += _plan_block(part, first, np.uint64(seed), np.uint64(base_seed), *given, to)
     return num_copies
-
-
-@numba.njit(cache=True, nogil=True)
-def _plan_on_host(
-    keys: Int64Array,
-    seed: int,
-    base_seed: int,
-    height: int,
-    width: int,
-    crops: Int32Array,
-    numbers: Int64Array,
-    op_table: Float32Array,
-    levels: Float32Array,
-    prepare_codes: Int64Array,
-    forms: Float32Array,
-    flip: np.float32,
-) -> tuple[Int64Array, Int64Array, Float32Array]:
-    tables, crop = _name_tables(numbers, op_table, levels, prepare_codes, forms, flip)
-    seeds = np.uint64(seed), np.uint64(base_seed)
-    return _plan_rows(keys, *seeds, tables, crop, height, width, crops)
-
-
-@numba.njit(cache=True, nogil=True)
-def _name_tables(
-    numbers: Int64Array,
-    op_table: Float32Array,
-    levels: Float32Array,
-    prepare_codes: Int64Array,
-    forms: Float32Array,
-    flip: np.float32,
-) -> tuple[OpTables, CropTables]:
-    """Return the tables of :func:`list_tables` by their names."""
-    stream, every, mode, num_choices = numbers[0], numbers[1], numbers[2], numbers[3]
-    drawing = stream, every, mode, num_choices, op_table, levels
-    tables = OpTables(*drawing, prepare_codes, forms, numbers[4], numbers[5])
-    return tables, CropTables(numbers[6], numbers[7], numbers[8], flip)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -83,7 +83,7 @@ class FakeDriver:
         return self.error, (module, name)
 
     def cuLaunchKernel(self, kernel: Any, *sizes_and_arguments: int) -> tuple[Any]:
-        """Run on as many threads as tests mostly have time for."""
+        """Run on ``lanes`` threads; few, as tests have little time."""
         *grid, lanes, lanes_y, lanes_z, shared, stream, arguments, extra = sizes_and_arguments
         assert grid[1:] == [1, 1]
         assert (lanes_y, lanes_z, shared, extra) == (1, 1, 0, 0)

@@ -189,7 +189,7 @@ def posterize(x: Tensor, params: Tensor) -> Tensor:
 
 def autocontrast(x: Tensor, _: Tensor) -> Tensor:
     """Stretch each channel to the full range; a constant channel is left unchanged."""
-    # A minimum of zeros with both signs is either; the sum makes it +0.
+    # -0 and +0 compare equal, so either could be the minimum; adding 0 makes it +0.
     low, high = x.amin((2, 3), keepdim=True) + 0, x.amax((2, 3), keepdim=True)
     scale = (high - low) * (1 / _get_white(x))
     return torch.where(high > low, _clamp_to((x - low) / scale, x), x)

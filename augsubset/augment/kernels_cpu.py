@@ -406,7 +406,7 @@ def _autocontrast(x: Images, out: Images) -> None:
         if not high > low:
             _copy(x[c], out[c])
             continue
-        first = np.float32(low) + np.float32(0)  # +0, also where the least is -0
+        first = np.float32(low) + np.float32(0)  # never -0: it compares equal to +0
         scale = (np.float32(high) - first) * np.float32(1 / np.float64(_get_white(x)))
         for i in range(flat.shape[0]):
             target[i] = _as_pixel((np.float32(flat[i]) - first) / scale, x)

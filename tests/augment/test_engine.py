@@ -132,7 +132,7 @@ def test_rows_are_written_over_only_where_each_has_a_key():
     loops, x = Loops.make(RandomOps.paper(), None), images(8, 8)
     before = x.clone()
     for count in (7, 9):
-        with pytest.raises(ValueError, match=f"one for each of 8 images, got {count}"):
+        with pytest.raises(ValueError, match=f"one entry per image, 8, got {count}"):
             loops.augment(x, pack(0, 1, torch.arange(count)).numpy(), (0, 0), in_place=True)
     assert torch.equal(x, before)
     originals = pack(0, 0, torch.arange(8)).numpy()

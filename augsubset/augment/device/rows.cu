@@ -97,7 +97,7 @@ __device__ void warp_reflected(const Pixel* x, const float* p, Pixel* out, int h
 }
 
 __device__ void blend(const Pixel* x, const float* p, Pixel* out, int size, Shared& shared) {
-    float add = p[2];  // a zero with its sign, if it is one
+    float add = p[2];  // where it is a zero, its sign counts
     if (p[2] != 0.f) {
         // The mean in fixed point: an integer sum is the same in any order.
         const float unit = PIXEL_IS_BYTE ? 1.f : 1048576.f;
@@ -191,7 +191,7 @@ __device__ void autocontrast(const Pixel* x, Pixel* out, int size, Shared& share
             }
         }
         __syncthreads();
-        low = lows[0] + 0.f;  // of zeros with both signs any is the least: here +0
+        low = lows[0] + 0.f;  // -0 and +0 compare equal: make it +0
         high = highs[0];
         const float scale = (high - low) * (float)(1 / (double)WHITE);
         EACH(i, size)
