@@ -7,7 +7,7 @@ augmented where they lie.
 from __future__ import annotations
 
 import ctypes
-import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numba
@@ -30,6 +30,7 @@ from augsubset.augment.plan import (
     plan_ops,
     stage_ops,
 )
+from augsubset.batch import put_rows, take_rows
 from augsubset.normalization import Normalization
 from augsubset.sampling import PADDING, ResidentRows, is_original, unpack
 from augsubset.utils.torch_utils import keep_if_captured, to_device_async
@@ -39,11 +40,14 @@ __all__ = ["Delivery", "Loops", "StagedBatch", "list_tables", "plan_batch"]
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
+# Of a buffer: dtype, shape, strides, and the word that it begins with.
+_Part = tuple[torch.dtype, Sequence[int], Sequence[int], int]
 
 _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
 # Rows that are planned together.
 _BLOCK = 256
+_NO_INDEX, _NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class StagedBatch(NamedTuple):
@@ -52,7 +56,7 @@ class StagedBatch(NamedTuple):
     Args:
         images: The batch's, ``(B, C, H, W)``, or all that the plan points into.
         plan: Begins with ``(B, W)`` int32.
-        parts: As given.
+        parts: Labels, weights and indices, those that were asked for.
         num_rows: ``B``
         num_copies: Rows that are augmented copies.
     """
@@ -65,10 +69,9 @@ class StagedBatch(NamedTuple):
 
 
 class Loops:
-    """Augments the copies in a batch of byte images on the CPU.
+    """Augments the copies in a batch of images, uint8 or float32, on the CPU.
 
-    Results are bit-identical to those of the policies. Float images are left to the policies, which
-    check that each batch is in [0, 1].
+    Results are bit-identical to those of the policies.
 
     Args:
         augment: Policy for copies.
@@ -88,7 +91,8 @@ class Loops:
 
     def can_take(self, x: Any) -> bool:
         """Return whether a batch of inputs can be augmented here."""
-        return self._augment.engine.can_replace(x)
+        is_batch = type(x) is Tensor and x.ndim == 4 and x.device.type == "cpu"
+        return is_batch and x.dtype in (torch.uint8, torch.float32)
 
     def augment(
         self, x: Tensor, keys: Int64Array, seeds: tuple[int, int], in_place: bool = False
@@ -102,8 +106,8 @@ class Loops:
             in_place: Whether the batch is nobody else's.
 
         Raises:
-            ValueError: If there is not one key for each image, or an op does not support the
-                number of channels.
+            ValueError: If there is not one key for each image, floats leave [0, 1], or an op does
+                not support the number of channels.
         """
         if len(keys) != len(x):
             raise ValueError(f"keys must have one entry per image, {len(x)}, got {len(keys)}.")
@@ -111,10 +115,14 @@ class Loops:
         height, width = x.shape[2:]
         both = np.uint64(seeds[0]), np.uint64(seeds[1])
         at, op, params = _plan_rows(keys, *both, *self._tables, height, width, crops)
-        if len(at) > 0:
+        if len(at) > 0 and self._augment.engine.can_replace(x):
             self._augment.check_channels(x)
             x = x if in_place else x.clone()
             self._augment.engine.replace(x, at, op, params)
+        elif len(at) > 0:
+            rows = torch.from_numpy(at)
+            copies = self._augment.apply_ops(take_rows(x, rows, rows), op, params)
+            x = put_rows(x, rows, rows, copies, in_place)
         return x, crops, len(at)
 
 
@@ -186,8 +194,11 @@ class Delivery:
         x: Tensor,
         keys: Int64Array,
         seeds: tuple[int, int],
-        parts: list[Tensor],
         device: torch.device,
+        *,
+        labels: Tensor | None,
+        weights: Float32Array | None,
+        with_index: bool,
     ) -> StagedBatch:
         """Plan a batch, and copy it to the device: the pixels, and everything else at once.
 
@@ -195,37 +206,53 @@ class Delivery:
             x: ``(B, C, H, W)`` as fetched.
             keys: ``(B,)``
             seeds: Of the strong policy's rows and the base policy's.
-            parts: Tensors on the CPU that are needed on the device as well.
             device: Where all goes.
+            labels: On the CPU, needed on the device as well.
+            weights: Likewise. ``(B,)``
+            with_index: Whether rows' indices in the dataset are needed there.
         """
-        tables = self._tables
-        lines = np.empty((len(keys), count_columns(tables.num_slots, tables.num_params)), np.int32)
+        tables, num_rows = self._tables, len(keys)
+        num_columns = count_columns(tables.num_slots, tables.num_params)
+        weights = _NO_WEIGHTS if weights is None else weights
+        # In words of 64 bits: lines have an even number of columns, and two weights fit into one.
+        index_at = num_rows * num_columns // 2
+        weights_at = index_at + num_rows * with_index
+        labels_at = weights_at + -(-len(weights) // 2)
+        labels_at += labels_at % 2  # for labels of any dtype
+        planned = np.empty(labels_at, np.int64)
+        lines = planned[:index_at].view(np.int32).reshape(num_rows, num_columns)
         num_copies = plan_batch(
             keys,
             seeds,
             self._listed,
             (x.shape[2], x.shape[3]),
             lines,
+            planned[index_at:weights_at],
+            weights,
+            planned[weights_at:].view(np.float32),
             is_byte=x.dtype == torch.uint8,
             is_resident=isinstance(x, ResidentRows),
         )
-        ends = [_align(lines.nbytes)]
-        for part in parts:
-            ends.append(ends[-1] + _align(part.nbytes))
-        # As int64, which most parts are, and filled without torch: a view or slice costs a call.
-        staged = torch.empty(ends[-1] // 8, dtype=torch.int64, pin_memory=device.type == "cuda")
-        ctypes.memmove(staged.data_ptr(), lines.ctypes.data, lines.nbytes)
-        for part, start in zip(parts, ends, strict=False):
-            whole = part.contiguous()
-            ctypes.memmove(staged.data_ptr() + start, whole.data_ptr(), part.nbytes)
+        num_words = labels_at
+        parts: list[_Part] = []
+        if labels is not None:
+            labels = labels.contiguous()
+            parts.append((labels.dtype, labels.shape, labels.stride(), labels_at))
+            num_words += -(-labels.nbytes // 16) * 2
+        if len(weights) > 0:
+            parts.append((torch.float32, (num_rows,), (1,), weights_at))
+        if with_index:
+            parts.append((torch.int64, (num_rows,), (1,), index_at))
+        staged = torch.empty(num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
+        ctypes.memmove(staged.data_ptr(), planned.ctypes.data, planned.nbytes)
+        if labels is not None:
+            ctypes.memmove(staged.data_ptr() + planned.nbytes, labels.data_ptr(), labels.nbytes)
         on_device = keep_if_captured(staged, device).to(device, non_blocking=True)
-        bounds = zip(parts, itertools.pairwise(ends), strict=True)
-        moved = [_find_part(part, on_device[a // 8 : b // 8]) for part, (a, b) in bounds]
         if isinstance(x, ResidentRows):
             images = x.source
         else:
             images = to_device_async(x, device).contiguous()
-        return StagedBatch(images, on_device, moved, len(keys), num_copies)
+        return StagedBatch(images, on_device, _find_parts(on_device, parts), num_rows, num_copies)
 
     def launch(self, staged: StagedBatch) -> Tensor:
         """Return the images as the model takes them."""
@@ -254,16 +281,16 @@ class Delivery:
         return out
 
 
-def _align(size: int) -> int:
-    """Return a size in bytes, rounded up so that what follows may be of any dtype."""
-    return size + -size % 16
-
-
-def _find_part(part: Tensor, words: Tensor) -> Tensor:
-    """Return copied words with the dtype and shape of the part that they are."""
-    values = words if part.dtype == torch.int64 else words.view(part.dtype)
-    values = values if len(values) == part.numel() else values[: part.numel()]
-    return values if part.ndim == 1 else values.view(part.shape)
+def _find_parts(words: Tensor, parts: list[_Part]) -> list[Tensor]:
+    """Return parts of a buffer with few calls of torch."""
+    views = {torch.int64: words}
+    for dtype, *_ in parts:
+        if dtype not in views:
+            views[dtype] = words.view(dtype)
+    return [
+        views[dtype].as_strided(shape, strides, first * 8 // dtype.itemsize)
+        for dtype, shape, strides, first in parts
+    ]
 
 
 def list_tables(augment: RandomOps, base: CropFlip) -> tuple[Any, ...]:
@@ -283,6 +310,9 @@ def plan_batch(
     tables: tuple[Any, ...],
     size: tuple[int, int],
     lines: Int32Array,
+    index: Int64Array = _NO_INDEX,
+    weights: Float32Array = _NO_WEIGHTS,
+    staged_weights: Float32Array = _NO_WEIGHTS,
     *,
     is_byte: bool,
     is_resident: bool,
@@ -295,10 +325,16 @@ def plan_batch(
         tables: From :func:`list_tables`.
         size: Image height and width.
         lines: Out. ``(B, W)``
+        index: Out: each row's index in the dataset. ``(B,)``, or empty if nobody asks.
+        weights: ``(B,)``, or empty if all rows weigh 1.
+        staged_weights: Out: the same, beside the plan.
         is_byte: Whether pixels are bytes.
         is_resident: Whether images are found by their index in the dataset, not by their row.
     """
-    num_copies: int = _plan_batch(keys, *seeds, *size, lines, is_byte, is_resident, *tables)
+    num_copies: int = _plan_batch(
+        *(keys, *seeds, *size, lines, index, weights, staged_weights, is_byte, is_resident),
+        *tables,
+    )
     return num_copies
 
 
@@ -311,6 +347,9 @@ def _plan_batch(
     height: int,
     width: int,
     lines: Int32Array,
+    index: Int64Array,
+    weights: Float32Array,
+    staged_weights: Float32Array,
     is_byte: bool,
     is_resident: bool,
     codes: Int64Array,
@@ -325,6 +364,10 @@ def _plan_batch(
     drawing = stream, every, mode, num_choices, op_table, levels
     tables = OpTables(*drawing, prepare_codes, forms, numbers[4], numbers[5])
     crop = CropTables(numbers[6], numbers[7], numbers[8], flip)
+    for i in range(index.shape[0]):
+        index[i] = _unpack(keys[i])[2]
+    for i in range(weights.shape[0]):
+        staged_weights[i] = weights[i]
     num_copies = 0
     # Blocks, whose arrays stay in cache and are not mapped anew by each call.
     for first in range(0, keys.shape[0], _BLOCK):

@@ -135,7 +135,7 @@ class BatchPipeline:
         Args:
             batch: As collated.
             keys: ``(B,)`` int64.
-            weights: ``(B,)``, or ``None`` if the loop gets none.
+            weights: ``(B,)`` float32, or ``None`` if the loop gets none.
             device: Where it goes.
             timer: Times the strong policy.
         """
@@ -178,13 +178,16 @@ class BatchPipeline:
         timer: EpochTimer | None,
     ) -> ReadyBatch:
         """Return a batch made in one launch, with one copy for all but the pixels."""
-        packed = keys.numpy()
-        along = [parts.labels, *([] if weights is None else [weights])]
-        along += [torch.from_numpy(unpack(packed)[2])] if self.spec.return_index else []
         labels_go_along = _is_plain(parts.labels)
-        seeds = self._seed, self._base_seed
-        along = along if labels_go_along else along[1:]
-        staged = delivery.stage(parts.inputs, packed, seeds, along, device)
+        staged = delivery.stage(
+            parts.inputs,
+            keys.numpy(),
+            (self._seed, self._base_seed),
+            device,
+            labels=parts.labels if labels_go_along else None,
+            weights=None if weights is None else weights.numpy(),
+            with_index=self.spec.return_index,
+        )
         with nullcontext() if timer is None else timer.on_device("strong"):
             x = delivery.launch(staged)
         labels = [] if labels_go_along else [move(parts.labels, device)]

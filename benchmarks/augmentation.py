@@ -566,7 +566,10 @@ def _repeat(call: Callable[[], Any]) -> None:
 
 
 def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
-    """Time the plan of a batch, operations and crops from its keys, beside that of each policy."""
+    """Time the plan of a batch: operations, crops and indices from its keys, and its weights.
+
+    And operations and crops as each policy plans them, in turn.
+    """
     figures: list[Figure] = []
     measured: dict[str, Any] = {}
     policy, base = RandomOps.paper(), CropFlip()
@@ -582,6 +585,8 @@ def planning(repeats: int) -> tuple[list[Figure], dict[str, Any]]:
         drawing = drawing_of(policy, torch.empty(len(copies), 3, 32, 32), copies)
         small = torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8)  # next to nothing to crop
         given = (0, 1), list_tables(policy, base), (32, 32), lines
+        given += np.empty(num_rows, np.int64), np.ones(num_rows, np.float32)
+        given += (np.empty(num_rows, np.float32),)
         one = partial(plan_batch, keys.numpy(), *given, is_byte=True, is_resident=False)
         calls: dict[str, Callable[[], Any]] = {
             "one loop": one,

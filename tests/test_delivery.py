@@ -124,7 +124,9 @@ def test_a_batch_in_one_launch_is_that_of_policies_and_normalisation_in_turn(
     before = batch[0].clone()
     expected = pipeline.process(batch, keys, weights, CPU)
     pipeline.loops = loops
-    planned_at_once = pipeline.process(batch, keys, weights, CPU)
+    fails = {"side_effect": AssertionError("a policy plans")}
+    with patch.object(RandomOps, "_plan", **fails), patch.object(CropFlip, "__call__", **fails):
+        planned_at_once = pipeline.process(batch, keys, weights, CPU)
     assert torch.equal(as_bits(planned_at_once.output[0]), as_bits(expected.output[0]))
     assert planned_at_once.num_copies == expected.num_copies
     assert torch.equal(batch[0], before)
@@ -154,8 +156,11 @@ class CountCopies(TorchDispatchMode):
 
 @needs_compiler
 @pytest.mark.parametrize("is_byte", [True, False])
-def test_a_batch_takes_two_copies_one_launch_and_few_calls(is_byte):
-    batch, keys, weights = make_batch(64, 3, 16, 16, is_byte)
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize("count", [63, 64])
+def test_a_batch_takes_two_copies_one_launch_and_few_calls(is_byte, is_soft, count):
+    (x, y), keys, weights = make_batch(count, 3, 16, 16, is_byte)
+    batch = x, torch.nn.functional.one_hot(y).float() if is_soft else y
     spec = BatchSpec(return_index=True)
     fused = make_pipeline(POLICIES["paper"], CropFlip(), spec, normalize=statistics(3))
     general = make_pipeline(POLICIES["paper"], lambda x, rows: x, spec, normalize=statistics(3))

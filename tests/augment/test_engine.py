@@ -96,24 +96,29 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
 
 
 @pytest.mark.parametrize(
-    ("policy", "is_replaced"),
+    ("policy", "is_planned"),
     [
         (RandomOps.paper(), True),
         (RandomOps(["rotate"], 1), True),
         (RandomOps.autoaugment("cifar10"), True),
+        (RandomOps.noise(), True),
         (RandomOps.augmix(), False),
-        (RandomOps.noise(), False),
-        (type("Own", (RandomOps,), {"__call__": lambda self, x, rows: 255 - x})(), False),
+        (type("Own", (RandomOps,), {"__call__": lambda self, x, rows: x.flip(0)})(), False),
     ],
 )
 @pytest.mark.parametrize("in_place", [False, True])
-def test_copies_of_bytes_are_augmented_where_they_lie(policy, is_replaced, in_place):
+@pytest.mark.parametrize(
+    "change",
+    [torch.clone, lambda x: x / 255, lambda x: x.contiguous(memory_format=torch.channels_last)],
+    ids=["bytes", "floats", "channels last"],
+)
+def test_copies_are_augmented_where_they_lie(policy, is_planned, in_place, change):
+    x, is_copy = change(images(40, 8)), torch.arange(40) % 3 > 0
     pipeline = small_loader(policy).pipeline
-    assert (pipeline.loops is not None and pipeline.loops.can_take(images(40, 8))) == is_replaced
+    assert (pipeline.loops is not None and pipeline.loops.can_take(x)) == is_planned
     rows, base = RowKeys(7, 2, torch.arange(40), torch.arange(40) % 3), CropFlip(2)
-    x, is_copy = images(40, 8), torch.arange(40) % 3 > 0
     before = x.clone()
-    if is_replaced:
+    if is_planned:
         keys = pack(2, rows.copy, rows.index).numpy()
         found, crops, count = Loops.make(policy, base).augment(x, keys, (7, 8), in_place)
         assert torch.equal(
@@ -135,6 +140,9 @@ def test_rows_are_written_over_only_where_each_has_a_key():
         with pytest.raises(ValueError, match=f"one entry per image, 8, got {count}"):
             loops.augment(x, pack(0, 1, torch.arange(count)).numpy(), (0, 0), in_place=True)
     assert torch.equal(x, before)
+    with pytest.raises(ValueError, match="images must be in"):
+        loops.augment(x + 0.5, pack(0, 1, torch.arange(8)).numpy(), (0, 0), in_place=True)
+    assert not any(map(loops.can_take, (x.double(), x[0], x.to("meta"), [x])))
     originals = pack(0, 0, torch.arange(8)).numpy()
     assert loops.augment(x, originals, (0, 0))[0] is x
     assert torch.equal(x, before)
