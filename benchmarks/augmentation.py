@@ -30,6 +30,7 @@ from unittest.mock import patch
 
 import kornia
 import kornia.augmentation as K
+import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -304,6 +305,37 @@ def op_by_op(x: Tensor, repeats: int) -> dict[str, Any]:
     return found
 
 
+@numba.njit
+def _look_up(x: Any, table: Any, out: Any) -> None:
+    for i in range(x.shape[0]):
+        out[i] = table[x[i]]
+
+
+def beside_a_table(x: Tensor, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Time operations on single bytes beside looking them up, the table itself left out."""
+    figures, measured, rows = [], {}, len(x)
+    every_byte = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    for name in ("brightness", "solarize"):
+        op = OPS[name]
+        context = PrepareContext(np.zeros((rows, 2), np.float32), *x.shape[-2:])
+        params = op.compute_params(np.full(rows, op.high, np.float32), context)
+        table = op.run(every_byte, torch.from_numpy(params[:1]))[0, 0, 0].numpy()
+        loop = np.full((rows, 1), kernels_cpu.KERNELS[op.apply])
+        arithmetic = partial(kernels_cpu.run_rows, x, loop, params[:, None])
+        out = torch.empty_like(x)
+        look_up = partial(_look_up, x.view(-1).numpy(), table, out.view(-1).numpy())
+        look_up()
+        if not torch.equal(arithmetic(), out):
+            raise RuntimeError(f"a table gives other bytes for {name}.")
+        raw = in_turn({"arithmetic": arithmetic, "table": look_up}, repeats)
+        measured[name] = {
+            way: summary([each / rows for each in seconds]) for way, seconds in raw.items()
+        }
+        ratio = median(raw["arithmetic"]) / median(raw["table"])
+        figures.append(Figure(f"{name}, {LARGE} px: over a table", ratio, "x", "lower", 1.0))
+    return figures, measured
+
+
 def selected_rows(x: Tensor, repeats: int, name: str) -> tuple[list[Figure], dict[str, Any]]:
     """Time a loader's augmentation of a batch where all, a tenth or none of the rows are copies."""
     num_rows = len(x)
@@ -456,6 +488,7 @@ def on_one_core(images: Tensor, repeats: int, quick: bool) -> dict[str, Any]:
             "albumentations per sample": 4.5,
         }
         add(f"64 at {LARGE}", against_peers(large[:64], fewer, targets, name))
+        add("tables", beside_a_table(large[:64], repeats))
         add(f"64 selected at {LARGE}", selected_rows(large[:64], repeats, name))
         name = f"512 rows, {LARGE} px: "
         add(f"selected at {LARGE}", selected_rows(large, fewer, name))

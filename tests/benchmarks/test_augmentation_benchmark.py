@@ -158,6 +158,15 @@ def test_a_policy_by_kernels_takes_no_other_way():
     assert policy.engine_name == "torch kernels"
 
 
+def test_a_table_is_timed_if_it_gives_the_same_bytes(monkeypatch):
+    x = augmentation.stand_in(4)
+    figures, _ = augmentation.beside_a_table(x, 1)
+    assert [figure.name.split(",")[0] for figure in figures] == ["brightness", "solarize"]
+    monkeypatch.setattr(augmentation, "_look_up", lambda x, table, out: out.fill(7))
+    with pytest.raises(RuntimeError, match="other bytes for brightness"):
+        augmentation.beside_a_table(x, 1)
+
+
 def test_a_plan_is_timed_at_three_sizes(monkeypatch):
     monkeypatch.setattr(augmentation, "CALLS", 1)
     figures, measured = augmentation.planning(1)
