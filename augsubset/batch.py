@@ -228,7 +228,7 @@ def is_classes(labels: Any) -> bool:
     return (
         isinstance(labels, Tensor)
         and labels.ndim == 1
-        and not labels.is_floating_point()
+        and not (labels.is_floating_point() or labels.is_complex())
         and labels.dtype != torch.bool
     )
 

@@ -91,7 +91,7 @@ class Loops:
 
     def can_take(self, x: Any) -> bool:
         """Return whether a batch of inputs can be augmented here."""
-        is_batch = type(x) is Tensor and x.ndim == 4 and x.device.type == "cpu"
+        is_batch = isinstance(x, Tensor) and x.ndim == 4 and x.device.type == "cpu"
         return is_batch and x.dtype in (torch.uint8, torch.float32)
 
     def augment(

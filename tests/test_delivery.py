@@ -275,9 +275,11 @@ def test_blocks_of_a_plan_hold_what_each_row_gets_alone(name):
 
 @needs_compiler
 def test_labels_of_any_dtype_go_along():
-    (x, _), keys, _ = make_batch(6, 3, 8, 8, True)
+    (x, _), keys, weights = make_batch(6, 3, 8, 8, True)
     pipeline = make_pipeline(POLICIES["paper"])
     for labels in (
+        torch.rand(6, dtype=torch.complex128),
+        torch.rand(12)[::2],
         torch.rand(6, 4).bfloat16(),
         torch.rand(6) < 0.5,
         torch.rand(4, 6).T,
@@ -290,7 +292,7 @@ def test_labels_of_any_dtype_go_along():
     ):
         expected = pipeline.process((x, labels), keys, None, CPU).output[1]
         with fake_cuda() as driver:
-            found = pipeline.process((x, labels), keys, None, DEVICE).output[1]
+            found = pipeline.process((x, labels), keys, weights, DEVICE).output[1]
         assert driver.launches == ["deliver_rows"]
         if isinstance(labels, list):
             for mine, other in zip(found, expected, strict=True):

@@ -147,8 +147,19 @@ def test_rows_are_written_over_only_where_each_has_a_key():
     assert loops.augment(x, originals, (0, 0))[0] is x
     assert torch.equal(x, before)
     two = images(8, 8)[:, :2].contiguous()
-    with pytest.raises(ValueError, match="1 or 3 channels for 'brightness'"):
-        loops.augment(two, pack(0, 1, torch.arange(8)).numpy(), (0, 0))
+    for dtype in (torch.uint8, torch.float32):
+        with pytest.raises(ValueError, match="1 or 3 channels for 'brightness'"):
+            loops.augment((two / 255).to(dtype), pack(0, 1, torch.arange(8)).numpy(), (0, 0))
+
+
+def test_a_planned_batch_is_augmented_without_gradients_or_autocast():
+    x, rows = images(8, 8) / 255, pack(0, 1, torch.arange(8)).numpy()
+    loops = Loops.make(RandomOps(["gaussian_blur"], 1), None)
+    expected, _, _ = loops.augment(x, rows, (0, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _, _ = loops.augment(x.clone().requires_grad_(), rows, (0, 0))
+    assert torch.equal(found, expected)
+    assert not found[0].equal(x[0])
 
 
 def test_what_prepares_operations_runs_outside_autocast():
