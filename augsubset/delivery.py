@@ -1,7 +1,7 @@
 """A batch of images whose plan is made in one loop, from packed keys.
 
 On a GPU it is augmented, cropped, normalised and cast in one launch; on the CPU its copies are
-augmented where they lie.
+augmented, bytes where they lie.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from augsubset.augment import CropFlip, RandomOps, SubPolicies
+from augsubset.augment.checks import clamp_rounding, disable_grad_and_autocast
 from augsubset.augment.device import OUT_TYPES, deliver_rows
 from augsubset.augment.plan import (
     COUNT,
@@ -47,7 +48,7 @@ _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
 # Rows that are planned together.
 _BLOCK = 256
-_NO_INDEX, _NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float32)
+_NO_WEIGHTS = np.empty(0, np.float32)
 
 
 class StagedBatch(NamedTuple):
@@ -109,21 +110,30 @@ class Loops:
             ValueError: If there is not one key for each image, floats leave [0, 1], or an op does
                 not support the number of channels.
         """
-        if len(keys) != len(x):
-            raise ValueError(f"keys must have one entry per image, {len(x)}, got {len(keys)}.")
+        _check_keys(keys, x)
         crops = np.empty((len(keys), 3), np.int32)
         height, width = x.shape[2:]
         both = np.uint64(seeds[0]), np.uint64(seeds[1])
         at, op, params = _plan_rows(keys, *both, *self._tables, height, width, crops)
-        if len(at) > 0 and self._augment.engine.can_replace(x):
-            self._augment.check_channels(x)
+        if len(at) == 0:
+            return x, crops, 0
+        engine = self._augment.engine
+        self._augment.check_channels(x)
+        if engine.can_replace(x):
             x = x if in_place else x.clone()
-            self._augment.engine.replace(x, at, op, params)
-        elif len(at) > 0:
+            engine.replace(x, at, op, params)
+        else:
             rows = torch.from_numpy(at)
-            copies = self._augment.apply_ops(take_rows(x, rows, rows), op, params)
+            copies = clamp_rounding(take_rows(x, rows, rows))
+            with disable_grad_and_autocast(x.device):
+                copies = engine.run(copies, op, params)
             x = put_rows(x, rows, rows, copies, in_place)
         return x, crops, len(at)
+
+
+def _check_keys(keys: Int64Array, x: Tensor) -> None:
+    if len(keys) != len(x):
+        raise ValueError(f"keys must have one entry per image, {len(x)}, got {len(keys)}.")
 
 
 def _is_ours(augment: Any) -> bool:
@@ -210,7 +220,11 @@ class Delivery:
             labels: On the CPU, needed on the device as well.
             weights: Likewise. ``(B,)``
             with_index: Whether rows' indices in the dataset are needed there.
+
+        Raises:
+            ValueError: If there is not one key for each image.
         """
+        _check_keys(keys, x)
         tables, num_rows = self._tables, len(keys)
         num_columns = count_columns(tables.num_slots, tables.num_params)
         weights = _NO_WEIGHTS if weights is None else weights
@@ -219,7 +233,20 @@ class Delivery:
         weights_at = index_at + num_rows * with_index
         labels_at = weights_at + -(-len(weights) // 2)
         labels_at += labels_at % 2  # for labels of any dtype
-        planned = np.empty(labels_at, np.int64)
+        num_words = labels_at
+        parts: list[_Part] = []
+        if labels is not None:
+            labels = labels.contiguous()
+            parts.append((labels.dtype, labels.shape, labels.stride(), labels_at))
+            num_words += -(-labels.nbytes // 16) * 2
+        if len(weights) > 0:
+            parts.append((torch.float32, (len(weights),), (1,), weights_at))
+        if with_index:
+            parts.append((torch.int64, (num_rows,), (1,), index_at))
+        staged = torch.empty(num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
+        # Filled without torch, whose calls take longer than the loop.
+        buffer = (ctypes.c_byte * (8 * labels_at)).from_address(staged.data_ptr())
+        planned = np.frombuffer(memoryview(buffer), np.int64)
         lines = planned[:index_at].view(np.int32).reshape(num_rows, num_columns)
         num_copies = plan_batch(
             keys,
@@ -233,20 +260,8 @@ class Delivery:
             is_byte=x.dtype == torch.uint8,
             is_resident=isinstance(x, ResidentRows),
         )
-        num_words = labels_at
-        parts: list[_Part] = []
         if labels is not None:
-            labels = labels.contiguous()
-            parts.append((labels.dtype, labels.shape, labels.stride(), labels_at))
-            num_words += -(-labels.nbytes // 16) * 2
-        if len(weights) > 0:
-            parts.append((torch.float32, (num_rows,), (1,), weights_at))
-        if with_index:
-            parts.append((torch.int64, (num_rows,), (1,), index_at))
-        staged = torch.empty(num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
-        ctypes.memmove(staged.data_ptr(), planned.ctypes.data, planned.nbytes)
-        if labels is not None:
-            ctypes.memmove(staged.data_ptr() + planned.nbytes, labels.data_ptr(), labels.nbytes)
+            ctypes.memmove(staged.data_ptr() + 8 * labels_at, labels.data_ptr(), labels.nbytes)
         on_device = keep_if_captured(staged, device).to(device, non_blocking=True)
         if isinstance(x, ResidentRows):
             images = x.source
@@ -310,14 +325,16 @@ def plan_batch(
     tables: tuple[Any, ...],
     size: tuple[int, int],
     lines: Int32Array,
-    index: Int64Array = _NO_INDEX,
-    weights: Float32Array = _NO_WEIGHTS,
-    staged_weights: Float32Array = _NO_WEIGHTS,
+    index: Int64Array,
+    weights: Float32Array,
+    staged_weights: Float32Array,
     *,
     is_byte: bool,
     is_resident: bool,
 ) -> int:
-    """Write a batch's plan, its copies' operations and all rows' crops; return how many copies.
+    """Write a batch's plan, its rows' indices and weights; return how many copies there are.
+
+    The plan is all rows' crops, and the operations of copies.
 
     Args:
         keys: ``(B,)``

@@ -243,7 +243,8 @@ def test_a_plan_points_into_data_of_any_size():
     tables = policy.tables
     index = torch.tensor([0, 7, 2**31 - 1, 2**31, 2**33 + 5, 2**36 - 1])
     lines = np.zeros((6, count_columns(tables.num_slots, tables.num_params)), np.int32)
-    given = (0, 0), list_tables(policy, base), (8, 8), lines
+    nothing = np.empty(0, np.int64), *[np.empty(0, np.float32)] * 2
+    given = (0, 0), list_tables(policy, base), (8, 8), lines, *nothing
     plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=True)
     assert lines[:, :2].copy().view(np.int64)[:, 0].tolist() == index.tolist()
     plan_batch(pack(1, 1, index).numpy(), *given, is_byte=True, is_resident=False)
@@ -259,7 +260,8 @@ def test_blocks_of_a_plan_hold_what_each_row_gets_alone(name):
 
     def plan(keys):
         lines = np.zeros((len(keys), width), np.int32)
-        return plan_batch(keys, *given, lines, is_byte=True, is_resident=False), lines
+        nothing = np.empty(0, np.int64), *[np.empty(0, np.float32)] * 2
+        return plan_batch(keys, *given, lines, *nothing, is_byte=True, is_resident=False), lines
 
     num_copies, together = plan(keys)
     alone = [plan(keys[i : i + 1]) for i in range(600)]
@@ -327,6 +329,16 @@ def test_all_else_takes_the_general_path(name):
         found = pipeline.process((x, y), keys, None, DEVICE).inputs
     assert "deliver_rows" not in driver.launches
     assert torch.equal(found.inner, expected)
+
+
+@pytest.mark.parametrize("device", [CPU, DEVICE])
+@pytest.mark.parametrize("count", [5, 7])
+def test_each_image_needs_a_key(device, count):
+    batch, _, _ = make_batch(6, 3, 8, 8, True)
+    with fake_cuda(), pytest.raises(ValueError, match=f"one entry per image, 6, got {count}"):
+        make_pipeline(POLICIES["paper"]).process(
+            batch, pack(0, 1, torch.arange(count)), None, device
+        )
 
 
 def test_what_a_policy_refuses_it_refuses_on_the_device():

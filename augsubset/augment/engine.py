@@ -190,9 +190,8 @@ class Engine:
 
     def can_replace(self, x: Tensor) -> bool:
         """Return whether :meth:`replace` takes a batch: the loops know operations and images."""
-        if self._loop_of is None or type(x) is not Tensor or x.ndim != 4:
-            return False
-        return x.dtype == torch.uint8 and x.is_contiguous() and kernels_cpu.can_run(x)
+        is_plain = type(x) is Tensor and x.dtype == torch.uint8 and x.is_contiguous()
+        return self._loop_of is not None and is_plain and kernels_cpu.can_run(x)
 
     def replace(self, x: Tensor, at: Int64Array, op: Int64Array, params: Float32Array) -> None:
         """Do what :meth:`run` does to the images at some positions, and write over them."""

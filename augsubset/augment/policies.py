@@ -304,19 +304,6 @@ class RandomOps:
             out = self._augment(images, rows).to(x.dtype)
         return (out, *moved) if masks else out
 
-    def apply_ops(self, x: Tensor, op: Int64Array, params: Float32Array) -> Tensor:
-        """Do the same with what was planned: operations ``(B, S)``, parameters ``(B, S, P)``.
-
-        Args:
-            x: ``(B, C, H, W)`` uint8 or float32.
-            op: As ``plan_ops`` returns them.
-            params: Likewise.
-        """
-        x = clamp_rounding(x)
-        self.check_channels(x)
-        with disable_grad_and_autocast(x.device):
-            return self.engine.run(x, op, params)
-
     def check_channels(self, x: Tensor) -> None:
         """Raise if an op does not support the number of channels."""
         for name, op in self.ops.items():

@@ -112,7 +112,7 @@ def test_without_copies_in_a_batch_no_op_runs_at_all():
     [torch.clone, lambda x: x / 255, lambda x: x.contiguous(memory_format=torch.channels_last)],
     ids=["bytes", "floats", "channels last"],
 )
-def test_copies_are_augmented_where_they_lie(policy, is_planned, in_place, change):
+def test_copies_are_augmented_within_their_batch(policy, is_planned, in_place, change):
     x, is_copy = change(images(40, 8)), torch.arange(40) % 3 > 0
     pipeline = small_loader(policy).pipeline
     assert (pipeline.loops is not None and pipeline.loops.can_take(x)) == is_planned

@@ -176,4 +176,4 @@ def test_a_plan_is_timed_at_three_sizes(monkeypatch):
         for kind in ("half of them", "all")
     ]
     assert list(measured) == sizes
-    assert [figure.target for figure in figures[::2]] == [10, None, 40, None, 320, None]
+    assert [figure.target for figure in figures[::2]] == [10, 10, 40, 40, 320, 320]
