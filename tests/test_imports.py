@@ -24,7 +24,7 @@ ALLOWED = {
     "selection": {"distributed"},
     "probe": {"batch", "selection"},
     "history": {"selection"},
-    "delivery": {"augment", "normalization", "sampling"},
+    "delivery": {"augment", "batch", "normalization", "sampling"},
     "pipeline": {"augment", "batch", "delivery", "history", "normalization", "sampling"},
     "labels": {"batch", "pipeline", "probe", "sampling", "selection"},
     "options": {"batch", "probe", "sampling", "selection"},

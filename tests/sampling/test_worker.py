@@ -141,8 +141,9 @@ def test_whatever_is_moved_is_sent_so_that_nobody_waits_for_the_device(monkeypat
     x = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     plain = DataLoader(TensorDataset(x, torch.arange(8) % 2), 4)
+    options = LoaderOptions(resident=True)
     loader = SubsetAugmentLoader(
-        plain, model, RandomOps.noise(), weights="cluster", options=LoaderOptions(resident=True)
+        plain, model, lambda x, rows: x, weights="cluster", options=options
     )
     before = len(sent)
     next(iter(loader))
