@@ -143,7 +143,6 @@ class BatchPipeline:
         delivery = None if self.spec.others or self.spec.whole else self._delivery
         if delivery is not None and delivery.can_take(parts.inputs, device):
             return self._deliver(delivery, parts, keys, weights, device, timer)
-        epoch, copy, index = unpack(keys)
         x, others = move(parts.inputs, device), move(parts.others, device)
         in_place = self._owns_batches and not _are_targets(parts)
         in_place = in_place or get_device(x) != get_device(parts.inputs)
@@ -154,17 +153,17 @@ class BatchPipeline:
                 seeds = self._seed, self._base_seed
                 x, crops, num_copies = loops.augment(x, keys.numpy(), seeds, in_place)
             else:
-                rows = RowKeys(self._seed, epoch, index, copy)
+                rows = _unpack_rows(self._seed, keys)
                 x, others, num_copies = self.augment_copies(x, others, rows, in_place)
         if loops is not None and type(self._base) is CropFlip:
             x = self._base.crop(x, crops)
         elif self._base is not None:
-            rows = RowKeys(self._base_seed, epoch, index, copy)
+            rows = _unpack_rows(self._base_seed, keys)
             x, others = _apply("base", self._base, x, rows, others)
         x = self.normalization.to_model(x)
         output = self._arrange(batch, BatchParts(x, parts.labels, others), device)
         output += [] if weights is None else [move(weights, device)]
-        output += [move(index, device)] if self.spec.return_index else []
+        output += [move(unpack(keys)[2], device)] if self.spec.return_index else []
         yielded = output[0] if len(output) == 1 else tuple(output)
         return ReadyBatch(yielded, x, keys, parts.labels, num_copies)
 
@@ -301,6 +300,11 @@ class BatchPipeline:
         self.normalization.check(x)
         prepared: Tensor = self.normalization.to_model(self.normalization.to_unit(move(x, device)))
         return prepared
+
+
+def _unpack_rows(seed: int, keys: Tensor) -> RowKeys:
+    epoch, copy, index = unpack(keys)
+    return RowKeys(seed, epoch, index, copy)
 
 
 def move(part: Any, device: torch.device) -> Any:

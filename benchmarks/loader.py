@@ -179,16 +179,21 @@ def nothing_selected(data: ImageData, quick: bool) -> list[Figure]:
 
 
 def overhead(data: ImageData, quick: bool) -> list[Figure]:
-    """Time what a batch costs beyond the bare DataLoader where pixels cost next to nothing.
+    """Time what a batch costs beyond a DataLoader's where pixels cost next to nothing.
 
     Images of 4 pixels a side, a tenth of them selected, the paper's policy, crop and flip, and
-    normalisation: keys, plans and calls are left.
+    normalisation: keys, plans and calls are left. The DataLoader beside it gathers a batch at once
+    too, which is several times faster than row by row.
     """
     small = data.x_train[:, :, ::8, ::8].contiguous()
-    dataset = TensorDataset(small, data.y_train)
-    bare, inner = (DataLoader(dataset, BATCH_SIZE, shuffle=True) for _ in range(2))
+
+    def gather(rows: list[int]) -> tuple[Tensor, Tensor]:
+        at = torch.from_numpy(np.array(rows))
+        return small[at], data.y_train[at]
+
+    bare = DataLoader(range(len(small)), BATCH_SIZE, shuffle=True, collate_fn=gather)
     ours = SubsetAugmentLoader(
-        inner,
+        DataLoader(TensorDataset(small, data.y_train), BATCH_SIZE, shuffle=True),
         nn.Sequential(nn.Flatten(), nn.Linear(small[0].numel(), 10)),
         RandomOps.paper(),
         base=CropFlip(1),
@@ -203,8 +208,10 @@ def overhead(data: ImageData, quick: bool) -> list[Figure]:
     pairs = zip(each["ours"], each["bare"], strict=True)
     beyond = statistics.median(ours - bare for ours, bare in pairs)
     return [
-        Figure("a batch of 128 small images beyond the bare DataLoader", beyond, "us", "lower"),
-        Figure("a batch of the bare DataLoader", statistics.median(each["bare"]), "us", "lower"),
+        Figure(
+            "a batch of 128 small images beyond a DataLoader that gathers", beyond, "us", "lower"
+        ),
+        Figure("a batch of that DataLoader", statistics.median(each["bare"]), "us", "lower"),
     ]
 
 

@@ -120,14 +120,22 @@ class CropFlip:
 
 def _by_loops(crops: Int32Array, width: int) -> Callable[[Tensor], Tensor]:
     """Return what moves whole rows on the CPU: a crop is a warp, and copies blocks there."""
-    params = np.zeros((len(crops), 1, 6), np.float32)
-    is_flipped = crops[:, 2] != 0
-    params[:, 0, 0] = np.where(is_flipped, -1, 1)
-    params[:, 0, 2] = crops[:, 1] + np.where(is_flipped, width - 1, 0)
-    params[:, 0, 4] = 1
-    params[:, 0, 5] = crops[:, 0]
     kernel = np.full((len(crops), 1), kernels_cpu.KERNELS[warp])
+    params = _list_warps(crops, width)
     return lambda images: kernels_cpu.run_rows(images.contiguous(), kernel, params)
+
+
+@numba.njit(cache=True, nogil=True)
+def _list_warps(crops: Int32Array, width: int) -> npt.NDArray[np.float32]:
+    """Return each crop's parameters of the kernel, ``(B, 1, 6)``."""
+    params = np.zeros((crops.shape[0], 1, 6), np.float32)
+    for i in range(crops.shape[0]):
+        is_flipped = crops[i, 2] != 0
+        params[i, 0, 0] = -1 if is_flipped else 1
+        params[i, 0, 2] = crops[i, 1] + (width - 1 if is_flipped else 0)
+        params[i, 0, 4] = 1
+        params[i, 0, 5] = crops[i, 0]
+    return params
 
 
 def _by_gather(both: Tensor, height: int) -> Callable[[Tensor], Tensor]:
