@@ -8,7 +8,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo       train six ways on handwritten digits; writes demo-report/index.html"
 	@echo "                five times, four minutes; once: make demo SEEDS=1"
-	@echo "make test       the tests, six minutes on two cores"
+	@echo "make test       the tests, five minutes on two cores"
 	@echo "make test-slow  those that take longer: spawned workers, several ranks, benchmark pages, CIFAR-10"
 	@echo "make test-gpu   on a machine with an NVIDIA GPU, in ten minutes: tests, compute-sanitizer where it is"
 	@echo "                installed, figures of augmentation"

@@ -109,7 +109,7 @@ def test_every_operation_has_the_bits_of_the_cpu(dtype, channels):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lanes", [None, 1024, 1])
+@pytest.mark.parametrize("lanes", [None, pytest.param(1024, marks=pytest.mark.slow), 1])
 def test_the_number_of_lanes_changes_nothing(dtype, lanes):
     with fake_cuda() as driver:
         driver.lanes = lanes
@@ -229,7 +229,9 @@ def test_every_barrier_is_needed_and_none_is_missing():
 FORBIDDEN = re.compile(r"\bfma\.\S*|\bmad\S*\.f32|\S*approx\S*|\bdiv\.full\S*|\S*\.ftz\S*")
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize(
+    "capability", [(8, 0), *(pytest.param((major, 0), marks=pytest.mark.slow) for major in (9, 10))]
+)
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("is_byte", [False, True])
 def test_nvrtc_makes_no_instruction_that_changes_bits(capability, channels, is_byte):

@@ -45,6 +45,7 @@ def test_keys_are_as_many_as_asked_and_measured_in_seconds_and_megabytes(data):
     assert (seconds.unit, memory.unit) == ("s", "MB")
 
 
+@pytest.mark.slow
 def test_memory_counts_its_batches_and_selections_which_probe(data, monkeypatch):
     scan, probed = GradientProbe.scan, []
 

@@ -83,9 +83,12 @@ def fit_as_keras(batches, *, steps_per_epoch, epochs, shuffle):
     assert all(isinstance(x, torch.Tensor) and len(x) == len(y) for x, y in taken)
 
 
-@pytest.mark.parametrize(
-    ("page", "number", "code"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS]
-)
+def mark(page, number, code):
+    marks = pytest.mark.slow if "resnet18" in code else ()
+    return pytest.param(page, number, code, id=f"{page}-{number}", marks=marks)
+
+
+@pytest.mark.parametrize(("page", "number", "code"), [mark(*each) for each in SNIPPETS])
 def test_snippets_run(page, number, code, tmp_path, monkeypatch):
     """Each from the names that its page says it has, and no other."""
     monkeypatch.chdir(tmp_path)  # where it leaves its files
