@@ -41,8 +41,6 @@ __all__ = ["Delivery", "Loops", "StagedBatch", "list_tables", "plan_batch"]
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
-# Of a buffer: dtype, shape, strides, and the word that it begins with.
-_Part = tuple[torch.dtype, Sequence[int], Sequence[int], int]
 
 _unpack: Any = numba.njit(unpack)
 _is_original: Any = numba.njit(is_original)
@@ -234,15 +232,9 @@ class Delivery:
         labels_at = weights_at + -(-len(weights) // 2)
         labels_at += labels_at % 2  # for labels of any dtype
         num_words = labels_at
-        parts: list[_Part] = []
         if labels is not None:
             labels = labels.contiguous()
-            parts.append((labels.dtype, labels.shape, labels.stride(), labels_at))
             num_words += -(-labels.nbytes // 16) * 2
-        if len(weights) > 0:
-            parts.append((torch.float32, (len(weights),), (1,), weights_at))
-        if with_index:
-            parts.append((torch.int64, (num_rows,), (1,), index_at))
         staged = torch.empty(num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
         # Filled without torch, whose calls take longer than the loop.
         buffer = (ctypes.c_byte * (8 * labels_at)).from_address(staged.data_ptr())
@@ -263,11 +255,19 @@ class Delivery:
         if labels is not None:
             ctypes.memmove(staged.data_ptr() + 8 * labels_at, labels.data_ptr(), labels.nbytes)
         on_device = keep_if_captured(staged, device).to(device, non_blocking=True)
+        parts = []
+        if labels is not None:
+            layout = labels.dtype, labels.shape, labels.stride()
+            parts.append(_share_memory(on_device, labels_at, *layout))
+        if len(weights) > 0:
+            parts.append(_share_memory(on_device, weights_at, torch.float32, weights.shape, (1,)))
+        if with_index:
+            parts.append(on_device[index_at:weights_at])
         if isinstance(x, ResidentRows):
             images = x.source
         else:
             images = to_device_async(x, device).contiguous()
-        return StagedBatch(images, on_device, _find_parts(on_device, parts), num_rows, num_copies)
+        return StagedBatch(images, on_device, parts, num_rows, num_copies)
 
     def launch(self, staged: StagedBatch) -> Tensor:
         """Return the images as the model takes them."""
@@ -296,16 +296,17 @@ class Delivery:
         return out
 
 
-def _find_parts(words: Tensor, parts: list[_Part]) -> list[Tensor]:
-    """Return parts of a buffer with few calls of torch."""
-    views = {torch.int64: words}
-    for dtype, *_ in parts:
-        if dtype not in views:
-            views[dtype] = words.view(dtype)
-    return [
-        views[dtype].as_strided(shape, strides, first * 8 // dtype.itemsize)
-        for dtype, shape, strides, first in parts
-    ]
+def _share_memory(
+    words: Tensor, first: int, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]
+) -> Tensor:
+    """Return what begins at a word of a buffer, without a copy.
+
+    No view of it: views have one version, so whoever changed the weights in place would change
+    labels that autograd has saved.
+    """
+    return torch.empty(0, dtype=dtype, device=words.device).set_(
+        words.untyped_storage(), first * 8 // dtype.itemsize, shape, strides
+    )
 
 
 def list_tables(augment: RandomOps, base: CropFlip) -> tuple[Any, ...]:

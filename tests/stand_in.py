@@ -31,6 +31,14 @@ class OnDevice(Tensor):
         """Return where the values are."""
         return self.inner.data_ptr()
 
+    def untyped_storage(self) -> Any:
+        """Return that of the values."""
+        return self.inner.untyped_storage()
+
+    def set_(self, *source: Any) -> "OnDevice":
+        """Return a tensor of this dtype on a storage; this one cannot change its own shape."""
+        return OnDevice(self.inner.set_(*source))
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
