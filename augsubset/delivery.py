@@ -301,8 +301,8 @@ def _share_memory(
 ) -> Tensor:
     """Return what begins at a word of a buffer, without a copy.
 
-    No view of it: views have one version, so whoever changed the weights in place would change
-    labels that autograd has saved.
+    Not as a view: all views of a tensor share its version counter, and autograd would refuse labels
+    that it has saved once the weights beside them are changed in place.
     """
     return torch.empty(0, dtype=dtype, device=words.device).set_(
         words.untyped_storage(), first * 8 // dtype.itemsize, shape, strides
